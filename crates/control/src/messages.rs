@@ -1,0 +1,183 @@
+use std::{net::SocketAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// What a client may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Command {
+    Status,
+    Flows,
+    /// Read the configuration again and swap it in, or keep the old one whole.
+    Reload,
+    /// Put the machine back and end.
+    Down,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    Status(Box<Status>),
+    Flows(Flows),
+    Reloaded(Reloaded),
+    /// `down` has begun; the daemon is gone when its lock is free.
+    Stopping,
+    Refused(Refusal),
+}
+
+/// Why a request was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub kind: RefusalKind,
+    /// What was found and what to do, for people.
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalKind {
+    /// Neither root nor of the configured group.
+    Denied,
+    /// Not a request this version knows.
+    Malformed,
+    /// Client and daemon are of different versions.
+    Version,
+    /// Too many clients at once, or the daemon is ending.
+    Busy,
+    /// The new configuration was not taken; the old one is whole.
+    Configuration,
+    /// The daemon could not do it.
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    pub pid: u32,
+    pub config: PathBuf,
+    pub uptime_seconds: u64,
+    pub interface: Interface,
+    pub tunnel: Tunnel,
+    pub underlay: Underlay,
+    /// One each for `tunnel`, `bypass` and `reject`.
+    pub paths: Vec<PathCount>,
+    /// Every reason that has occurred.
+    pub drops: Vec<Drops>,
+    pub features: Vec<Feature>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    pub name: String,
+    /// Address and prefix length.
+    pub addresses: Vec<String>,
+    pub mtu: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// `idle`, `connecting`, `up` or `down`.
+    pub state: String,
+    pub peer_public_key: String,
+    pub endpoint: SocketAddr,
+    /// Seconds since the last handshake was completed; null: none yet.
+    pub last_handshake_seconds: Option<f64>,
+    /// Seconds since the peer was last heard; null: not yet.
+    pub last_received_seconds: Option<f64>,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+    /// What seems wrong, and what to do.
+    pub trouble: Option<String>,
+}
+
+/// The physical side: the source addresses of what breaks out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Underlay {
+    pub v4: Option<String>,
+    pub v6: Option<String>,
+    pub gateway_reachable: bool,
+}
+
+/// Out: from the applications. In: to them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathCount {
+    pub path: String,
+    pub out_packets: u64,
+    pub out_bytes: u64,
+    pub in_packets: u64,
+    pub in_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drops {
+    pub reason: String,
+    pub packets: u64,
+}
+
+/// An optional ability of the kernel or the device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Feature {
+    pub name: String,
+    pub on: bool,
+    pub why: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Flows {
+    pub flows: Vec<Flow>,
+    /// How many more there are than [`crate::MAX_FLOWS`].
+    pub omitted: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Flow {
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, or the protocol's number.
+    pub protocol: String,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub path: String,
+    pub rule: String,
+    /// The external endpoint; only of bypass flows.
+    pub mapping: Option<SocketAddr>,
+    /// The DSCP its packets leave with, or `keep`.
+    pub mark: String,
+    pub out_packets: u64,
+    pub out_bytes: u64,
+    pub in_packets: u64,
+    pub in_bytes: u64,
+    pub idle_seconds: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What is different now, a line each; empty: nothing.
+    pub changes: Vec<String>,
+    /// Live flows that the new policy forbids.
+    pub cut_flows: usize,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Request {
+    pub version: u32,
+    pub command: Command,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Answer {
+    pub version: u32,
+    pub reply: Reply,
+}
+
+/// What every version of a message has.
+#[derive(Deserialize)]
+pub(crate) struct Versioned {
+    pub version: u32,
+}
+
+impl Refusal {
+    pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
