@@ -1,4 +1,5 @@
 use std::{
+    cell::Cell,
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -8,7 +9,7 @@ use std::{
 
 use nix::unistd::{Gid, Group, Uid, User};
 use tokio::{
-    io::{AsyncWriteExt, BufReader},
+    io::{AsyncWrite, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream, unix::UCred},
     sync::{Semaphore, mpsc, oneshot},
     time::timeout,
@@ -46,7 +47,7 @@ pub struct Call {
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
-    access: Access,
+    access: Cell<Access>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -90,56 +91,54 @@ impl Server {
             .and_then(|()| fs::rename(&unfinished, path))
             .inspect_err(|_| drop(fs::remove_file(&unfinished)))
             .map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned(), access })
+        Ok(Self { listener, path: path.to_owned(), access: Cell::new(access) })
     }
 
     /// Changes who may connect; connections that are open stay.
-    pub fn set_access(&mut self, access: Access) -> Result<(), BindError> {
+    pub fn set_access(&self, access: Access) -> Result<(), BindError> {
         restrict(&self.path, access)
             .map_err(|source| BindError::Socket { path: self.path.clone(), source })?;
-        self.access = access;
+        self.access.set(access);
         Ok(())
     }
 
     pub fn access(&self) -> Access {
-        self.access
+        self.access.get()
     }
 
     /// Accepts connections and hands their requests to `calls`; each connection has a task of its own on the
     /// current runtime. Returns only with an error of the listening socket.
-    pub fn serve(&self, calls: mpsc::Sender<Call>) -> impl Future<Output = io::Result<()>> + use<'_> {
+    pub async fn serve(&self, calls: mpsc::Sender<Call>) -> io::Result<()> {
         let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
-        async move {
-            loop {
-                let (stream, _) = match self.listener.accept().await {
-                    Ok(accepted) => accepted,
-                    Err(error) if is_passing(&error) => {
-                        tracing::warn!(%error, "cannot accept a control client");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                        continue;
-                    }
-                    Err(error) => return Err(error),
+        loop {
+            let (stream, _) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) if is_passing(&error) => {
+                    tracing::warn!(%error, "cannot accept a control client");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let refusal = self.refusal(&stream);
+            let place = Arc::clone(&clients).try_acquire_owned();
+            let calls = calls.clone();
+            tokio::spawn(async move {
+                let served = match (refusal, place) {
+                    (Some(refusal), _) => write_reply(stream, refusal.into()).await,
+                    (None, Err(_)) => write_reply(stream, too_many()).await,
+                    (None, Ok(_place)) => converse(stream, &calls).await,
                 };
-                let refusal = self.refusal(&stream);
-                let place = Arc::clone(&clients).try_acquire_owned();
-                let calls = calls.clone();
-                tokio::spawn(async move {
-                    let served = match (refusal, place) {
-                        (Some(refusal), _) => refuse(stream, refusal).await,
-                        (None, Err(_)) => refuse(stream, too_many()).await,
-                        (None, Ok(_place)) => converse(stream, &calls).await,
-                    };
-                    if let Err(error) = served {
-                        tracing::debug!(%error, "a control client went away");
-                    }
-                });
-            }
+                if let Err(error) = served {
+                    tracing::debug!(%error, "a control client went away");
+                }
+            });
         }
     }
 
     fn refusal(&self, stream: &UnixStream) -> Option<Refusal> {
         match stream.peer_cred() {
-            Ok(peer) if self.access.admits(&peer) => None,
+            Ok(peer) if self.access().admits(&peer) => None,
             Ok(peer) => {
                 tracing::warn!(uid = peer.uid(), gid = peer.gid(), "refused a control client");
                 Some(Refusal::new(RefusalKind::Denied, self.who_may(peer.uid())))
@@ -151,7 +150,7 @@ impl Server {
     }
 
     fn who_may(&self, uid: u32) -> String {
-        match self.access.group {
+        match self.access().group {
             Some(group) => format!(
                 "uid {uid} is neither root nor a member of group {group}; ask to be made one, or use sudo"
             ),
@@ -226,19 +225,16 @@ async fn ask(command: Command, uid: u32, calls: &mpsc::Sender<Call>) -> Reply {
     }
 }
 
-async fn refuse(mut stream: UnixStream, refusal: Refusal) -> io::Result<()> {
-    write_reply(&mut stream, refusal.into()).await
-}
-
-async fn write_reply(stream: &mut UnixStream, reply: Reply) -> io::Result<()> {
+async fn write_reply(mut stream: impl AsyncWrite + Unpin, reply: Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(&Answer { version: VERSION, reply })?;
     line.push(b'\n');
     debug_assert!(line.len() <= MAX_REPLY);
     timeout(CLIENT_TIMEOUT, stream.write_all(&line)).await.map_err(|_| io::ErrorKind::TimedOut)?
 }
 
-fn too_many() -> Refusal {
+fn too_many() -> Reply {
     Refusal::new(RefusalKind::Busy, format!("{MAX_CLIENTS} clients are being served already; try again"))
+        .into()
 }
 
 fn restrict(path: &Path, access: Access) -> io::Result<()> {
