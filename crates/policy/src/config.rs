@@ -1,0 +1,156 @@
+mod coverage;
+mod cross;
+mod finding;
+mod interface;
+mod rules;
+mod section;
+mod sets;
+mod tunnel;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use ipnet::IpNet;
+use toml::de::DeTable;
+
+use crate::{Path, genesys, rule::Rule};
+use finding::Findings;
+pub use finding::{ConfigError, Finding, Warning};
+use section::Section;
+
+/// A configuration file, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub interface: Interface,
+    pub tunnel: Tunnel,
+    pub control: Control,
+    pub(crate) policy: Policy,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Interface {
+    /// At least one; the address counts, whatever the prefix length.
+    pub address: Vec<IpNet>,
+    /// Default: first free `tunN`.
+    pub name: Option<String>,
+    /// 576–65535. Default: underlay MTU minus the tunnel's overhead.
+    pub mtu: Option<u16>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Tunnel {
+    /// As written: relative to the configuration file.
+    pub private_key_file: PathBuf,
+    pub peer_public_key: PublicKey,
+    pub preshared_key_file: Option<PathBuf>,
+    pub endpoint: Endpoint,
+    /// Seconds; 0 in the file is none.
+    pub keepalive: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Address(SocketAddr),
+    Name { host: String, port: u16 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublicKey(pub [u8; 32]);
+
+/// `[control]`: who besides root may talk to the daemon.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    pub group: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    pub(crate) sets: Vec<Set>,
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) unmatched: Path,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Set {
+    pub(crate) name: String,
+    /// Distinct, without host bits.
+    pub(crate) prefixes: Vec<IpNet>,
+}
+
+impl Config {
+    /// Reads a configuration; `name` is the file's name in messages. All errors are reported at once.
+    pub fn parse(text: &str, name: &str) -> Result<(Self, Vec<Warning>), ConfigError> {
+        let mut findings = Findings::new(text, name);
+        let config = read(text, &mut findings);
+        let (errors, warnings) = findings.finish();
+        match config {
+            Some(config) if errors.is_empty() => Ok((config, warnings)),
+            _ => Err(ConfigError::new(name, errors)),
+        }
+    }
+}
+
+fn read(text: &str, findings: &mut Findings) -> Option<Config> {
+    let document = parse_toml(text, findings)?;
+    let known = ["interface", "tunnel", "control", "sets", "policy", "rules"];
+    let root = Section::new("the file", 0..0, &document, &known, findings);
+
+    let interface = interface::read(&root, findings);
+    let control = interface::read_control(&root, findings);
+    let tunnel = tunnel::read(&root, findings);
+    let mut sets = sets::read(&root, findings);
+    let own_rules = rules::read(&root, findings);
+    let unmatched = rules::read_unmatched(&root, findings);
+
+    add_built_in_sets(&mut sets);
+    let rules = rules::resolve(own_rules.unwrap_or_else(built_in_rules), &sets, findings);
+    cross::check(&interface, tunnel.as_ref(), &sets, &rules, findings);
+
+    Some(Config {
+        interface: interface.interface,
+        tunnel: tunnel?.tunnel,
+        control,
+        policy: Policy {
+            sets: sets.into_iter().map(sets::ReadSet::into_set).collect(),
+            rules: rules.into_iter().map(|rule| rule.rule).collect(),
+            unmatched,
+        },
+    })
+}
+
+fn parse_toml<'t>(text: &'t str, findings: &mut Findings) -> Option<DeTable<'t>> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        return Some(document.into_inner());
+    }
+    for error in errors {
+        let message = format!("not valid TOML: {}", error.message());
+        findings.error(
+            error.span(),
+            message,
+            "correct the syntax here (https://toml.io says how it must be)",
+        );
+    }
+    None
+}
+
+/// A set of the user's own with the same name replaces the built-in one.
+fn add_built_in_sets(sets: &mut Vec<sets::ReadSet>) {
+    let built_in = read_built_in(genesys::SETS, sets::read);
+    sets.extend(
+        built_in.into_iter().filter(|set| !sets.iter().any(|own| own.name == set.name)).collect::<Vec<_>>(),
+    );
+    sets.sort_by(|a, b| a.name.cmp(&b.name));
+}
+
+fn built_in_rules() -> Vec<rules::ReadRule> {
+    read_built_in(genesys::RULES, |root, findings| rules::read(root, findings).unwrap_or_default())
+}
+
+fn read_built_in<T: Default>(text: &str, read: impl FnOnce(&Section<'_>, &mut Findings) -> T) -> T {
+    let mut findings = Findings::built_in(text);
+    let Some(document) = parse_toml(text, &mut findings) else { return T::default() };
+    let result =
+        read(&Section::new("built in", 0..0, &document, &["sets", "rules"], &mut findings), &mut findings);
+    debug_assert!(findings.finish().0.is_empty(), "the built-in sets and rules are valid");
+    result
+}

@@ -1,0 +1,21 @@
+//! What should happen to a packet: configuration → sets and rules → snapshot → verdict, with its reason.
+//!
+//! No I/O: texts in, snapshots and verdicts out.
+#![forbid(unsafe_code)]
+
+mod capture;
+mod config;
+mod explain;
+mod genesys;
+mod ports;
+mod prefix_table;
+mod rule;
+mod snapshot;
+mod verdict;
+mod webrtc;
+
+pub use config::{Config, ConfigError, Control, Endpoint, Finding, Interface, PublicKey, Tunnel, Warning};
+pub use explain::{Explanation, Step};
+pub use snapshot::{Captured, Facts, Fail, RuleView, SetView, Snapshot};
+pub use verdict::{Mark, Path, RuleId, Verdict};
+pub use webrtc::{Content, recognise};

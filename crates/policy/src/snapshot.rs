@@ -1,0 +1,250 @@
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use packet::{Dscp, Packet, Transport, protocol};
+use serde::Serialize;
+
+use crate::{
+    Config, Content, Mark, Path, RuleId, Verdict,
+    capture::aggregate,
+    explain::Trace,
+    prefix_table::{Owner, PrefixTable},
+    recognise,
+    rule::Rule,
+};
+
+/// A compiled policy: immutable, shared, and all that any enforcer asks.
+#[derive(Debug)]
+pub struct Snapshot {
+    sets: Vec<CompiledSet>,
+    /// By [`Owner::prefix`].
+    prefixes: Vec<IpNet>,
+    v4: PrefixTable<u32>,
+    v6: PrefixTable<u128>,
+    rules: Vec<Rule>,
+    unmatched: Path,
+    captured: Vec<Captured>,
+}
+
+#[derive(Debug)]
+pub(crate) struct CompiledSet {
+    pub(crate) name: String,
+    prefixes: Vec<IpNet>,
+    /// The rules for this set, in their order.
+    rules: Vec<u16>,
+}
+
+/// What the policy looks at in a packet. A flow keeps those of its first packet, so that a later snapshot can judge it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    pub protocol: u8,
+    pub destination: IpAddr,
+    /// `None` for a protocol without ports and for a fragment without its transport header.
+    pub port: Option<u16>,
+    pub dscp: Dscp,
+    /// `Other` for anything but UDP.
+    pub content: Content,
+}
+
+/// What becomes of captured packets when the TUN is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fail {
+    /// Refused: only tunnel rules use this prefix.
+    Closed,
+    /// Sent directly: some rule lets it break out.
+    Direct,
+}
+
+/// A prefix that is routed into the TUN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Captured {
+    pub prefix: IpNet,
+    pub fail: Fail,
+}
+
+/// A set as the configuration gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SetView<'a> {
+    pub name: &'a str,
+    pub prefixes: &'a [IpNet],
+    /// Whether some rule is for it, so that it is routed into the TUN.
+    pub captured: bool,
+}
+
+/// A rule as the configuration gave it, defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleView<'a> {
+    pub name: &'a str,
+    pub to: Vec<&'a str>,
+    /// `udp`, `tcp, udp`, … or `any`.
+    pub protocol: String,
+    /// `443, 16384-65535`; `None` for all.
+    pub ports: Option<String>,
+    pub when: &'static str,
+    pub path: Path,
+    /// The DSCP given to packets marked neither EF nor AF4x, by name.
+    pub dscp: Option<String>,
+}
+
+impl Snapshot {
+    /// Compiles a checked configuration.
+    pub fn compile(config: &Config) -> Self {
+        let policy = &config.policy;
+        let sets: Vec<CompiledSet> = policy
+            .sets
+            .iter()
+            .enumerate()
+            .map(|(at, set)| CompiledSet {
+                name: set.name.clone(),
+                prefixes: set.prefixes.clone(),
+                rules: (0..)
+                    .zip(&policy.rules)
+                    .filter(|(_, rule)| rule.to.contains(&at))
+                    .map(|(id, _)| id)
+                    .collect(),
+            })
+            .collect();
+
+        let owned: Vec<(IpNet, Owner)> = (0..)
+            .zip(&sets)
+            .flat_map(|(set, compiled)| compiled.prefixes.iter().map(move |prefix| (*prefix, set)))
+            .zip(0..)
+            .map(|((net, set), prefix)| (net, Owner { prefix, set }))
+            .collect();
+        let family = |v4: bool| owned.iter().copied().filter(move |(net, _)| net.addr().is_ipv4() == v4);
+
+        let fail = |set: &CompiledSet| match set.rules_in(&policy.rules).any(|rule| rule.path == Path::Bypass)
+        {
+            true => Fail::Direct,
+            false => Fail::Closed,
+        };
+        let captured = sets
+            .iter()
+            .filter(|set| !set.rules.is_empty())
+            .flat_map(|set| set.prefixes.iter().map(move |prefix| (*prefix, fail(set))));
+
+        Self {
+            prefixes: owned.iter().map(|(net, _)| *net).collect(),
+            v4: PrefixTable::new(family(true)),
+            v6: PrefixTable::new(family(false)),
+            captured: aggregate(captured),
+            rules: policy.rules.clone(),
+            unmatched: policy.unmatched,
+            sets,
+        }
+    }
+
+    /// Judges a flow's first packet: longest prefix over all sets, then the first rule that matches.
+    pub fn classify(&self, facts: &Facts) -> Verdict {
+        self.walk(facts, &mut ())
+    }
+
+    /// The name a rule has in the configuration; `unmatched` for the policy's last word.
+    pub fn rule_name(&self, rule: RuleId) -> &str {
+        self.rules.get(usize::from(rule.0)).map_or(UNMATCHED, |rule| &rule.name)
+    }
+
+    /// The set that holds an address, by longest prefix.
+    pub fn set_of(&self, address: IpAddr) -> Option<(&str, IpNet)> {
+        let owner = self.owner(address)?;
+        let prefix = self.prefixes.get(owner.prefix as usize)?;
+        Some((&self.sets.get(owner.set as usize)?.name, *prefix))
+    }
+
+    /// All that is routed into the TUN, aggregated, no prefix inside another of the same kind. The longest prefix that
+    /// holds an address says how it fails.
+    pub fn captured(&self) -> &[Captured] {
+        &self.captured
+    }
+
+    /// All sets, by name.
+    pub fn sets(&self) -> impl Iterator<Item = SetView<'_>> {
+        self.sets.iter().map(|set| SetView {
+            name: &set.name,
+            prefixes: &set.prefixes,
+            captured: !set.rules.is_empty(),
+        })
+    }
+
+    /// All rules, in the order they are tried.
+    pub fn rules(&self) -> impl Iterator<Item = RuleView<'_>> {
+        self.rules.iter().map(|rule| RuleView {
+            name: &rule.name,
+            to: rule.to.iter().filter_map(|set| Some(self.sets.get(*set)?.name.as_str())).collect(),
+            protocol: rule.protocols.to_string(),
+            ports: rule.ports.as_ref().map(ToString::to_string),
+            when: rule.when.name(),
+            path: rule.path,
+            dscp: match rule.mark {
+                Mark::Keep => None,
+                Mark::Voice(dscp) => Some(dscp.to_string()),
+            },
+        })
+    }
+
+    /// The path of what reaches the TUN and matches no rule.
+    pub fn unmatched(&self) -> Path {
+        self.unmatched
+    }
+
+    pub(crate) fn walk(&self, facts: &Facts, trace: &mut impl Trace) -> Verdict {
+        let owner = self.owner(facts.destination);
+        trace.set(self, facts, owner);
+        let set = owner.and_then(|owner| self.sets.get(owner.set as usize));
+        for &id in set.map_or(&[][..], |set| &set.rules) {
+            let Some(rule) = self.rules.get(usize::from(id)) else { continue };
+            let result = rule.check(facts);
+            trace.rule(rule, facts, result);
+            if result.is_ok() {
+                return Verdict { path: rule.path, rule: RuleId(id), mark: rule.mark };
+            }
+        }
+        trace.unmatched(self.unmatched);
+        Verdict { path: self.unmatched, rule: RuleId(u16::MAX), mark: Mark::Keep }
+    }
+
+    fn owner(&self, address: IpAddr) -> Option<Owner> {
+        match address {
+            IpAddr::V4(address) => self.v4.lookup(address.to_bits()),
+            IpAddr::V6(address) => self.v6.lookup(address.to_bits()),
+        }
+    }
+}
+
+/// What [`Snapshot::rule_name`] and `explain` call the policy's last word; no rule may have this name.
+pub(crate) const UNMATCHED: &str = "unmatched";
+
+impl CompiledSet {
+    fn rules_in<'a>(&self, rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {
+        self.rules.iter().filter_map(|id| rules.get(usize::from(*id)))
+    }
+}
+
+impl Facts {
+    /// Takes a packet's facts; those of a later fragment or of a protocol without ports have no port.
+    pub fn of(packet: &Packet<'_>) -> Self {
+        let headers = packet.headers();
+        let (port, content) = match headers.transport {
+            Transport::Udp { destination, .. } => (Some(destination), recognise(packet.payload())),
+            Transport::Tcp { destination, .. } => (Some(destination), Content::Other),
+            Transport::Icmp(_) | Transport::Opaque => (None, Content::Other),
+        };
+        Self {
+            protocol: headers.protocol,
+            destination: headers.destination,
+            port,
+            dscp: headers.tos.dscp(),
+            content,
+        }
+    }
+
+    pub fn udp(destination: SocketAddr, dscp: Dscp, content: Content) -> Self {
+        Self {
+            protocol: protocol::UDP,
+            destination: destination.ip(),
+            port: Some(destination.port()),
+            dscp,
+            content,
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Each mistake in a configuration: the line it is reported in, what is said to be found, and the remedy.
+
+use policy::{Config, ConfigError, Finding};
+
+const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+
+/// A valid file; each part is a line that a case may replace.
+const VALID: [&str; 15] = [
+    "[interface]",
+    "address = [\"10.99.0.1/32\", \"fd99::1/128\"]",
+    "[tunnel]",
+    "private_key_file = \"agent.key\"",
+    "peer_public_key = \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\"",
+    "endpoint = \"198.18.0.2:51820\"",
+    "[sets.genesys-signaling]",
+    "cidrs = [\"203.0.113.0/24\"]",
+    "[sets.other]",
+    "cidrs = [\"198.51.100.0/24\"]",
+    "[[rules]]",
+    "name = \"first\"",
+    "to = [\"genesys-signaling\", \"genesys-media\", \"other\"]",
+    "protocol = \"udp\"",
+    "path = \"tunnel\"",
+];
+
+struct Case {
+    /// Counted from 1; the line that `text` replaces.
+    line: usize,
+    text: &'static str,
+    at: usize,
+    found: &'static str,
+    remedy: &'static str,
+}
+
+const fn case(line: usize, text: &'static str, found: &'static str, remedy: &'static str) -> Case {
+    Case { line, text, at: line, found, remedy }
+}
+
+impl Case {
+    /// The mistake shows in another line than the replaced one.
+    const fn at(self, line: usize) -> Self {
+        Self { at: line, ..self }
+    }
+}
+
+fn parse(case: &Case) -> Result<(Config, Vec<Finding>), ConfigError> {
+    let mut lines = VALID.to_vec();
+    lines[case.line - 1] = case.text;
+    Config::parse(&lines.join("\n"), "breakout.toml")
+}
+
+fn assert_found(case: &Case, findings: &[Finding]) {
+    let matches =
+        |finding: &&Finding| finding.message.contains(case.found) && finding.help.contains(case.remedy);
+    let Some(finding) = findings.iter().find(matches) else {
+        panic!("for `{}`: expected `{}` with `{}`, got {findings:#?}", case.text, case.found, case.remedy);
+    };
+    assert_eq!(finding.line, Some(case.at), "line of `{}`", finding.message);
+}
+
+#[test]
+fn a_valid_file_has_no_findings() {
+    let (config, warnings) = Config::parse(&VALID.join("\n"), "breakout.toml").unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert_eq!(config.tunnel.peer_public_key.0, [1; 32]);
+}
+
+#[test]
+fn errors() {
+    let cases = [
+        case(1, "nonsense = 1\n[interface]", "unknown key `nonsense` in the file", "it can be `interface`"),
+        case(1, "[interface]\nadress = []", "unknown key `adress` in [interface]", "did you mean `address`?").at(2),
+        case(2, "", "`address` is missing from [interface]", "add `address = ").at(1),
+        case(2, "address = []", "`address` is empty", "list something"),
+        case(2, "address = [\"10.99.0.1/33\"]", "`10.99.0.1/33` is no address", "10.99.0.1/32"),
+        case(2, "address = [\"127.0.0.1/8\"]", "127.0.0.1 cannot be", "administrator assigned"),
+        case(2, "address = 7", "`address` is a number", "must be text in quotes"),
+        case(2, "address = [\"203.0.113.9/32\"]", "address 203.0.113.9 lies inside 203.0.113.0/24", "narrow the set"),
+        case(2, "address = \"10.99.0.1\"\nname = \"a-name-of-16-byte\"", "has 17 bytes", "1 to 15").at(3),
+        case(2, "address = \"10.99.0.1\"\nname = \"tun/0\"", "the kernel refuses", "first free tunN").at(3),
+        case(2, "address = \"10.99.0.1\"\nname = \"tun 0\"", "the kernel refuses", "first free tunN").at(3),
+        case(2, "address = \"10.99.0.1\"\nname = \"\"", "is no interface name", "first free tunN").at(3),
+        case(2, "address = \"10.99.0.1\"\nmtu = 575", "`mtu` is 575", "from 576 to 65535").at(3),
+        case(2, "address = \"10.99.0.1\"\nmtu = 65536", "`mtu` is 65536", "from 576 to 65535").at(3),
+        case(3, "[control]\ngroup = \"\"\n[tunnel]", "is no group name", "root only").at(4),
+        case(3, "[control]\nuser = \"x\"\n[tunnel]", "unknown key `user` in [control]", "`group`").at(4),
+        case(4, "", "`private_key_file` is missing from [tunnel]", "add `private_key_file").at(3),
+        case(4, "private_key_file = \"\"", "names no file", "keygen"),
+        case(5, "peer_public_key = \"AQEB*\"", "not base64", "44 characters"),
+        case(5, "peer_public_key = \"AQEB\"", "the key has 3 bytes", "44 characters"),
+        case(5, "peer_public_key = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"", "all zeros", "wg show"),
+        case(6, "endpoint = \"198.18.0.2\"", "has no port", "198.18.0.2:51820"),
+        case(6, "endpoint = \"2001:db8::1\"", "has no port, or its address no brackets", "[2001:db8::2]:51820"),
+        case(6, "endpoint = \"198.18.0.2:0\"", "port is 0", "51820"),
+        case(6, "endpoint = \"vpn.example.com:0\"", "`0` is no port", "51820"),
+        case(6, "endpoint = \"300.1.1.1:51820\"", "neither an address nor a host name", "vpn.example.com"),
+        case(6, "endpoint = \"203.0.113.5:51820\"", "endpoint 203.0.113.5 lies inside 203.0.113.0/24", "outside of all sets"),
+        case(6, "endpoint = \"h:1\"\nkeepalive = -1", "`keepalive` is -1", "from 0 to 65535").at(7),
+        case(8, "cidrs = []", "`cidrs` is empty", "list something"),
+        case(8, "cidrs = [\"203.0.113.1/24\"]", "203.0.113.1/24 has host bits set", "write 203.0.113.0/24"),
+        case(8, "cidrs = [\"203.0.113.1\"]", "has no prefix length", "write 203.0.113.1/32"),
+        case(8, "cidrs = [\"api.mypurecloud.de\"]", "is no prefix", "addresses, not names"),
+        case(8, "cidrs = [\"0.0.0.0/0\"]", "is the whole internet", "must stay out"),
+        case(8, "cidrs = [\"::/0\"]", "is the whole internet", "must stay out"),
+        case(8, "cidrs = [\"2000::/3\"]", "is the whole internet", "must stay out"),
+        case(8, "cidrs = [\"0.0.0.0/1\"]", "overlaps this network", "must stay out"),
+        case(8, "cidrs = [\"127.0.0.0/16\"]", "overlaps loopback", "must stay out"),
+        case(8, "cidrs = [\"::1/128\"]", "overlaps loopback", "must stay out"),
+        case(8, "cidrs = [\"169.254.1.0/24\"]", "overlaps link-local", "must stay out"),
+        case(8, "cidrs = [\"fe80::/64\"]", "overlaps link-local", "must stay out"),
+        case(8, "cidrs = [\"239.0.0.0/8\"]", "overlaps multicast", "must stay out"),
+        case(8, "cidrs = [\"198.51.100.0/24\"]", "198.51.100.0/24 is in other and in genesys-signaling", "one set").at(10),
+        case(8, "cidrs = [\"52.129.96.0/20\"]", "is in genesys-signaling and in genesys-media", "one set"),
+        case(8, "names = []", "unknown key `names` in [sets.genesys-signaling]", "`cidrs`"),
+        case(8, "", "`cidrs` is missing", "cidrs = ").at(7),
+        case(9, "[sets.\"a b\"]", "a set cannot be called `a b`", "letters, digits"),
+        case(10, "cidrs = [\"198.51.100.0/24\"]\n[sets.wide]\ncidrs = [\"192.0.2.0/24\"]\n[sets.halves]\ncidrs = [\"192.0.2.0/25\", \"192.0.2.128/25\"]", "wide can never match", "take wide out").at(11),
+        case(11, "[policy]\nunmatched = \"bypass\"\n[[rules]]", "`unmatched` is `bypass`", "`reject` or `tunnel`").at(12),
+        case(12, "", "`name` is missing from [[rules]]", "add `name").at(11),
+        case(12, "name = \"unmatched\"", "no rule can be called `unmatched`", "another name"),
+        case(12, "name = \"a\\nb\"", "a rule cannot be called", "letters, digits"),
+        case(12, "name = \"first\"\nport = 4", "unknown key `port` in rule `first`", "did you mean `ports`?").at(13),
+        case(13, "to = \"genesys-medai\"", "there is no set `genesys-medai`", "did you mean `genesys-media`?"),
+        case(13, "to = []", "`to` is empty", "list something"),
+        case(13, "", "`to` is missing from rule `first`", "add `to = ").at(11),
+        case(14, "protocol = \"upd\"", "`protocol` is `upd`", "did you mean `udp`?"),
+        case(14, "protocol = []", "`protocol` is empty", "leave it out"),
+        case(14, "protocol = \"tcp\"\nports = [\"65535-16384\"]", "65535-16384 is turned round", "write \"16384-65535\"").at(15),
+        case(14, "protocol = \"tcp\"\nports = [0]", "no port 0", "1 to 65535").at(15),
+        case(14, "protocol = \"tcp\"\nports = [65536]", "`65536` is no port", "1 to 65535").at(15),
+        case(14, "protocol = \"tcp\"\nports = [\"http\"]", "`http` is no port", "1 to 65535").at(15),
+        case(14, "protocol = \"tcp\"\nports = []", "`ports` is empty", "all of them").at(15),
+        case(14, "protocol = \"tcp\"\nports = \"443\"", "`ports` is text", "must be a list").at(15),
+        case(14, "protocol = \"icmp\"\nports = [443]", "`ports` in a rule for icmp", "[\"tcp\", \"udp\"]").at(15),
+        case(14, "ports = [443]", "`ports` in a rule for any", "[\"tcp\", \"udp\"]"),
+        case(14, "protocol = \"tcp\"\nwhen = \"ef\"", "`when = \"ef\"` is for UDP alone, this rule is for tcp", "protocol = \"udp\"").at(15),
+        case(14, "protocol = \"udp\"\nwhen = \"webrtc\"", "`when` is `webrtc`", "`ef-or-webrtc`").at(15),
+        case(14, "protocol = \"udp\"\ndscp = \"efg\"", "`efg` is no DSCP", "af11 to af43").at(15),
+        case(15, "path = \"bypas\"", "`path` is `bypas`", "did you mean `bypass`?"),
+        case(15, "", "`path` is missing from rule `first`", "add `path").at(11),
+        case(15, "path = \"tunnel\"\n[[rules]]\nname = \"first\"\nto = \"other\"\npath = \"tunnel\"", "two rules are called `first`", "its own name").at(17),
+        case(15, "path = \"tunnel\"\n[[rules]]\nname = \"second\"\nto = \"other\"\nprotocol = \"udp\"\nports = [443]\npath = \"tunnel\"", "rule `second` can never match: `first` before it", "move this rule up").at(17),
+        case(15, "path = \"tunnel\"\n[[rules]]\nname = \"second\"\nto = \"other\"\nprotocol = [\"tcp\", \"udp\"]\npath = \"bypass\"", "bypass is for UDP alone, this rule is for tcp, udp", "a rule of its own").at(20),
+        case(15, "path = ", "not valid TOML", "correct the syntax"),
+    ];
+    for case in &cases {
+        match parse(case) {
+            Ok(_) => panic!("`{}` was accepted", case.text),
+            Err(error) => assert_found(case, error.findings()),
+        }
+    }
+}
+
+#[test]
+fn warnings() {
+    let cases = [
+        case(
+            2,
+            "address = [\"10.99.0.1/32\", \"10.99.0.1/24\", \"fd99::1\"]",
+            "10.99.0.1 is listed twice",
+            "one of them",
+        ),
+        case(2, "address = [\"10.99.0.1/32\"]\nmtu = 1279", "an MTU of 1279 is too small", "keeps 1280")
+            .at(3),
+        case(
+            8,
+            "cidrs = [\"203.0.113.0/24\", \"203.0.113.0/24\"]",
+            "203.0.113.0/24 is in genesys-signaling twice",
+            "one of them",
+        ),
+        case(
+            8,
+            "cidrs = [\"198.51.100.0/25\"]",
+            "198.51.100.0/25 (genesys-signaling) lies inside 198.51.100.0/24 (other)",
+            "belongs to genesys-signaling",
+        ),
+        case(
+            8,
+            "cidrs = [\"52.129.0.0/16\"]",
+            "52.129.96.0/20 (genesys-media) lies inside 52.129.0.0/16",
+            "belongs to genesys-media",
+        ),
+        case(13, "to = \"genesys-signaling\"", "no rule is for other", "name it in a rule's `to`").at(9),
+    ];
+    for case in &cases {
+        let (_, warnings) = parse(case).unwrap_or_else(|error| panic!("`{}`: {error:#}", case.text));
+        assert_found(case, &warnings);
+    }
+}
+
+#[test]
+fn a_tunnelled_family_without_an_address_is_a_warning() {
+    let text = VALID.join("\n").replace(", \"fd99::1/128\"", "").replace("198.51.100.0/24", "2001:db8::/32");
+    let (_, warnings) = Config::parse(&text, "breakout.toml").unwrap();
+    let warning = &warnings[0];
+    assert!(
+        warning.message.contains("rule `first` tunnels 2001:db8::/32, but the interface has no IPv6 address")
+    );
+    assert!(warning.help.contains("fd00::1/128"));
+    assert_eq!(warning.line, Some(10));
+}
+
+#[test]
+fn a_mark_on_a_rejecting_rule_is_a_warning() {
+    let text =
+        format!("{}\ndscp = \"ef\"", VALID.join("\n").replace("path = \"tunnel\"", "path = \"reject\""));
+    let (_, warnings) = Config::parse(&text, "breakout.toml").unwrap();
+    assert!(warnings[0].message.contains("no effect") && warnings[0].help.contains("leave `dscp` out"));
+    assert_eq!(warnings[0].line, Some(16));
+}
+
+#[test]
+fn missing_tables_and_sets_say_what_to_add() {
+    let error = Config::parse("", "breakout.toml").unwrap_err();
+    for (found, remedy) in [
+        ("[interface] is missing", "address = "),
+        ("[tunnel] is missing", "private_key_file"),
+        (
+            "[sets.genesys-signaling] is missing, and the built-in rule `signaling` needs it",
+            "add `[sets.genesys-signaling]`",
+        ),
+    ] {
+        let matches = |finding: &&Finding| finding.message.contains(found) && finding.help.contains(remedy);
+        assert!(error.findings().iter().any(|finding| matches(&finding)), "{found}: {error:#}");
+    }
+}
+
+#[test]
+fn all_errors_come_at_once_and_in_order() {
+    let text = VALID
+        .join("\n")
+        .replace(KEY, "x")
+        .replace("51820", "")
+        .replace("name", "nmae")
+        .replace("udp", "tcp,udp");
+    let error = Config::parse(&text, "breakout.toml").unwrap_err();
+    let lines: Vec<_> = error.findings().iter().filter_map(|finding| finding.line).collect();
+    assert_eq!(lines, [5, 6, 11, 12, 14]);
+    assert!(error.to_string().starts_with("breakout.toml:5: the key is not base64"));
+    assert!(error.to_string().ends_with("(and 4 more)"));
+    assert_eq!(format!("{error:#}").lines().count(), 5);
+}
+
+#[test]
+fn miette_shows_the_place_and_the_remedy() {
+    let text = VALID.join("\n").replace("cidrs = [\"203.0.113.0/24\"]", "cidrs = [\"203.0.113.9/24\"]");
+    let error = Config::parse(&text, "breakout.toml").unwrap_err();
+    let mut shown = String::new();
+    miette::GraphicalReportHandler::new_themed(miette::GraphicalTheme::none())
+        .render_report(&mut shown, &error)
+        .unwrap();
+    for part in
+        ["breakout.toml:8:10", "203.0.113.9/24 has host bits set", "help: write 203.0.113.0/24", "cidrs = ["]
+    {
+        assert!(shown.contains(part), "{part} in\n{shown}");
+    }
+}
