@@ -2,3 +2,4 @@
 //! Also the small netlink and nftables pieces that the lab builds its internet with.
 
 pub mod netlink;
+pub mod nft;

@@ -1,0 +1,332 @@
+//! The bytes of a batch. Names and numbers are those of linux/netfilter/nf_tables.h and linux/netfilter/nfnetlink.h;
+//! numbers in attributes are big-endian, netlink's own headers and most register contents are in host order.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Chain, ChainKind, Expr, Table};
+
+// linux/netlink.h
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
+const NLM_F_APPEND: u16 = 0x800;
+const NLA_F_NESTED: u16 = 0x8000;
+
+// linux/netfilter/nfnetlink.h
+const NFNETLINK_V0: u8 = 0;
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFNL_MSG_BATCH_BEGIN: u16 = 16;
+const NFNL_MSG_BATCH_END: u16 = 17;
+
+// linux/netfilter.h
+const NFPROTO_UNSPEC: u8 = 0;
+const NFPROTO_INET: u8 = 1;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+const NF_DROP: u32 = 0;
+const NF_ACCEPT: u32 = 1;
+
+// linux/netfilter/nf_tables.h
+const NFT_MSG_NEWTABLE: u16 = 0;
+const NFT_MSG_DELTABLE: u16 = 2;
+const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_TABLE_F_OWNER: u32 = 0x2;
+const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_TABLE_FLAGS: u16 = 2;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
+const NFTA_CHAIN_TYPE: u16 = 7;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NFTA_HOOK_PRIORITY: u16 = 2;
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CODE: u16 = 1;
+const NFTA_IMMEDIATE_DREG: u16 = 1;
+const NFTA_IMMEDIATE_DATA: u16 = 2;
+const NFTA_META_DREG: u16 = 1;
+const NFTA_META_KEY: u16 = 2;
+const NFT_META_MARK: u32 = 3;
+const NFT_META_IIFNAME: u32 = 6;
+const NFT_META_OIFNAME: u32 = 7;
+const NFT_META_NFPROTO: u32 = 15;
+const NFT_META_L4PROTO: u32 = 16;
+const NFTA_CMP_SREG: u16 = 1;
+const NFTA_CMP_OP: u16 = 2;
+const NFTA_CMP_DATA: u16 = 3;
+const NFT_CMP_EQ: u32 = 0;
+const NFT_CMP_NEQ: u32 = 1;
+const NFTA_PAYLOAD_DREG: u16 = 1;
+const NFTA_PAYLOAD_BASE: u16 = 2;
+const NFTA_PAYLOAD_OFFSET: u16 = 3;
+const NFTA_PAYLOAD_LEN: u16 = 4;
+const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
+const NFTA_BITWISE_SREG: u16 = 1;
+const NFTA_BITWISE_DREG: u16 = 2;
+const NFTA_BITWISE_LEN: u16 = 3;
+const NFTA_BITWISE_MASK: u16 = 4;
+const NFTA_BITWISE_XOR: u16 = 5;
+const NFTA_CT_DREG: u16 = 1;
+const NFTA_CT_KEY: u16 = 2;
+const NFT_CT_STATE: u32 = 0;
+const NFT_REG_VERDICT: u32 = 0;
+/// The one 16-byte register that our expressions use.
+const NFT_REG_1: u32 = 1;
+
+/// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED) | NF_CT_STATE_BIT(IP_CT_RELATED)`, linux/netfilter/nf_conntrack_common.h.
+const ESTABLISHED_OR_RELATED: u32 = 0b110;
+/// linux/if.h: the size of an interface name with its end.
+const IFNAMSIZ: usize = 16;
+
+/// Messages that take effect together or not at all, the batch's two bounds around them.
+pub(super) struct Batch {
+    pub bytes: Vec<u8>,
+    /// What each message asks for; its index is the message's sequence number.
+    pub actions: Vec<String>,
+}
+
+/// The whole table. One that is not owned replaces its predecessor: created if missing, deleted, created anew.
+pub(super) fn install(table: &Table, owned: bool) -> Batch {
+    let mut batch = Batch::begin();
+    let name = &table.name;
+    if owned {
+        batch.table(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, name, NFT_TABLE_F_OWNER);
+    } else {
+        batch.table(NFT_MSG_NEWTABLE, NLM_F_CREATE, name, 0);
+        batch.table(NFT_MSG_DELTABLE, 0, name, 0);
+        batch.table(NFT_MSG_NEWTABLE, NLM_F_CREATE, name, 0);
+    }
+    for chain in &table.chains {
+        batch.chain(name, chain);
+        for rule in &chain.rules {
+            batch.rule(name, chain, rule);
+        }
+    }
+    batch.end()
+}
+
+pub(super) fn remove(name: &str) -> Batch {
+    let mut batch = Batch::begin();
+    batch.table(NFT_MSG_DELTABLE, 0, name, 0);
+    batch.end()
+}
+
+impl Batch {
+    fn begin() -> Self {
+        let mut batch = Self { bytes: Vec::new(), actions: Vec::new() };
+        batch.message(NFNL_MSG_BATCH_BEGIN, 0, NFPROTO_UNSPEC, "begin a batch".to_owned(), |_| {});
+        batch
+    }
+
+    fn end(mut self) -> Self {
+        self.message(NFNL_MSG_BATCH_END, 0, NFPROTO_UNSPEC, "end a batch".to_owned(), |_| {});
+        self
+    }
+
+    fn table(&mut self, message: u16, flags: u16, name: &str, table_flags: u32) {
+        let verb = if message == NFT_MSG_DELTABLE { "delete" } else { "add" };
+        self.change(message, flags, format!("{verb} the table inet {name}"), |w| {
+            w.string(NFTA_TABLE_NAME, name);
+            w.number(NFTA_TABLE_FLAGS, table_flags);
+        });
+    }
+
+    fn chain(&mut self, table: &str, chain: &Chain) {
+        let action = format!("add the chain {} of the table inet {table}", chain.name);
+        self.change(NFT_MSG_NEWCHAIN, NLM_F_CREATE, action, |w| {
+            w.string(NFTA_CHAIN_TABLE, table);
+            w.string(NFTA_CHAIN_NAME, &chain.name);
+            w.nested(NFTA_CHAIN_HOOK, |w| {
+                w.number(NFTA_HOOK_HOOKNUM, chain.hook as u32);
+                w.attribute(NFTA_HOOK_PRIORITY, &chain.priority.to_be_bytes());
+            });
+            w.number(NFTA_CHAIN_POLICY, chain.policy as u32);
+            w.string(NFTA_CHAIN_TYPE, if chain.kind == ChainKind::Nat { "nat" } else { "filter" });
+        });
+    }
+
+    fn rule(&mut self, table: &str, chain: &Chain, rule: &[Expr]) {
+        let action = format!("add the rule {rule:?} to the chain {} of the table inet {table}", chain.name);
+        self.change(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, action, |w| {
+            w.string(NFTA_RULE_TABLE, table);
+            w.string(NFTA_RULE_CHAIN, &chain.name);
+            w.nested(NFTA_RULE_EXPRESSIONS, |w| rule.iter().for_each(|expr| w.expr(expr)));
+        });
+    }
+
+    fn change(&mut self, message: u16, flags: u16, action: String, body: impl FnOnce(&mut Writer)) {
+        self.message((NFNL_SUBSYS_NFTABLES << 8) | message, NLM_F_ACK | flags, NFPROTO_INET, action, body);
+    }
+
+    /// `struct nlmsghdr` (linux/netlink.h), `struct nfgenmsg` (linux/netfilter/nfnetlink.h), then attributes.
+    fn message(&mut self, kind: u16, flags: u16, family: u8, action: String, body: impl FnOnce(&mut Writer)) {
+        let sequence = self.actions.len() as u32;
+        // A batch's bounds name the subsystem where other messages have 0.
+        let resource = if family == NFPROTO_UNSPEC { NFNL_SUBSYS_NFTABLES } else { 0 };
+        let mut writer = Writer::default();
+        writer.0.extend_from_slice(&[family, NFNETLINK_V0]);
+        writer.0.extend_from_slice(&resource.to_be_bytes());
+        body(&mut writer);
+        self.bytes.extend_from_slice(&(16 + writer.0.len() as u32).to_ne_bytes());
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
+        self.bytes.extend_from_slice(&sequence.to_ne_bytes());
+        self.bytes.extend_from_slice(&0u32.to_ne_bytes());
+        self.bytes.extend_from_slice(&writer.0);
+        self.actions.push(action);
+    }
+}
+
+/// Writes attributes, each padded to 4 bytes.
+#[derive(Default)]
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn attribute(&mut self, kind: u16, value: &[u8]) {
+        self.0.extend_from_slice(&(4 + value.len() as u16).to_ne_bytes());
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    fn number(&mut self, kind: u16, value: u32) {
+        self.attribute(kind, &value.to_be_bytes());
+    }
+
+    fn string(&mut self, kind: u16, value: &str) {
+        self.attribute(kind, &[value.as_bytes(), &[0]].concat());
+    }
+
+    fn nested(&mut self, kind: u16, body: impl FnOnce(&mut Writer)) {
+        let mut inner = Writer::default();
+        body(&mut inner);
+        self.attribute(NLA_F_NESTED | kind, &inner.0);
+    }
+
+    fn expr(&mut self, expr: &Expr) {
+        match expr {
+            Expr::InInterface(name) => self.interface(NFT_META_IIFNAME, NFT_CMP_EQ, name),
+            Expr::NotInInterface(name) => self.interface(NFT_META_IIFNAME, NFT_CMP_NEQ, name),
+            Expr::OutInterface(name) => self.interface(NFT_META_OIFNAME, NFT_CMP_EQ, name),
+            Expr::Protocol(number) => {
+                self.meta(NFT_META_L4PROTO);
+                self.compare(NFT_CMP_EQ, &[*number]);
+            }
+            Expr::Mark(mark) => {
+                self.meta(NFT_META_MARK);
+                self.compare(NFT_CMP_EQ, &mark.to_ne_bytes());
+            }
+            // Offsets of the addresses: RFC 791 section 3.1, RFC 8200 section 3.
+            Expr::Source(net) => self.network(net, if net.addr().is_ipv4() { 12 } else { 8 }),
+            Expr::Destination(net) => self.network(net, if net.addr().is_ipv4() { 16 } else { 24 }),
+            Expr::DestinationPort(port) => {
+                self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
+                self.compare(NFT_CMP_EQ, &port.to_be_bytes());
+            }
+            Expr::Established => {
+                self.element("ct", |w| {
+                    w.number(NFTA_CT_DREG, NFT_REG_1);
+                    w.number(NFTA_CT_KEY, NFT_CT_STATE);
+                });
+                self.mask(&ESTABLISHED_OR_RELATED.to_ne_bytes());
+                self.compare(NFT_CMP_NEQ, &0u32.to_ne_bytes());
+            }
+            Expr::Counter => self.element("counter", |_| {}),
+            Expr::Accept => self.verdict(NF_ACCEPT),
+            Expr::Drop => self.verdict(NF_DROP),
+            Expr::Masquerade => self.element("masq", |_| {}),
+        }
+    }
+
+    fn interface(&mut self, key: u32, op: u32, name: &str) {
+        let mut padded = name.as_bytes().to_vec();
+        padded.resize(IFNAMSIZ, 0);
+        self.meta(key);
+        self.compare(op, &padded);
+    }
+
+    fn network(&mut self, net: &IpNet, offset: u32) {
+        let (protocol, address, mask) = match (net.network(), net.netmask()) {
+            (IpAddr::V4(address), IpAddr::V4(mask)) => {
+                (NFPROTO_IPV4, address.octets().to_vec(), mask.octets().to_vec())
+            }
+            (address, mask) => (NFPROTO_IPV6, v6_octets(address), v6_octets(mask)),
+        };
+        self.meta(NFT_META_NFPROTO);
+        self.compare(NFT_CMP_EQ, &[protocol]);
+        self.payload(NFT_PAYLOAD_NETWORK_HEADER, offset, address.len() as u32);
+        if net.prefix_len() < net.max_prefix_len() {
+            self.mask(&mask);
+        }
+        self.compare(NFT_CMP_EQ, &address);
+    }
+
+    fn meta(&mut self, key: u32) {
+        self.element("meta", |w| {
+            w.number(NFTA_META_DREG, NFT_REG_1);
+            w.number(NFTA_META_KEY, key);
+        });
+    }
+
+    fn payload(&mut self, base: u32, offset: u32, length: u32) {
+        self.element("payload", |w| {
+            w.number(NFTA_PAYLOAD_DREG, NFT_REG_1);
+            w.number(NFTA_PAYLOAD_BASE, base);
+            w.number(NFTA_PAYLOAD_OFFSET, offset);
+            w.number(NFTA_PAYLOAD_LEN, length);
+        });
+    }
+
+    fn mask(&mut self, mask: &[u8]) {
+        self.element("bitwise", |w| {
+            w.number(NFTA_BITWISE_SREG, NFT_REG_1);
+            w.number(NFTA_BITWISE_DREG, NFT_REG_1);
+            w.number(NFTA_BITWISE_LEN, mask.len() as u32);
+            w.nested(NFTA_BITWISE_MASK, |w| w.attribute(NFTA_DATA_VALUE, mask));
+            w.nested(NFTA_BITWISE_XOR, |w| w.attribute(NFTA_DATA_VALUE, &vec![0; mask.len()]));
+        });
+    }
+
+    fn compare(&mut self, op: u32, value: &[u8]) {
+        self.element("cmp", |w| {
+            w.number(NFTA_CMP_SREG, NFT_REG_1);
+            w.number(NFTA_CMP_OP, op);
+            w.nested(NFTA_CMP_DATA, |w| w.attribute(NFTA_DATA_VALUE, value));
+        });
+    }
+
+    fn verdict(&mut self, code: u32) {
+        self.element("immediate", |w| {
+            w.number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
+            w.nested(NFTA_IMMEDIATE_DATA, |w| {
+                w.nested(NFTA_DATA_VERDICT, |w| w.number(NFTA_VERDICT_CODE, code));
+            });
+        });
+    }
+
+    fn element(&mut self, name: &str, body: impl FnOnce(&mut Writer)) {
+        self.nested(NFTA_LIST_ELEM, |w| {
+            w.string(NFTA_EXPR_NAME, name);
+            w.nested(NFTA_EXPR_DATA, body);
+        });
+    }
+}
+
+fn v6_octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
