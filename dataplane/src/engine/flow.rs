@@ -1,0 +1,144 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use packet::{FiveTuple, Headers, TcpFlags, Transport, protocol};
+use policy::{Facts, Mark, Path, RuleId, Snapshot, Verdict};
+
+use super::mapping::{MAPPING_LIFE, MappingId};
+use crate::FlowReport;
+
+/// RFC 5382 REQ-5: an established connection is kept for 2 h 4 min, any other state for 4 min.
+const TCP_ESTABLISHED: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
+const TCP_TRANSITORY: Duration = Duration::from_secs(240);
+/// RFC 5508 REQ-1.
+const ICMP: Duration = Duration::from_secs(60);
+
+/// A pinned flow.
+pub(super) struct Flow {
+    /// As the application wrote it.
+    pub(super) tuple: FiveTuple,
+    /// Of its first packet, so that a later policy can judge it again.
+    pub(super) facts: Facts,
+    pub(super) path: Path,
+    pub(super) rule: RuleId,
+    pub(super) mark: Mark,
+    /// Of a bypass flow from the TUN's address; `None` on the identity mapping.
+    pub(super) mapping: Option<MappingId>,
+    pub(super) snapshot: Arc<Snapshot>,
+    tcp: TcpState,
+    out_packets: u64,
+    out_bytes: u64,
+    in_packets: u64,
+    in_bytes: u64,
+    last_out: Instant,
+    last_in: Option<Instant>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TcpState {
+    Opening,
+    Established,
+    Closing,
+}
+
+impl Flow {
+    pub(super) fn new(
+        tuple: FiveTuple,
+        facts: Facts,
+        verdict: Verdict,
+        mapping: Option<MappingId>,
+        snapshot: Arc<Snapshot>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            tuple,
+            facts,
+            path: verdict.path,
+            rule: verdict.rule,
+            mark: verdict.mark,
+            mapping,
+            snapshot,
+            tcp: TcpState::Opening,
+            out_packets: 0,
+            out_bytes: 0,
+            in_packets: 0,
+            in_bytes: 0,
+            last_out: now,
+            last_in: None,
+        }
+    }
+
+    pub(super) fn sent(&mut self, headers: &Headers, now: Instant) {
+        self.follow_tcp(headers);
+        self.out_packets += 1;
+        self.out_bytes += u64::from(headers.len);
+        self.last_out = now;
+    }
+
+    pub(super) fn received(&mut self, headers: &Headers, now: Instant) {
+        self.follow_tcp(headers);
+        self.count_in(headers.len as usize, now);
+    }
+
+    pub(super) fn count_in(&mut self, bytes: usize, now: Instant) {
+        self.in_packets += 1;
+        self.in_bytes += bytes as u64;
+        self.last_in = Some(now);
+    }
+
+    pub(super) fn expired(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.refreshed()) >= self.life()
+    }
+
+    /// How long no packet went either way.
+    pub(super) fn idle(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_in.unwrap_or(self.last_out).max(self.last_out))
+    }
+
+    pub(super) fn report(&self, mapping: Option<SocketAddr>, now: Instant) -> FlowReport {
+        FlowReport {
+            tuple: self.tuple,
+            path: self.path,
+            rule: self.snapshot.rule_name(self.rule).to_owned(),
+            mapping,
+            mark: match self.mark {
+                Mark::Keep => "keep".to_owned(),
+                Mark::Voice(dscp) => dscp.to_string(),
+            },
+            out_packets: self.out_packets,
+            out_bytes: self.out_bytes,
+            in_packets: self.in_packets,
+            in_bytes: self.in_bytes,
+            idle: self.idle(now),
+        }
+    }
+
+    /// RFC 4787 REQ-6: a bypass flow, like its mapping, lives by what its application sends; others by either direction.
+    fn refreshed(&self) -> Instant {
+        match self.path {
+            Path::Bypass => self.last_out,
+            Path::Tunnel | Path::Reject => self.last_in.unwrap_or(self.last_out).max(self.last_out),
+        }
+    }
+
+    fn life(&self) -> Duration {
+        match self.tuple.protocol {
+            protocol::TCP if self.tcp == TcpState::Established => TCP_ESTABLISHED,
+            protocol::TCP => TCP_TRANSITORY,
+            protocol::ICMP | protocol::ICMPV6 => ICMP,
+            _ => MAPPING_LIFE,
+        }
+    }
+
+    fn follow_tcp(&mut self, headers: &Headers) {
+        let Transport::Tcp { flags, .. } = headers.transport else { return };
+        if flags.has(TcpFlags::SYN) {
+            self.tcp = TcpState::Opening;
+        } else if flags.has(TcpFlags::FIN) || flags.has(TcpFlags::RST) {
+            self.tcp = TcpState::Closing;
+        } else if self.tcp == TcpState::Opening {
+            self.tcp = TcpState::Established;
+        }
+    }
+}

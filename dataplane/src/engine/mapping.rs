@@ -1,0 +1,185 @@
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use crate::Underlay;
+
+/// RFC 4787 REQ-5 recommends five minutes and demands two.
+pub(super) const MAPPING_LIFE: Duration = Duration::from_secs(300);
+/// How long a mapping whose address is gone waits for it to return.
+pub const LINGER: Duration = Duration::from_secs(10);
+const SWEEP_PERIOD: Duration = Duration::from_secs(30);
+const MIN_IDLE_TO_EVICT: Duration = Duration::from_secs(120);
+/// Remote addresses one endpoint may hear from. ICE pairs one socket with a handful of candidates; the oldest gives way.
+const MAX_REMOTES: usize = 64;
+
+/// A mapping's place in the table, and which of that place's tenants it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MappingId {
+    pub slot: u16,
+    pub generation: u16,
+}
+
+/// An internal endpoint's external one (RFC 4787 §4.1, endpoint-independent).
+pub(super) struct Mapping {
+    pub(super) internal: SocketAddr,
+    pub(super) external: SocketAddr,
+    remotes: Vec<IpAddr>,
+    last_out: Instant,
+    /// Since when the external address is gone.
+    vanished: Option<Instant>,
+}
+
+pub(super) struct Mappings {
+    by_internal: HashMap<SocketAddr, MappingId, ahash::RandomState>,
+    slots: Vec<Slot>,
+    limit: usize,
+    evicted: Vec<MappingId>,
+    next_sweep: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Slot {
+    generation: u16,
+    mapping: Option<Mapping>,
+}
+
+impl Mapping {
+    pub(super) fn new(internal: SocketAddr, external: SocketAddr, now: Instant) -> Self {
+        Self { internal, external, remotes: Vec::new(), last_out: now, vanished: None }
+    }
+
+    pub(super) fn talked_to(&self, remote: IpAddr) -> bool {
+        self.remotes.contains(&remote)
+    }
+
+    fn ends(&self) -> Instant {
+        let idle = self.last_out + MAPPING_LIFE;
+        self.vanished.map_or(idle, |since| idle.min(since + LINGER))
+    }
+}
+
+impl Mappings {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            by_internal: HashMap::default(),
+            slots: Vec::new(),
+            limit: limit.min(usize::from(u16::MAX)),
+            evicted: Vec::new(),
+            next_sweep: None,
+        }
+    }
+
+    pub(super) fn get(&self, id: MappingId) -> Option<&Mapping> {
+        let slot = self.slots.get(usize::from(id.slot))?;
+        slot.mapping.as_ref().filter(|_| slot.generation == id.generation)
+    }
+
+    /// The mapping that an internal endpoint's new flows use.
+    pub(super) fn of(&self, internal: SocketAddr) -> Option<MappingId> {
+        self.by_internal.get(&internal).copied()
+    }
+
+    /// Whether the mapping exists and its flows stay with it: its address is there, or gone without another to turn to.
+    pub(super) fn serves(&self, id: MappingId, underlay: &Underlay) -> bool {
+        self.get(id).is_some_and(|mapping| {
+            mapping.vanished.is_none() || underlay.source_for(mapping.external.ip()).is_none()
+        })
+    }
+
+    /// Whether its address is gone.
+    pub(super) fn is_stranded(&self, id: MappingId) -> bool {
+        self.get(id).is_none_or(|mapping| mapping.vanished.is_some())
+    }
+
+    pub(super) fn insert(&mut self, mapping: Mapping, now: Instant) -> Option<MappingId> {
+        let place = self.slots.iter().position(|slot| slot.mapping.is_none());
+        let place = match place {
+            Some(place) => place,
+            None if self.slots.len() < self.limit => {
+                self.slots.push(Slot::default());
+                self.slots.len() - 1
+            }
+            None => self.evict(now)?,
+        };
+        let slot = self.slots.get_mut(place)?;
+        let id = MappingId { slot: place as u16, generation: slot.generation };
+        self.by_internal.insert(mapping.internal, id);
+        slot.mapping = Some(mapping);
+        self.next_sweep.get_or_insert(now + SWEEP_PERIOD);
+        Some(id)
+    }
+
+    pub(super) fn sent(&mut self, id: MappingId, remote: IpAddr, now: Instant) {
+        let Some(slot) = self.slots.get_mut(usize::from(id.slot)) else { return };
+        let Some(mapping) = slot.mapping.as_mut().filter(|_| slot.generation == id.generation) else {
+            return;
+        };
+        mapping.last_out = now;
+        if mapping.talked_to(remote) {
+            return;
+        }
+        if mapping.remotes.len() == MAX_REMOTES {
+            mapping.remotes.remove(0);
+        }
+        mapping.remotes.push(remote);
+    }
+
+    pub(super) fn follow_addresses(&mut self, present: &[IpAddr], now: Instant) {
+        for mapping in self.slots.iter_mut().filter_map(|slot| slot.mapping.as_mut()) {
+            if present.contains(&mapping.external.ip()) {
+                mapping.vanished = None;
+            } else {
+                mapping.vanished.get_or_insert(now);
+                self.next_sweep = self.next_sweep.map(|due| due.min(now + LINGER));
+            }
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.next_sweep
+    }
+
+    pub(super) fn sweep(&mut self, now: Instant, mut closed: impl FnMut(MappingId)) {
+        self.evicted.drain(..).for_each(&mut closed);
+        if self.next_sweep.is_none_or(|due| due > now) {
+            return;
+        }
+        for place in 0..self.slots.len() {
+            let ended = |slot: &Slot| slot.mapping.as_ref().is_some_and(|mapping| mapping.ends() <= now);
+            if self.slots.get(place).is_some_and(ended)
+                && let Some(id) = self.remove(place)
+            {
+                closed(id);
+            }
+        }
+        let next_end = self.slots.iter().filter_map(|slot| slot.mapping.as_ref()).map(Mapping::ends).min();
+        self.next_sweep = next_end.map(|end| end.min(now + SWEEP_PERIOD));
+    }
+
+    fn evict(&mut self, now: Instant) -> Option<usize> {
+        let idle = |slot: &Slot| {
+            slot.mapping
+                .as_ref()
+                .map_or(Duration::ZERO, |mapping| now.saturating_duration_since(mapping.last_out))
+        };
+        let (place, slot) = self.slots.iter().enumerate().max_by_key(|(_, slot)| idle(slot))?;
+        if idle(slot) < MIN_IDLE_TO_EVICT {
+            return None;
+        }
+        let id = self.remove(place)?;
+        self.evicted.push(id);
+        Some(place)
+    }
+
+    fn remove(&mut self, place: usize) -> Option<MappingId> {
+        let slot = self.slots.get_mut(place)?;
+        let mapping = slot.mapping.take()?;
+        let id = MappingId { slot: place as u16, generation: slot.generation };
+        slot.generation = slot.generation.wrapping_add(1);
+        if self.by_internal.get(&mapping.internal) == Some(&id) {
+            self.by_internal.remove(&mapping.internal);
+        }
+        Some(id)
+    }
+}

@@ -1,0 +1,425 @@
+//! Flows, NAT and actions, without I/O: packets and `now` in, actions out.
+
+mod flow;
+mod fragment;
+mod limit;
+mod mapping;
+mod table;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use packet::{FiveTuple, Headers, Packet, PacketMut, TcpFlags, Tos, Transport, protocol};
+use policy::{Facts, Path, Snapshot};
+
+use crate::{Counters, DropReason, FlowReport, Underlay};
+use flow::Flow;
+use fragment::Fragments;
+use limit::RateLimit;
+pub use mapping::{LINGER, MappingId};
+use mapping::{Mapping, Mappings};
+use table::{FlowId, FlowTable};
+
+/// Bounds of the tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// An agent's machine has tens of flows; this bounds memory (about 300 B each) under a flood.
+    pub flows: usize,
+    /// Each mapping holds a socket.
+    pub mappings: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { flows: 65_536, mappings: 4_096 }
+    }
+}
+
+/// Judges every packet and remembers what it decided.
+pub struct Engine {
+    snapshot: Arc<Snapshot>,
+    addresses: Vec<IpAddr>,
+    underlay: Underlay,
+    flows: FlowTable,
+    mappings: Mappings,
+    fragments: Fragments,
+    refusals: RateLimit,
+    counters: Arc<Counters>,
+}
+
+/// What the pump does with a packet that it read from the TUN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Seal it. Its mark is already applied.
+    Tunnel,
+    /// Send its payload from the mapping's socket.
+    Bypass {
+        mapping: MappingId,
+        destination: SocketAddr,
+        tos: Tos,
+        ttl: u8,
+    },
+    /// Send it whole as it is: its source is the physical interface's own. Its mark is already applied.
+    Identity,
+    /// Reserve an external port for this internal endpoint, tell [`Engine::reserved`], then judge the packet again.
+    Reserve {
+        internal: SocketAddr,
+        external: IpAddr,
+    },
+    Refuse(Refusal),
+    Drop,
+}
+
+/// How a sender is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// ICMP administratively prohibited.
+    Prohibited,
+    /// TCP reset.
+    Reset,
+}
+
+impl Engine {
+    /// `addresses` are the TUN's own.
+    pub fn new(
+        snapshot: Arc<Snapshot>,
+        addresses: Vec<IpAddr>,
+        underlay: Underlay,
+        limits: Limits,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            snapshot,
+            addresses,
+            underlay,
+            flows: FlowTable::new(limits.flows),
+            mappings: Mappings::new(limits.mappings),
+            fragments: Fragments::default(),
+            refusals: RateLimit::default(),
+            counters,
+        }
+    }
+
+    /// Judges a packet that an application sent. Its flow's mark is applied to it, unless it goes to the bypass, where the mark goes with
+    /// the action.
+    pub fn outbound(&mut self, packet: &mut PacketMut<'_>, now: Instant) -> Action {
+        let headers = *packet.headers();
+        if headers.fragment.is_some_and(|fragment| fragment.offset > 0) {
+            return self.later_fragment(&headers, now);
+        }
+        let Some(id) = self.outbound_flow(&packet.as_packet(), now) else {
+            return self.judge(packet, now);
+        };
+        let Some(flow) = self.flows.get_mut(id) else { return Action::Drop };
+
+        match flow.path {
+            Path::Reject => self.refuse(&headers, DropReason::Cut, Refusal::Reset, now),
+            Path::Tunnel => {
+                flow.sent(&headers, now);
+                let tos = flow.mark.apply(headers.tos);
+                if headers.fragment.is_some() {
+                    self.fragments.follow(&headers, now);
+                }
+                if tos != headers.tos {
+                    packet.set_dscp(tos.dscp());
+                }
+                Action::Tunnel
+            }
+            Path::Bypass => self.bypass(id, packet, now),
+        }
+    }
+
+    /// The pump reserved `external` for `internal`. `None` if the table is full: the port is to be given back.
+    pub fn reserved(
+        &mut self,
+        internal: SocketAddr,
+        external: SocketAddr,
+        now: Instant,
+    ) -> Option<MappingId> {
+        let id = self.mappings.insert(Mapping::new(internal, external, now), now);
+        if id.is_none() {
+            self.counters.count_drop(DropReason::TableFull);
+        }
+        id
+    }
+
+    /// No port could be reserved for the packet's flow: refuse it.
+    pub fn unreserved(&mut self, headers: &Headers, now: Instant) -> Action {
+        self.refuse(headers, DropReason::NoPort, Refusal::Prohibited, now)
+    }
+
+    /// Judges a packet that came out of the tunnel: only what belongs to a flow that the agent opened gets in.
+    pub fn from_tunnel(&mut self, packet: &Packet<'_>, now: Instant) -> Result<(), DropReason> {
+        let accepted = self.accept_from_tunnel(packet, now);
+        match accepted {
+            Ok(()) => self.counters.count_in(Path::Tunnel, packet.headers().len as usize),
+            Err(reason) => self.counters.count_drop(reason),
+        }
+        accepted
+    }
+
+    /// Judges a datagram of `ip_len` bytes (headers included) that arrived at a mapping's socket; tells to which internal endpoint it goes.
+    pub fn from_bypass(
+        &mut self,
+        mapping: MappingId,
+        from: SocketAddr,
+        ip_len: usize,
+        now: Instant,
+    ) -> Result<SocketAddr, DropReason> {
+        let internal = self.accept_from_bypass(mapping, from, ip_len, now);
+        match internal {
+            Ok(_) => self.counters.count_in(Path::Bypass, ip_len),
+            Err(reason) => self.counters.count_drop(reason),
+        }
+        internal
+    }
+
+    /// To whom an error about a datagram that left through `mapping` is to be told.
+    pub fn internal_of(&self, mapping: MappingId) -> Option<SocketAddr> {
+        self.mappings.get(mapping).map(|mapping| mapping.internal)
+    }
+
+    /// The tunnel is down and cannot take a packet that was meant for it.
+    pub fn tunnel_down(&mut self, headers: &Headers, now: Instant) -> Action {
+        // A connection that is up may outlive the outage: ICMP is only advice to it (RFC 5461), a reset would end it.
+        let up = is_tcp(headers, |flags| !flags.has(TcpFlags::SYN));
+        let refusal = if up { Refusal::Prohibited } else { Refusal::Reset };
+        self.refuse(headers, DropReason::TunnelDown, refusal, now)
+    }
+
+    /// Takes note of the physical side as it is now. Mappings whose address is gone linger; those whose address is back serve on.
+    pub fn set_underlay(&mut self, underlay: Underlay, now: Instant) {
+        self.mappings.follow_addresses(&underlay.addresses, now);
+        self.underlay = underlay;
+    }
+
+    /// Swaps the policy in. A live flow keeps its path; one that the new policy refuses, or would no longer let go out directly, is cut.
+    /// Returns how many were.
+    pub fn swap(&mut self, snapshot: Arc<Snapshot>) -> usize {
+        let mut cut = 0;
+        for flow in self.flows.iter_mut() {
+            let verdict = snapshot.classify(&flow.facts);
+            let forbidden =
+                verdict.path == Path::Reject || flow.path == Path::Bypass && verdict.path == Path::Tunnel;
+            if forbidden && flow.path != Path::Reject {
+                flow.path = Path::Reject;
+                cut += 1;
+            }
+            if forbidden || verdict.path == flow.path {
+                flow.rule = verdict.rule;
+                flow.mark = verdict.mark;
+                flow.snapshot = Arc::clone(&snapshot);
+            }
+        }
+        self.snapshot = snapshot;
+        cut
+    }
+
+    /// When [`Engine::sweep`] wants to be called; `None` while there is nothing to expire.
+    pub fn deadline(&self) -> Option<Instant> {
+        match (self.flows.deadline(), self.mappings.deadline()) {
+            (Some(flows), Some(mappings)) => Some(flows.min(mappings)),
+            (flows, mappings) => flows.or(mappings),
+        }
+    }
+
+    /// Ends what has been idle too long: a bounded number of flows at each call. Mappings that ended are given to `closed`.
+    pub fn sweep(&mut self, now: Instant, closed: impl FnMut(MappingId)) {
+        self.flows.sweep(now);
+        self.mappings.sweep(now, closed);
+    }
+
+    pub fn flows(&self, now: Instant) -> Vec<FlowReport> {
+        self.flows.iter().map(|flow| flow.report(self.external_of(flow), now)).collect()
+    }
+
+    fn outbound_flow(&mut self, packet: &Packet<'_>, now: Instant) -> Option<FlowId> {
+        // An error about a packet that came out of the tunnel travels with that packet's flow.
+        if let Some(quoted) = packet.quoted() {
+            let id = self.flows.find(&quoted.reversed())?;
+            return (self.flows.get_mut(id)?.path == Path::Tunnel).then_some(id);
+        }
+        let id = self.flows.find(&tuple_of(packet.headers()))?;
+        let flow = self.flows.get_mut(id)?;
+        let ended = flow.expired(now)
+            || flow.mapping.is_some_and(|mapping| !self.mappings.serves(mapping, &self.underlay));
+        if ended {
+            self.flows.remove(id);
+            return None;
+        }
+        Some(id)
+    }
+
+    /// Judges a flow's first packet and pins the flow.
+    fn judge(&mut self, packet: &mut PacketMut<'_>, now: Instant) -> Action {
+        let headers = *packet.headers();
+        if matches!(headers.transport, Transport::Icmp(icmp) if icmp.is_error) {
+            self.counters.count_drop(DropReason::Unsolicited);
+            return Action::Drop;
+        }
+        let facts = Facts::of(&packet.as_packet());
+        let verdict = self.snapshot.classify(&facts);
+        let ours = self.addresses.contains(&headers.source);
+
+        match verdict.path {
+            Path::Reject => return self.refuse(&headers, DropReason::Policy, Refusal::Reset, now),
+            Path::Tunnel if !ours => {
+                return self.refuse(&headers, DropReason::ForeignSource, Refusal::Reset, now);
+            }
+            Path::Bypass if headers.fragment.is_some() => {
+                return self.refuse(&headers, DropReason::FragmentedMedia, Refusal::Prohibited, now);
+            }
+            Path::Bypass if !ours && !self.underlay.addresses.contains(&headers.source) => {
+                return self.refuse(&headers, DropReason::ForeignSource, Refusal::Prohibited, now);
+            }
+            Path::Tunnel | Path::Bypass => {}
+        }
+
+        let tuple = tuple_of(&headers);
+        let mapping = if verdict.path == Path::Bypass && ours {
+            match self.mapping_for(tuple.source) {
+                Ok(mapping) => Some(mapping),
+                Err(Some(external)) => return Action::Reserve { internal: tuple.source, external },
+                Err(None) => {
+                    self.counters.count_drop(DropReason::NoUnderlay);
+                    return Action::Drop;
+                }
+            }
+        } else {
+            None
+        };
+        let flow = Flow::new(tuple, facts, verdict, mapping, Arc::clone(&self.snapshot), now);
+        if self.flows.insert(flow, now).is_none() {
+            return self.refuse(&headers, DropReason::TableFull, Refusal::Prohibited, now);
+        }
+        // The flow exists now, so this goes one level deep.
+        self.outbound(packet, now)
+    }
+
+    /// The mapping of an internal endpoint; else the address to reserve one at, if there is any.
+    fn mapping_for(&self, internal: SocketAddr) -> Result<MappingId, Option<IpAddr>> {
+        match self.mappings.of(internal) {
+            Some(id) if self.mappings.serves(id, &self.underlay) => Ok(id),
+            _ => Err(self.underlay.source_for(internal.ip())),
+        }
+    }
+
+    fn bypass(&mut self, id: FlowId, packet: &mut PacketMut<'_>, now: Instant) -> Action {
+        let headers = *packet.headers();
+        if headers.fragment.is_some() {
+            return self.refuse(&headers, DropReason::FragmentedMedia, Refusal::Prohibited, now);
+        }
+        let Some(flow) = self.flows.get_mut(id) else { return Action::Drop };
+        flow.sent(&headers, now);
+        let tos = flow.mark.apply(headers.tos);
+        let destination = flow.tuple.destination;
+        let Some(mapping) = flow.mapping else {
+            self.counters.count_out(Path::Bypass, headers.len as usize);
+            if tos != headers.tos {
+                packet.set_dscp(tos.dscp());
+            }
+            return Action::Identity;
+        };
+        if self.mappings.is_stranded(mapping) {
+            self.counters.count_drop(DropReason::NoUnderlay);
+            return Action::Drop;
+        }
+        self.mappings.sent(mapping, destination.ip(), now);
+        self.counters.count_out(Path::Bypass, headers.len as usize);
+        Action::Bypass { mapping, destination, tos, ttl: headers.ttl }
+    }
+
+    /// A later fragment has no ports: it follows the first one, which only the tunnel takes.
+    fn later_fragment(&mut self, headers: &Headers, now: Instant) -> Action {
+        if self.fragments.known(headers, now) {
+            return Action::Tunnel;
+        }
+        self.counters.count_drop(DropReason::OrphanFragment);
+        Action::Drop
+    }
+
+    fn accept_from_tunnel(&mut self, packet: &Packet<'_>, now: Instant) -> Result<(), DropReason> {
+        let headers = packet.headers();
+        if !self.addresses.contains(&headers.destination) {
+            return Err(DropReason::NotOurs);
+        }
+        if headers.fragment.is_some_and(|fragment| fragment.offset > 0) {
+            return self.fragments.known(headers, now).then_some(()).ok_or(DropReason::OrphanFragment);
+        }
+        let about = packet.quoted();
+        let tuple = about.unwrap_or_else(|| tuple_of(headers).reversed());
+        let flow = self.flows.find(&tuple).and_then(|id| self.flows.get_mut(id));
+        let Some(flow) = flow.filter(|flow| flow.path != Path::Bypass && !flow.expired(now)) else {
+            return Err(DropReason::Unsolicited);
+        };
+        if flow.path == Path::Reject {
+            return Err(DropReason::Cut);
+        }
+        if about.is_none() {
+            flow.received(headers, now);
+        }
+        if headers.fragment.is_some() {
+            self.fragments.follow(headers, now);
+        }
+        Ok(())
+    }
+
+    fn accept_from_bypass(
+        &mut self,
+        mapping: MappingId,
+        from: SocketAddr,
+        ip_len: usize,
+        now: Instant,
+    ) -> Result<SocketAddr, DropReason> {
+        let mapping = self.mappings.get(mapping).ok_or(DropReason::Stranger)?;
+        // RFC 4787 §5, address-dependent filtering: a media server may answer from another port, a stranger may not.
+        if !mapping.talked_to(from.ip()) {
+            return Err(DropReason::Stranger);
+        }
+        let internal = mapping.internal;
+        let tuple = FiveTuple { protocol: protocol::UDP, source: internal, destination: from };
+        if let Some(flow) = self.flows.find(&tuple).and_then(|id| self.flows.get_mut(id)) {
+            match flow.path {
+                Path::Reject => return Err(DropReason::Cut),
+                Path::Tunnel => return Err(DropReason::Stranger),
+                Path::Bypass => flow.count_in(ip_len, now),
+            }
+        }
+        Ok(internal)
+    }
+
+    fn refuse(&mut self, headers: &Headers, reason: DropReason, refusal: Refusal, now: Instant) -> Action {
+        self.counters.count_drop(reason);
+        if is_tcp(headers, |flags| flags.has(TcpFlags::RST)) {
+            return Action::Drop;
+        }
+        if !self.refusals.take(now) {
+            self.counters.count_drop(DropReason::RefusalLimited);
+            return Action::Drop;
+        }
+        self.counters.count_out(Path::Reject, headers.len as usize);
+        let resets = refusal == Refusal::Reset && is_tcp(headers, |_| true);
+        Action::Refuse(if resets { Refusal::Reset } else { Refusal::Prohibited })
+    }
+
+    fn external_of(&self, flow: &Flow) -> Option<SocketAddr> {
+        match flow.mapping {
+            Some(id) => self.mappings.get(id).map(|mapping| mapping.external),
+            None => (flow.path == Path::Bypass).then_some(flow.tuple.source),
+        }
+    }
+}
+
+fn is_tcp(headers: &Headers, holds: impl Fn(TcpFlags) -> bool) -> bool {
+    matches!(headers.transport, Transport::Tcp { flags, .. } if holds(flags))
+}
+
+/// What names the packet's flow; protocols without ports have port 0 on both sides.
+fn tuple_of(headers: &Headers) -> FiveTuple {
+    headers.five_tuple().unwrap_or(FiveTuple {
+        protocol: headers.protocol,
+        source: SocketAddr::new(headers.source, 0),
+        destination: SocketAddr::new(headers.destination, 0),
+    })
+}

@@ -1,0 +1,102 @@
+use std::io;
+use std::mem;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::address::from_kernel;
+use super::cmsg::Control;
+
+/// An error about a datagram that left earlier (ip(7), IP_RECVERR).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SendError {
+    /// Where the datagram was to go.
+    pub(crate) destination: SocketAddr,
+    /// How much of its payload is quoted, in bytes.
+    pub(crate) quoted: usize,
+    pub(crate) cause: Cause,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// An ICMP error from `from`, in the family's own numbers; `rest` is its second header word.
+    Icmp {
+        from: IpAddr,
+        kind: u8,
+        code: u8,
+        rest: u32,
+    },
+    /// This machine knows that the path carries no more than `mtu`.
+    TooBig {
+        mtu: u32,
+    },
+    Other,
+}
+
+/// Takes the oldest error off a socket's queue, its datagram's payload into `payload`; `None` when the queue is empty.
+pub(crate) fn take(socket: BorrowedFd<'_>, payload: &mut [u8]) -> Option<SendError> {
+    // SAFETY: all-zero bytes are valid for these plain C structures.
+    let (mut name, mut header): (libc::sockaddr_storage, libc::msghdr) =
+        unsafe { (mem::zeroed(), mem::zeroed()) };
+    let mut control = Control::new();
+    let mut vector = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
+    header.msg_name = (&raw mut name).cast();
+    header.msg_namelen = mem::size_of_val(&name) as libc::socklen_t;
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr();
+    header.msg_controllen = Control::CAPACITY as _;
+    // SAFETY: every pointer in `header` is to a local or to `payload`, all of which outlive the call.
+    let received = unsafe {
+        libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
+    };
+    let quoted = usize::try_from(received).ok()?;
+    let destination = from_kernel(&name)?;
+    let cause = control.messages(header.msg_controllen).find_map(cause).unwrap_or(Cause::Other);
+    Some(SendError { destination, quoted, cause })
+}
+
+/// Whether an error of a send may stem from an earlier datagram to someone else, whose error the socket reports now.
+pub(crate) fn may_be_anothers(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNREFUSED
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::EACCES
+                | libc::EMSGSIZE
+                | libc::EHOSTDOWN
+                | libc::EOPNOTSUPP
+        )
+    )
+}
+
+fn cause((level, kind, data): (i32, i32, &[u8])) -> Option<Cause> {
+    if !matches!((level, kind), (libc::SOL_IP, libc::IP_RECVERR) | (libc::SOL_IPV6, libc::IPV6_RECVERR)) {
+        return None;
+    }
+    let (error, offender) = data.split_at_checked(mem::size_of::<libc::sock_extended_err>())?;
+    // SAFETY: `error` has the size of the structure, whose fields are plain numbers; the read needs no alignment.
+    let error = unsafe { error.as_ptr().cast::<libc::sock_extended_err>().read_unaligned() };
+    if error.ee_origin == libc::SO_EE_ORIGIN_LOCAL {
+        let too_big = error.ee_errno == libc::EMSGSIZE as u32;
+        return Some(if too_big { Cause::TooBig { mtu: error.ee_info } } else { Cause::Other });
+    }
+    Some(Cause::Icmp {
+        from: offender_address(offender)?,
+        kind: error.ee_type,
+        code: error.ee_code,
+        rest: error.ee_info,
+    })
+}
+
+fn offender_address(bytes: &[u8]) -> Option<IpAddr> {
+    // SAFETY: all-zero bytes are a valid sockaddr_storage.
+    let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
+    let len = bytes.len().min(mem::size_of_val(&storage));
+    // SAFETY: `len` is within both, and they do not overlap.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut storage).cast::<u8>(), len) };
+    from_kernel(&storage).map(|address| address.ip())
+}

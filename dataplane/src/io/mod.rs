@@ -1,0 +1,9 @@
+//! The Linux edge: TUN, UDP in batches, the error queue, raw sockets. All `unsafe` of this room is here and in `clock`.
+
+mod address;
+mod cmsg;
+pub(crate) mod error_queue;
+pub(crate) mod receive;
+pub(crate) mod send;
+pub(crate) mod sockets;
+pub(crate) mod tun;

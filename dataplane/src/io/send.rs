@@ -1,0 +1,124 @@
+use std::io;
+use std::marker::PhantomData;
+use std::mem;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use packet::Tos;
+
+use super::address::to_kernel;
+use super::cmsg::Control;
+use crate::BATCH;
+
+/// What one datagram carries and how it is marked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Datagram<'a> {
+    pub(crate) payload: &'a [u8],
+    pub(crate) destination: SocketAddr,
+    pub(crate) tos: Tos,
+    /// `None`: the system's default.
+    pub(crate) ttl: Option<u8>,
+}
+
+/// Sends up to [`BATCH`] datagrams with one sendmmsg(2).
+pub(crate) struct Sender {
+    headers: Box<[libc::mmsghdr]>,
+    vectors: Box<[libc::iovec]>,
+    addresses: Box<[libc::sockaddr_storage]>,
+    controls: Box<[Control]>,
+}
+
+/// Datagrams ready to be sent; holds on to their payloads.
+pub(crate) struct Loaded<'s, 'a> {
+    headers: &'s mut [libc::mmsghdr],
+    payloads: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: the pointers inside are written at the start of each call and used before its end only; between calls they are never read.
+unsafe impl Send for Sender {}
+
+impl Sender {
+    pub(crate) fn new() -> Self {
+        // SAFETY: all-zero bytes are valid for these plain C structures.
+        let (header, vector, address) = unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
+        Self {
+            headers: vec![header; BATCH].into_boxed_slice(),
+            vectors: vec![vector; BATCH].into_boxed_slice(),
+            addresses: vec![address; BATCH].into_boxed_slice(),
+            controls: vec![Control::new(); BATCH].into_boxed_slice(),
+        }
+    }
+
+    /// Takes the first [`BATCH`] datagrams.
+    pub(crate) fn load<'a>(&mut self, datagrams: impl Iterator<Item = Datagram<'a>>) -> Loaded<'_, 'a> {
+        let places =
+            self.headers.iter_mut().zip(&mut self.vectors).zip(&mut self.addresses).zip(&mut self.controls);
+        let mut count = 0;
+        for ((((header, vector), address), control), datagram) in places.zip(datagrams) {
+            let (kernel_address, address_len) = to_kernel(datagram.destination);
+            *address = kernel_address;
+            vector.iov_base = datagram.payload.as_ptr().cast_mut().cast();
+            vector.iov_len = datagram.payload.len();
+            let control_len = mark(control, &datagram);
+
+            header.msg_hdr.msg_name = (&raw mut *address).cast();
+            header.msg_hdr.msg_namelen = address_len;
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_control =
+                if control_len == 0 { std::ptr::null_mut() } else { control.as_mut_ptr() };
+            header.msg_hdr.msg_controllen = control_len as _;
+            count += 1;
+        }
+        let (headers, _) = self.headers.split_at_mut(count);
+        Loaded { headers, payloads: PhantomData }
+    }
+}
+
+impl Loaded<'_, '_> {
+    /// Sends all; what is refused is told to `refused`, with its place, which says whether to try that one again.
+    pub(crate) fn send(self, socket: BorrowedFd<'_>, mut refused: impl FnMut(usize, &io::Error) -> Retry) {
+        let mut next = 0;
+        while let Some(rest) = self.headers.get_mut(next..).filter(|rest| !rest.is_empty()) {
+            // SAFETY: `rest` holds initialised headers. Names, vectors and control messages lie in boxes of the Sender that `self` borrows
+            // mutably; payloads are borrowed for `'a`, and the kernel only reads them.
+            let sent = unsafe {
+                libc::sendmmsg(
+                    socket.as_raw_fd(),
+                    rest.as_mut_ptr(),
+                    rest.len() as libc::c_uint,
+                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+                )
+            };
+            if let Ok(sent @ 1..) = usize::try_from(sent) {
+                next += sent;
+                continue;
+            }
+            if refused(next, &io::Error::last_os_error()) == Retry::No {
+                next += 1;
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    Yes,
+    No,
+}
+
+/// Writes what is not the default as control messages; returns their length.
+fn mark(control: &mut Control, datagram: &Datagram<'_>) -> usize {
+    let (level, tos, ttl) = match datagram.destination {
+        SocketAddr::V4(_) => (libc::SOL_IP, libc::IP_TOS, libc::IP_TTL),
+        SocketAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_TCLASS, libc::IPV6_HOPLIMIT),
+    };
+    let mut len = 0;
+    if datagram.tos.0 != 0 {
+        len = control.push(len, level, tos, i32::from(datagram.tos.0));
+    }
+    if let Some(value) = datagram.ttl {
+        len = control.push(len, level, ttl, i32::from(value));
+    }
+    len
+}

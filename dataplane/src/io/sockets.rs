@@ -1,0 +1,122 @@
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Half a second of a full 1 Gbit/s tunnel would be 64 MB; what one service gap of 5 ms can bring is 640 kB, and the kernel counts about
+/// twice a packet's size.
+const TUNNEL_BUFFER: usize = 2 << 20;
+/// One call is 50 packets/s of 200 B; a burst of 100 of them counts as about 80 kB.
+const MAPPING_BUFFER: usize = 256 << 10;
+
+/// The tunnel's socket, on any address and port. Its datagrams may be fragmented on the way, as the kernel's WireGuard allows too.
+pub(crate) fn tunnel(like: IpAddr, fwmark: u32) -> io::Result<Socket> {
+    let any: IpAddr = match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    listening(SocketAddr::new(any, 0), fwmark)
+}
+
+/// A gateway's socket. `fwmark` 0: none.
+pub(crate) fn listening(address: SocketAddr, fwmark: u32) -> io::Result<Socket> {
+    let socket = udp(address.ip(), fwmark)?;
+    set(&socket, Discover::Off, address.ip())?;
+    grow_buffers(&socket, TUNNEL_BUFFER);
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// A mapping's socket on `address`, at `port` if it is free.
+pub(crate) fn mapping(address: IpAddr, port: u16, fwmark: u32) -> io::Result<Socket> {
+    let socket = udp(address, fwmark)?;
+    set(&socket, Discover::On, address)?;
+    grow_buffers(&socket, MAPPING_BUFFER);
+    report_errors_and_marks(&socket, address)?;
+    if socket.bind(&SocketAddr::new(address, port).into()).is_err() {
+        socket.bind(&SocketAddr::new(address, 0).into())?;
+    }
+    Ok(socket)
+}
+
+/// A raw socket that sends whole packets (`IP_HDRINCL`).
+pub(crate) fn raw(domain: Domain, fwmark: u32) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+    socket.set_nonblocking(true)?;
+    socket.set_mark(fwmark)?;
+    Ok(socket)
+}
+
+fn udp(like: IpAddr, fwmark: u32) -> io::Result<Socket> {
+    let domain = if like.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    if like.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if fwmark != 0 {
+        socket.set_mark(fwmark)?;
+    }
+    Ok(socket)
+}
+
+/// Path MTU discovery by the kernel.
+#[derive(Clone, Copy)]
+enum Discover {
+    On,
+    Off,
+}
+
+fn set(socket: &Socket, discover: Discover, like: IpAddr) -> io::Result<()> {
+    let (level, name, on, off) = match like {
+        IpAddr::V4(_) => {
+            (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_WANT, libc::IP_PMTUDISC_DONT)
+        }
+        IpAddr::V6(_) => {
+            (libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT, libc::IPV6_PMTUDISC_DONT)
+        }
+    };
+    let value = match discover {
+        Discover::On => on,
+        Discover::Off => off,
+    };
+    set_option(socket, level, name, value)
+}
+
+fn report_errors_and_marks(socket: &Socket, like: IpAddr) -> io::Result<()> {
+    let options = match like {
+        IpAddr::V4(_) => [
+            (libc::SOL_IP, libc::IP_RECVERR),
+            (libc::SOL_IP, libc::IP_RECVTOS),
+            (libc::SOL_IP, libc::IP_RECVTTL),
+        ],
+        IpAddr::V6(_) => [
+            (libc::SOL_IPV6, libc::IPV6_RECVERR),
+            (libc::SOL_IPV6, libc::IPV6_RECVTCLASS),
+            (libc::SOL_IPV6, libc::IPV6_RECVHOPLIMIT),
+        ],
+    };
+    options.into_iter().try_for_each(|(level, name)| set_option(socket, level, name, 1))
+}
+
+/// Beyond the system's limit where we may; what the system grants otherwise will do.
+fn grow_buffers(socket: &Socket, bytes: usize) {
+    for name in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+        let _ = set_option(socket, libc::SOL_SOCKET, name, bytes as libc::c_int);
+    }
+}
+
+fn set_option(socket: &Socket, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the option's value is one `int`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

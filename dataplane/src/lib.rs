@@ -1,0 +1,22 @@
+//! The pump: an engine without I/O (flows, NAT, verdicts → actions), the Linux I/O around it, and the gateway's own pump.
+
+mod buffers;
+mod clock;
+mod counters;
+pub mod engine;
+mod gateway;
+mod io;
+mod pump;
+mod report;
+mod underlay;
+
+/// Packets that are handled together: one more sendmmsg or recvmmsg each 64 packets is under 1 % of their cost, and at 1420 B a batch is 75 µs of
+/// cipher, which bounds how long one direction waits for the other.
+pub(crate) const BATCH: usize = 64;
+
+pub use counters::{Counters, DropReason, PathCount};
+pub use gateway::{Gateway, GatewaySetup};
+pub use io::tun::Tun;
+pub use pump::{Handle, Pump, PumpError, Setup};
+pub use report::{FlowReport, TunnelReport};
+pub use underlay::Underlay;

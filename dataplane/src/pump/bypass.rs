@@ -1,0 +1,258 @@
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Instant;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use packet::{Tos, build};
+use socket2::{Domain, Socket};
+
+use super::Feature;
+use super::worker::Shared;
+use crate::buffers::Buffers;
+use crate::engine::{Engine, MappingId};
+use crate::io::error_queue::{self, Cause};
+use crate::io::receive::{Received, Receiver};
+use crate::io::send::{Datagram, Retry, Sender};
+use crate::io::sockets;
+use crate::io::tun::{VNET_HEADER, partial_udp};
+use crate::{BATCH, DropReason};
+
+/// Room in front of a received payload for what the TUN wants before it: virtio, IPv6 and UDP header.
+const HEADROOM: usize = VNET_HEADER + 48;
+const DATAGRAM: usize = HEADROOM + 65_535;
+
+/// The mappings' sockets: payloads out as they were read, answers back behind a header written in front of them.
+pub(super) struct Bypass {
+    fwmark: u32,
+    /// By the mapping's slot.
+    sockets: Vec<Option<(MappingId, Socket)>>,
+    ready: Vec<usize>,
+    raw_v4: io::Result<Socket>,
+    raw_v6: io::Result<Socket>,
+    sender: Sender,
+    receiver: Receiver,
+    datagrams: Buffers,
+    quote: Box<[u8]>,
+}
+
+/// A payload in the batch of records that goes out through a mapping.
+#[derive(Clone, Debug)]
+pub(super) struct Outgoing {
+    pub(super) place: usize,
+    pub(super) payload: Range<usize>,
+    pub(super) mapping: MappingId,
+    pub(super) destination: SocketAddr,
+    pub(super) tos: Tos,
+    pub(super) ttl: u8,
+}
+
+/// A packet in the batch of records that goes out as it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Whole {
+    pub(super) place: usize,
+    /// Of the record.
+    pub(super) length: usize,
+    pub(super) destination: IpAddr,
+}
+
+impl Bypass {
+    pub(super) fn open(fwmark: u32) -> Self {
+        Self {
+            fwmark,
+            sockets: Vec::new(),
+            ready: Vec::new(),
+            raw_v4: sockets::raw(Domain::IPV4, fwmark),
+            raw_v6: sockets::raw(Domain::IPV6, fwmark),
+            sender: Sender::new(),
+            receiver: Receiver::new(),
+            datagrams: Buffers::new(BATCH, DATAGRAM),
+            quote: vec![0; build::MAX_REFUSAL].into_boxed_slice(),
+        }
+    }
+
+    pub(super) fn features(&self) -> Vec<Feature> {
+        let raw = |name, socket: &io::Result<Socket>| match socket {
+            Ok(_) => (name, true, "a raw socket sends packets under their own address".to_owned()),
+            Err(error) => (name, false, format!("no raw socket: {error}")),
+        };
+        vec![raw("identity-mapping-v4", &self.raw_v4), raw("identity-mapping-v6", &self.raw_v6)]
+    }
+
+    /// Reserves an external port for an internal endpoint and tells the engine.
+    pub(super) fn reserve(
+        &mut self,
+        internal: SocketAddr,
+        external: IpAddr,
+        engine: &mut Engine,
+        registry: &Registry,
+        token: impl Fn(MappingId) -> Token,
+        now: Instant,
+    ) -> io::Result<()> {
+        let socket = sockets::mapping(external, internal.port(), self.fwmark)?;
+        let bound = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let Some(mapping) = engine.reserved(internal, bound, now) else {
+            return Err(io::Error::other("all mappings are in use"));
+        };
+        registry.register(&mut SourceFd(&socket.as_raw_fd()), token(mapping), Interest::READABLE)?;
+        let slot = usize::from(mapping.slot);
+        if self.sockets.len() <= slot {
+            self.sockets.resize_with(slot + 1, || None);
+        }
+        if let Some(place) = self.sockets.get_mut(slot) {
+            *place = Some((mapping, socket));
+        }
+        tracing::debug!(%internal, external = %bound, "voice mapping");
+        Ok(())
+    }
+
+    pub(super) fn close(&mut self, mapping: MappingId) {
+        if let Some(place) = self.sockets.get_mut(usize::from(mapping.slot))
+            && place.as_ref().is_some_and(|(id, _)| *id == mapping)
+        {
+            *place = None;
+        }
+    }
+
+    pub(super) fn set_ready(&mut self, slot: usize) {
+        if !self.ready.contains(&slot) {
+            self.ready.push(slot);
+        }
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Sends payloads, those of one mapping that follow each other in one call.
+    pub(super) fn send(&mut self, outgoing: &[Outgoing], records: &Buffers, shared: &mut Shared) {
+        for run in outgoing.chunk_by(|a, b| a.mapping == b.mapping) {
+            let Some(first) = run.first() else { continue };
+            let Some((mapping, socket)) = socket_of(&self.sockets, first.mapping) else { continue };
+            let datagrams = run.iter().map(|out| Datagram {
+                payload: payload(records, out),
+                destination: out.destination,
+                tos: out.tos,
+                ttl: Some(out.ttl),
+            });
+            let quote = &mut self.quote;
+            let mut tried_again = None;
+            self.sender.load(datagrams).send(socket.as_fd(), |place, error| {
+                // A pending error of one remote makes the send to another fail: it is taken off the queue, the send tried once more.
+                if error_queue::may_be_anothers(error) {
+                    tell_errors(mapping, socket, quote, shared);
+                    if tried_again != Some(place) {
+                        tried_again = Some(place);
+                        return Retry::Yes;
+                    }
+                }
+                shared.counters.count_drop(DropReason::SendFailed);
+                Retry::No
+            });
+        }
+    }
+
+    /// Sends packets whose source is the physical interface's own, under it.
+    pub(super) fn send_whole(&mut self, whole: &[Whole], records: &Buffers, shared: &mut Shared) {
+        for run in whole.chunk_by(|a, b| a.destination.is_ipv4() == b.destination.is_ipv4()) {
+            let v4 = run.first().is_some_and(|first| first.destination.is_ipv4());
+            let Ok(socket) = (if v4 { &self.raw_v4 } else { &self.raw_v6 }) else {
+                run.iter().for_each(|_| shared.counters.count_drop(DropReason::SendFailed));
+                continue;
+            };
+            let datagrams = run.iter().map(|packet| Datagram {
+                payload: records.get(packet.place).get(VNET_HEADER..packet.length).unwrap_or_default(),
+                destination: SocketAddr::new(packet.destination, 0),
+                tos: Tos(0),
+                ttl: None,
+            });
+            self.sender.load(datagrams).send(socket.as_fd(), |_, error| {
+                tracing::debug!(%error, "a packet under the physical address was not sent");
+                shared.counters.count_drop(DropReason::SendFailed);
+                Retry::No
+            });
+        }
+    }
+
+    /// Hands one batch of each ready mapping's answers to the TUN.
+    pub(super) fn receive(&mut self, shared: &mut Shared, now: Instant) {
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.retain(|&slot| self.receive_from(slot, shared, now));
+        self.ready = ready;
+    }
+
+    /// `true` if there may be more.
+    fn receive_from(&mut self, slot: usize, shared: &mut Shared, now: Instant) -> bool {
+        let Some(Some((mapping, socket))) = self.sockets.get(slot) else { return false };
+        let mapping = *mapping;
+        let received = self.receiver.receive(socket.as_fd(), &mut self.datagrams, HEADROOM);
+        let count = match received {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(_) => {
+                // A pending error is reported once in place of data; what it was about stands in the error queue.
+                tell_errors(mapping, socket, &mut self.quote, shared);
+                return true;
+            }
+        };
+        for place in 0..count {
+            let Some(received) = self.receiver.get(place) else { continue };
+            let ip_len = received.len + build::udp_header_len(&received.from);
+            let Ok(internal) = shared.engine.from_bypass(mapping, received.from, ip_len, now) else {
+                continue;
+            };
+            if let Some(record) = with_headers(self.datagrams.get_mut(place), &received, internal) {
+                shared.write(record);
+            }
+        }
+        count == BATCH
+    }
+}
+
+fn socket_of(sockets: &[Option<(MappingId, Socket)>], mapping: MappingId) -> Option<(MappingId, &Socket)> {
+    let (id, socket) = sockets.get(usize::from(mapping.slot))?.as_ref()?;
+    (*id == mapping).then_some((mapping, socket))
+}
+
+/// The payload to send, which is never copied: it lies in the buffer it was read into.
+fn payload<'a>(records: &'a Buffers, out: &Outgoing) -> &'a [u8] {
+    let payload = records.get(out.place).get(out.payload.clone()).unwrap_or_default();
+    debug_assert!(records.hold(payload));
+    payload
+}
+
+/// Writes the headers directly before the received payload; returns the record from its virtio header on.
+fn with_headers<'a>(buffer: &'a mut [u8], received: &Received, internal: SocketAddr) -> Option<&'a [u8]> {
+    let header_len = build::udp_header_len(&received.from);
+    let headers_at = HEADROOM - header_len;
+    let headers = buffer.get_mut(headers_at..HEADROOM)?;
+    if !build::udp_header(headers, received.from, internal, received.tos, received.ttl, received.len) {
+        return None;
+    }
+    let record_at = headers_at - VNET_HEADER;
+    *buffer.get_mut(record_at..)?.first_chunk_mut()? = partial_udp(header_len as u16 - 8);
+    buffer.get(record_at..HEADROOM + received.len)
+}
+
+/// Empties a socket's error queue; each error goes to the application whose datagram it is about.
+fn tell_errors(mapping: MappingId, socket: &Socket, quote: &mut [u8], shared: &mut Shared) {
+    while let Some(error) = error_queue::take(socket.as_fd(), quote) {
+        let Some(internal) = shared.engine.internal_of(mapping) else { continue };
+        let payload = quote.get(..error.quoted).unwrap_or_default();
+        let sent = build::SentUdp { source: internal, destination: error.destination, payload };
+        let (from, icmp) = match error.cause {
+            Cause::Icmp { from, kind, code, rest } => (from, build::IcmpError { kind, code, rest }),
+            Cause::TooBig { mtu } => (error.destination.ip(), too_big(error.destination, mtu)),
+            Cause::Other => continue,
+        };
+        let written = shared.refuser.error_about(&shared.tun, &sent, icmp, from);
+        shared.count_write(written);
+    }
+}
+
+fn too_big(destination: SocketAddr, mtu: u32) -> build::IcmpError {
+    let (kind, code) = if destination.is_ipv4() { (3, 4) } else { (2, 0) };
+    build::IcmpError { kind, code, rest: mtu }
+}

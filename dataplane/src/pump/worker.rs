@@ -1,0 +1,271 @@
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use packet::{Headers, Packet, PacketMut};
+
+use super::bypass::{Bypass, Outgoing, Whole};
+use super::refusal::Refuser;
+use super::tunnel_side::TunnelSide;
+use super::{Command, Feature, PumpError, Setup, io_error};
+use crate::buffers::Buffers;
+use crate::clock::Clock;
+use crate::engine::{Action, Engine, Limits, MappingId};
+use crate::io::tun::{Tun, VNET_HEADER, split_record};
+use crate::{BATCH, Counters, DropReason};
+
+/// One packet of any size with its virtio header, and room behind it for the tunnel's padding. Pages that are never used cost nothing.
+const RECORD: usize = VNET_HEADER + 65_535 + 15;
+
+const WAKER: Token = Token(0);
+const TUN: Token = Token(1);
+const TUNNEL: Token = Token(2);
+/// Mapping `slot` has the token `FIRST_MAPPING + slot`.
+const FIRST_MAPPING: usize = 3;
+
+/// The pump's thread: waits, then lets each side that has packets move one batch, voice first, until none has any.
+pub(super) struct Worker {
+    poll: Poll,
+    clock: Clock,
+    inbox: Receiver<Command>,
+    /// The largest packet the tunnel carries; the TUN itself takes at least IPv6's 1280 bytes.
+    mtu: u32,
+    tun_ready: bool,
+    records: Buffers,
+    lengths: [usize; BATCH],
+    for_tunnel: Vec<usize>,
+    for_bypass: Vec<Outgoing>,
+    whole: Vec<Whole>,
+    tunnel: TunnelSide,
+    bypass: Bypass,
+    shared: Shared,
+}
+
+/// What both sides of the pump work with.
+pub(super) struct Shared {
+    pub(super) tun: Tun,
+    pub(super) engine: Engine,
+    pub(super) counters: Arc<Counters>,
+    pub(super) refuser: Refuser,
+}
+
+impl Worker {
+    pub(super) fn new(
+        setup: Setup,
+        counters: Arc<Counters>,
+        inbox: Receiver<Command>,
+    ) -> Result<(Self, Arc<Waker>, Vec<Feature>), PumpError> {
+        let poll = Poll::new().map_err(io_error("opening an epoll"))?;
+        let waker = Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?;
+        let clock = Clock::start();
+        let now = clock.now();
+        poll.registry()
+            .register(&mut SourceFd(&setup.tun.as_fd().as_raw_fd()), TUN, Interest::READABLE)
+            .map_err(io_error("watching the TUN"))?;
+        let mut peer = setup.peer;
+        peer.set_underlay(setup.underlay.gateway_reachable, now);
+        let tunnel = TunnelSide::open(peer, setup.endpoint, setup.fwmark, poll.registry(), TUNNEL)?;
+        let bypass = Bypass::open(setup.fwmark);
+        let features = bypass.features();
+        let engine = Engine::new(
+            setup.snapshot,
+            setup.addresses,
+            setup.underlay,
+            Limits::default(),
+            Arc::clone(&counters),
+        );
+        let worker = Self {
+            poll,
+            clock,
+            inbox,
+            mtu: u32::from(setup.mtu),
+            tun_ready: true,
+            records: Buffers::new(BATCH, RECORD),
+            lengths: [0; BATCH],
+            for_tunnel: Vec::with_capacity(BATCH),
+            for_bypass: Vec::with_capacity(BATCH),
+            whole: Vec::with_capacity(BATCH),
+            tunnel,
+            bypass,
+            shared: Shared { tun: setup.tun, engine, counters, refuser: Refuser::new() },
+        };
+        Ok((worker, Arc::new(waker), features))
+    }
+
+    /// Moves packets until told to stop, or until the TUN is gone.
+    pub(super) fn run(&mut self) -> Result<(), PumpError> {
+        let mut events = Events::with_capacity(256);
+        loop {
+            let busy = self.tun_ready || self.tunnel.ready || self.bypass.has_ready();
+            let wait = if busy { Some(Duration::ZERO) } else { self.until_deadline() };
+            match self.poll.poll(&mut events, wait) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    return Err(io_error("waiting for packets")(error));
+                }
+                _ => {}
+            }
+            let now = self.clock.now();
+            for event in &events {
+                match event.token() {
+                    WAKER => {
+                        if self.obey(now)? {
+                            return Ok(());
+                        }
+                    }
+                    TUN => self.tun_ready = true,
+                    TUNNEL => self.tunnel.ready = true,
+                    Token(token) => self.bypass.set_ready(token - FIRST_MAPPING),
+                }
+            }
+            self.bypass.receive(&mut self.shared, now);
+            if self.tun_ready {
+                self.take_from_tun(now)?;
+            }
+            if self.tunnel.ready {
+                self.tunnel.receive(&mut self.shared, now);
+            }
+            self.meet_deadlines(now);
+        }
+    }
+
+    fn until_deadline(&self) -> Option<Duration> {
+        let deadlines = [self.tunnel.deadline(), self.shared.engine.deadline()];
+        let next = deadlines.into_iter().flatten().min()?;
+        // epoll counts whole milliseconds: rounding up avoids waking just before the deadline.
+        Some(next.saturating_duration_since(self.clock.now()) + Duration::from_millis(1))
+    }
+
+    fn meet_deadlines(&mut self, now: Instant) {
+        self.tunnel.meet_deadlines(&mut self.shared, now);
+        if self.shared.engine.deadline().is_some_and(|due| due <= now) {
+            let bypass = &mut self.bypass;
+            self.shared.engine.sweep(now, |mapping| bypass.close(mapping));
+        }
+    }
+
+    /// Reads, judges and sends one batch of what applications sent.
+    fn take_from_tun(&mut self, now: Instant) -> Result<(), PumpError> {
+        let mut count = 0;
+        for (place, length) in self.lengths.iter_mut().enumerate() {
+            match self.shared.tun.read(self.records.get_mut(place)) {
+                Ok(read) => *length = read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.tun_ready = false;
+                    break;
+                }
+                Err(error) => return Err(io_error("reading from the TUN")(error)),
+            }
+            count += 1;
+        }
+        self.for_tunnel.clear();
+        self.for_bypass.clear();
+        self.whole.clear();
+        for place in 0..count {
+            self.judge(place, now);
+        }
+        self.bypass.send(&self.for_bypass, &self.records, &mut self.shared);
+        self.bypass.send_whole(&self.whole, &self.records, &mut self.shared);
+        self.tunnel.send(&self.for_tunnel, &self.lengths, &mut self.records, &mut self.shared, now);
+        Ok(())
+    }
+
+    fn judge(&mut self, place: usize, now: Instant) {
+        let length = self.lengths.get(place).copied().unwrap_or_default();
+        let record = self.records.get_mut(place).get_mut(..length).unwrap_or_default();
+        let Some(mut packet) =
+            split_record(record).and_then(|(checksum, packet)| PacketMut::parse(packet, checksum).ok())
+        else {
+            self.shared.counters.count_drop(DropReason::Malformed);
+            return;
+        };
+        let mut action = self.shared.engine.outbound(&mut packet, now);
+        if let Action::Reserve { internal, external } = action {
+            let registry = self.poll.registry();
+            let token = |mapping: MappingId| Token(FIRST_MAPPING + usize::from(mapping.slot));
+            let engine = &mut self.shared.engine;
+            action = match self.bypass.reserve(internal, external, engine, registry, token, now) {
+                Ok(()) => engine.outbound(&mut packet, now),
+                Err(error) => {
+                    tracing::warn!(%internal, %external, %error, "no external port for a voice flow");
+                    engine.unreserved(packet.headers(), now)
+                }
+            };
+        }
+        let headers = *packet.headers();
+        match action {
+            Action::Tunnel if headers.len > self.mtu => {
+                self.shared.too_big(&packet.as_packet(), self.mtu);
+            }
+            Action::Tunnel if packet.complete_checksum() => self.for_tunnel.push(place),
+            Action::Identity if packet.complete_checksum() => {
+                self.whole.push(Whole { place, length, destination: headers.destination });
+            }
+            Action::Tunnel | Action::Identity => self.shared.counters.count_drop(DropReason::Malformed),
+            Action::Bypass { mapping, destination, tos, ttl } => {
+                let payload = payload_in_record(&headers);
+                self.for_bypass.push(Outgoing { place, payload, mapping, destination, tos, ttl });
+            }
+            Action::Refuse(_) => self.shared.carry_out(action, &packet.as_packet()),
+            Action::Drop | Action::Reserve { .. } => {}
+        }
+    }
+
+    /// Does what the control plane asked; `true`: stop.
+    fn obey(&mut self, now: Instant) -> Result<bool, PumpError> {
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::Swap(snapshot, reply) => {
+                    let _ = reply.send(self.shared.engine.swap(snapshot));
+                }
+                Command::Underlay(underlay) => {
+                    self.tunnel.peer.set_underlay(underlay.gateway_reachable, now);
+                    self.shared.engine.set_underlay(underlay, now);
+                }
+                Command::Endpoint(endpoint) => self.tunnel.move_to(endpoint, self.poll.registry(), TUNNEL)?,
+                Command::Flows(reply) => {
+                    let _ = reply.send(self.shared.engine.flows(now));
+                }
+                Command::Tunnel(reply) => {
+                    let _ = reply.send(self.tunnel.report(now));
+                }
+                Command::Stop => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Shared {
+    /// Carries out a refusal; other actions are not for here.
+    pub(super) fn carry_out(&mut self, action: Action, packet: &Packet<'_>) {
+        let Action::Refuse(refusal) = action else { return };
+        let written = self.refuser.refuse(&self.tun, packet, refusal);
+        self.count_write(written);
+    }
+
+    fn too_big(&mut self, packet: &Packet<'_>, mtu: u32) {
+        self.counters.count_drop(DropReason::TooBig);
+        let from = packet.headers().destination;
+        let written = self.refuser.too_big(&self.tun, packet, mtu, from);
+        self.count_write(written);
+    }
+
+    pub(super) fn write(&mut self, record: &[u8]) {
+        let written = self.tun.write(record).is_ok();
+        self.count_write(written);
+    }
+
+    pub(super) fn count_write(&self, written: bool) {
+        if !written {
+            self.counters.count_drop(DropReason::TunWriteFailed);
+        }
+    }
+}
+
+fn payload_in_record(headers: &Headers) -> std::ops::Range<usize> {
+    VNET_HEADER + usize::from(headers.payload_at)..VNET_HEADER + headers.len as usize
+}

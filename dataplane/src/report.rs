@@ -1,0 +1,35 @@
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use packet::FiveTuple;
+use policy::Path;
+
+/// One pinned flow, as `breakout flows` shows it.
+#[derive(Clone, Debug)]
+pub struct FlowReport {
+    pub tuple: FiveTuple,
+    pub path: Path,
+    pub rule: String,
+    /// The external endpoint of a bypass flow.
+    pub mapping: Option<SocketAddr>,
+    /// The DSCP given to packets marked neither EF nor AF4x, by name, or `keep`.
+    pub mark: String,
+    pub out_packets: u64,
+    pub out_bytes: u64,
+    pub in_packets: u64,
+    pub in_bytes: u64,
+    pub idle: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct TunnelReport {
+    /// `idle`, `connecting`, `up` or `down`.
+    pub state: &'static str,
+    pub endpoint: SocketAddr,
+    pub last_handshake: Option<Duration>,
+    pub last_received: Option<Duration>,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+    /// What the peer's silence or its answers suggest, in a sentence with a remedy.
+    pub trouble: Option<String>,
+}

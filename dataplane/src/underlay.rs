@@ -1,0 +1,23 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The physical side as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Underlay {
+    /// The source address the machine would use towards the internet; `None`: no route.
+    pub v4: Option<Ipv4Addr>,
+    pub v6: Option<Ipv6Addr>,
+    /// Every address of the physical interfaces.
+    pub addresses: Vec<IpAddr>,
+    /// Whether a route to the gateway exists.
+    pub gateway_reachable: bool,
+}
+
+impl Underlay {
+    /// The usable source address of the same family as `like`.
+    pub(crate) fn source_for(&self, like: IpAddr) -> Option<IpAddr> {
+        match like {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+}
