@@ -1,3 +1,5 @@
+mod handshake;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,14 +8,15 @@ use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
+use handshake::Attempt;
 
-use crate::message::{DATA_OVERHEAD, INITIATION_LEN, MAX_DATAGRAM, Message, sender_index};
+use crate::message::{DATA_OVERHEAD, INITIATION_LEN, MAX_DATAGRAM, Message};
 use crate::outcome::{OpenError, Opened, SealError, Sealed, State, Stats};
 use crate::queue::Queue;
 use crate::session::{Session, Sessions};
 use crate::timers::{
-    ERASE_AFTER_TIME, Jitter, REJECT_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_ATTEMPT_TIME,
-    REKEY_ON_RECEIVE_TIME, REKEY_TIMEOUT, Timers, due, earliest,
+    Jitter, REJECT_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_ON_RECEIVE_TIME, REKEY_TIMEOUT, Timers, due,
+    earliest,
 };
 use crate::{PresharedKey, PrivateKey, PublicKey, Trouble};
 
@@ -21,6 +24,9 @@ use crate::{PresharedKey, PrivateKey, PublicKey, Trouble};
 pub const DATAGRAM_OVERHEAD: usize = DATA_OVERHEAD;
 /// The least an `out` buffer may hold: a handshake initiation.
 pub const MIN_OUT: usize = INITIATION_LEN;
+/// Handshake messages with our key's MAC that are looked at, at about 0.1 ms each. Low enough to bound the work, high
+/// enough that a flood does not keep out the gateway's answers.
+const HANDSHAKES_PER_SECOND: u64 = 500;
 
 pub struct PeerConfig {
     pub private_key: PrivateKey,
@@ -39,6 +45,7 @@ pub struct PeerConfig {
 /// `now` never goes back, and counts the time the machine slept. After each call, [`Peer::deadline`] may be earlier than before.
 pub struct Peer {
     tunn: Tunn,
+    limiter: Arc<RateLimiter>,
     mtu: usize,
     sessions: Sessions,
     attempt: Option<Attempt>,
@@ -56,31 +63,14 @@ pub struct Peer {
     stats: Stats,
 }
 
-/// A handshake of ours that has not been answered yet.
-#[derive(Clone, Copy, Debug)]
-struct Attempt {
-    /// When it began to be unanswered; retries do not move it.
-    started: Instant,
-    /// When the latest initiation went out.
-    sent: Instant,
-    /// The latest initiation's sender index.
-    index: u32,
-    /// `None`: given up until somebody wants to send.
-    retry_at: Option<Instant>,
-}
-
-impl Attempt {
-    fn down_at(&self) -> Instant {
-        self.started + REKEY_TIMEOUT
-    }
-}
-
 impl Peer {
     pub fn new(config: PeerConfig, now: Instant) -> Self {
-        Self::with_limiter(config, None, now)
+        let public = x25519::PublicKey::from(config.private_key.public_key().0);
+        let limiter = Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND));
+        Self::with_limiter(config, limiter, now)
     }
 
-    pub(crate) fn with_limiter(config: PeerConfig, limiter: Option<Arc<RateLimiter>>, now: Instant) -> Self {
+    pub(crate) fn with_limiter(config: PeerConfig, limiter: Arc<RateLimiter>, now: Instant) -> Self {
         let index = config.index & 0x00ff_ffff;
         let tunn = Tunn::new(
             config.private_key.secret(),
@@ -88,10 +78,11 @@ impl Peer {
             config.preshared_key.as_ref().map(PresharedKey::bytes),
             None,
             index,
-            limiter,
+            Some(limiter.clone()),
         );
         Self {
             tunn,
+            limiter,
             mtu: usize::from(config.mtu),
             sessions: Sessions::default(),
             attempt: None,
@@ -387,64 +378,6 @@ impl Peer {
         opened
     }
 
-    fn open_handshake<'a>(
-        &mut self,
-        datagram: &[u8],
-        message: Message,
-        source: Option<IpAddr>,
-        out: &'a mut [u8],
-        now: Instant,
-    ) -> Result<Opened<'a>, OpenError> {
-        self.refresh(now);
-        let reply: &[u8] = match self.tunn.decapsulate(source, datagram, out) {
-            TunnResult::WriteToNetwork(reply) => reply,
-            TunnResult::Err(error) => {
-                self.undecryptable_response |=
-                    matches!((message, &error), (Message::Response { .. }, WireGuardError::InvalidAeadTag));
-                return Err(error.into());
-            }
-            _ => return Ok(Opened::Nothing),
-        };
-        match (message, Message::parse(reply)) {
-            (Message::Initiation, Some(Message::Response { .. })) => {
-                self.answered_initiation(datagram.len(), reply, now);
-            }
-            (Message::Response { receiver }, Some(Message::Data { .. })) => {
-                self.answered_by(receiver, datagram.len(), reply.len(), now);
-            }
-            // A cookie: the sender has proved nothing yet.
-            _ => {}
-        }
-        Ok(Opened::Reply(reply))
-    }
-
-    /// As responder: the session is made, and is used once the initiator has used it.
-    fn answered_initiation(&mut self, received: usize, reply: &[u8], now: Instant) {
-        let Some(local) = sender_index(reply) else { return };
-        self.sessions.insert(Session { local, established: now, initiator: false, confirmed: false });
-        self.unconfirmed = self.unconfirmed.saturating_add(1);
-        self.erase_at = Some(now + ERASE_AFTER_TIME);
-        self.stats.received_bytes += received as u64;
-        self.timers.received(false, now);
-        self.sent(reply.len(), false, now);
-    }
-
-    /// As initiator: the session is up.
-    fn answered_by(&mut self, local: u32, received: usize, sent: usize, now: Instant) {
-        let was_up = matches!(self.state(now), State::Up { .. });
-        let session = Session { local, established: now, initiator: true, confirmed: true };
-        self.sessions.insert(session);
-        // The answer to an earlier initiation leaves the latest one open in boringtun, which would drop all sessions
-        // after 90 s: it goes on being retried.
-        if self.attempt.is_some_and(|attempt| attempt.index == local) {
-            self.attempt = None;
-        }
-        self.stats.received_bytes += received as u64;
-        self.timers.received(false, now);
-        self.sent(sent, false, now);
-        self.session_up(session, was_up, now);
-    }
-
     fn received(&mut self, session: Session, bytes: usize, data: bool, now: Instant) {
         let steady = session.confirmed && self.attempt.is_none();
         let was_up = steady || matches!(self.state(now), State::Up { .. });
@@ -466,95 +399,10 @@ impl Peer {
         }
     }
 
-    fn session_up(&mut self, session: Session, was_up: bool, now: Instant) {
-        if !was_up {
-            self.up_since = now;
-        }
-        self.rekey_at = None;
-        self.unconfirmed = 0;
-        self.undecryptable_response = false;
-        self.erase_at = Some(now + ERASE_AFTER_TIME);
-        self.stats.handshakes += 1;
-        self.stats.last_handshake = Some(session.established);
-    }
-
     fn sent(&mut self, bytes: usize, data: bool, now: Instant) {
         self.stats.sent_bytes += bytes as u64;
         self.stats.sent_packets += u64::from(data);
         self.timers.sent(data, now);
-    }
-
-    fn handshake_due(&mut self, now: Instant) -> bool {
-        if due(self.timers.unanswered, now) {
-            self.timers.unanswered = None;
-            match self.attempt {
-                Some(attempt) if attempt.retry_at.is_some() => {
-                    // Something came back since it began, so its 5 s count from now.
-                    let started = if self.heard_since(&attempt) { now } else { attempt.started };
-                    self.attempt = Some(Attempt { started, ..attempt });
-                }
-                _ => {
-                    self.attempt = None;
-                    self.rekey_at = Some(now);
-                }
-            }
-        }
-        let wanted = self.wanted(now);
-        let Some(attempt) = &mut self.attempt else { return due(self.rekey_at, now) };
-        self.rekey_at = None;
-        if !due(attempt.retry_at, now) {
-            return false;
-        }
-        if !wanted {
-            attempt.retry_at = None;
-        }
-        wanted
-    }
-
-    /// Begins or repeats a handshake.
-    fn initiate(&mut self, out: &mut [u8], now: Instant) -> Option<usize> {
-        self.refresh(now);
-        self.rekey_at = None;
-        let TunnResult::WriteToNetwork(initiation) = self.tunn.format_handshake_initiation(out, true) else {
-            return None;
-        };
-        let (sent, index) = (initiation.len(), sender_index(initiation)?);
-        let started = match &self.attempt {
-            Some(attempt) => {
-                self.stats.handshakes_failed += 1;
-                attempt.started
-            }
-            None => {
-                self.last_wanted = Some(now);
-                now
-            }
-        };
-        let retry_at = Some(now + REKEY_TIMEOUT + self.jitter.next());
-        self.attempt = Some(Attempt { started, sent: now, index, retry_at });
-        self.erase_at = Some(now + ERASE_AFTER_TIME);
-        self.sent(sent, false, now);
-        Some(sent)
-    }
-
-    /// Sends a keepalive; where there is no session and persistent keepalives are wanted, a handshake.
-    fn keepalive(&mut self, out: &mut [u8], now: Instant) -> Option<usize> {
-        let persistent = due(self.timers.persistent, now);
-        self.timers.sent(false, now);
-        if self.can_send(now) {
-            return self.transmit(&[], out, now);
-        }
-        match self.attempt.map(|attempt| attempt.retry_at) {
-            _ if !persistent => None,
-            None => self.initiate(out, now),
-            Some(Some(_retrying)) => None,
-            Some(None) => {
-                let sent = self.initiate(out, now);
-                if let Some(attempt) = &mut self.attempt {
-                    attempt.retry_at = None;
-                }
-                sent
-            }
-        }
     }
 
     fn expire(&mut self, now: Instant) {
@@ -567,30 +415,6 @@ impl Peer {
             self.refresh(now);
             self.sessions.clear();
         }
-    }
-
-    /// Brings boringtun's clock up to date and lets it erase what is old. It also decides to send things then, from a clock
-    /// that stood still: the buffer is too short for a handshake, and a keepalive is discarded.
-    fn refresh(&mut self, now: Instant) {
-        let mut discarded = [0; DATAGRAM_OVERHEAD];
-        let result = self.tunn.update_timers(&mut discarded);
-        if !matches!(result, TunnResult::Err(WireGuardError::ConnectionExpired)) {
-            return;
-        }
-        // Boringtun has forgotten its sessions and the handshake on its way.
-        self.sessions.clear();
-        if let Some(retry_at) = self.attempt.as_mut().and_then(|attempt| attempt.retry_at.as_mut()) {
-            *retry_at = now;
-        }
-    }
-
-    fn heard_since(&self, attempt: &Attempt) -> bool {
-        self.timers.last_received.is_some_and(|received| received >= attempt.started)
-    }
-
-    /// Handshakes are repeated for 90 s after the last wish to send (WireGuard paper §6.4).
-    fn wanted(&self, now: Instant) -> bool {
-        self.last_wanted.is_some_and(|wanted| now.saturating_duration_since(wanted) < REKEY_ATTEMPT_TIME)
     }
 }
 

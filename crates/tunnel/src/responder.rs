@@ -120,11 +120,9 @@ impl Responder {
                     return Ok((None, Opened::Reply(out.get(..length).unwrap_or_default())));
                 }
             },
-            Message::Response { receiver } => {
-                self.limiter.reset_count();
-                self.by_index(receiver)?
-            }
-            Message::CookieReply { receiver } | Message::Data { receiver, .. } => self.by_index(receiver)?,
+            Message::Response { receiver }
+            | Message::CookieReply { receiver }
+            | Message::Data { receiver, .. } => self.by_index(receiver)?,
         };
         let member = self.members.get_mut(number).ok_or(OpenError::NoSession)?;
         let opened = member.peer.open_from(datagram, Some(from.ip()), out, now)?;
@@ -205,7 +203,7 @@ impl Responder {
             index,
             mtu: peer.mtu,
         };
-        let mut peer = Peer::with_limiter(config, Some(self.limiter.clone()), now);
+        let mut peer = Peer::with_limiter(config, self.limiter.clone(), now);
         peer.set_underlay(false, now);
         self.members.push(Member { peer, endpoint: None });
         Ok(())

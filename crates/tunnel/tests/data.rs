@@ -1,4 +1,5 @@
 //! What goes through a session: bytes, padding, order, replays, bounds.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod common;
 

@@ -57,11 +57,35 @@ impl Pair {
         }
     }
 
-    /// A pair with a session, both ends of which have been used.
+    /// A pair with a session that both ends have used, and nothing left to acknowledge.
     pub fn up() -> Self {
         let mut pair = Self::new();
         pair.connect();
+        pair.gateway.set_underlay(true, pair.now);
+        let keepalive = run(&mut pair.gateway, pair.now).remove(0);
+        assert_eq!(take(&mut pair.agent, &keepalive, pair.now), Ok(Took::Keepalive));
         pair
+    }
+
+    /// Lets time pass on a good network; returns how many handshakes were begun.
+    pub fn pass(&mut self, time: Duration) -> usize {
+        let end = self.now + time;
+        let mut initiations = 0;
+        while let Some(next) = [self.agent.deadline(), self.gateway.deadline()].into_iter().flatten().min()
+            && next <= end
+        {
+            self.now = next;
+            for datagram in run(&mut self.agent, next) {
+                initiations += usize::from(is_initiation(&datagram));
+                take(&mut self.gateway, &datagram, next).unwrap();
+            }
+            for datagram in run(&mut self.gateway, next) {
+                initiations += usize::from(is_initiation(&datagram));
+                take(&mut self.agent, &datagram, next).unwrap();
+            }
+        }
+        self.now = end;
+        initiations
     }
 
     pub fn connect(&mut self) {

@@ -1,0 +1,202 @@
+//! The handshake's side of a peer: when one begins, is repeated, given up, answered.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use boringtun::noise::TunnResult;
+use boringtun::noise::errors::WireGuardError;
+
+use super::{DATAGRAM_OVERHEAD, Peer};
+use crate::message::{Message, sender_index};
+use crate::outcome::{OpenError, Opened, State};
+use crate::session::Session;
+use crate::timers::{ERASE_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, due};
+
+/// A handshake of ours that has not been answered yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attempt {
+    /// When it began to be unanswered; retries do not move it.
+    pub(super) started: Instant,
+    /// When the latest initiation went out.
+    pub(super) sent: Instant,
+    /// The latest initiation's sender index.
+    pub(super) index: u32,
+    /// `None`: given up until somebody wants to send.
+    pub(super) retry_at: Option<Instant>,
+}
+
+impl Attempt {
+    pub(super) fn down_at(&self) -> Instant {
+        self.started + REKEY_TIMEOUT
+    }
+}
+
+impl Peer {
+    pub(super) fn open_handshake<'a>(
+        &mut self,
+        datagram: &[u8],
+        message: Message,
+        source: Option<IpAddr>,
+        out: &'a mut [u8],
+        now: Instant,
+    ) -> Result<Opened<'a>, OpenError> {
+        self.refresh(now);
+        self.limiter.reset_count();
+        let reply: &[u8] = match self.tunn.decapsulate(source, datagram, out) {
+            TunnResult::WriteToNetwork(reply) => reply,
+            TunnResult::Err(error) => {
+                self.undecryptable_response |=
+                    matches!((message, &error), (Message::Response { .. }, WireGuardError::InvalidAeadTag));
+                return Err(error.into());
+            }
+            _ => return Ok(Opened::Nothing),
+        };
+        match (message, Message::parse(reply)) {
+            (Message::Initiation, Some(Message::Response { .. })) => {
+                self.answered_initiation(datagram.len(), reply, now);
+            }
+            (Message::Response { receiver }, Some(Message::Data { .. })) => {
+                self.answered_by(receiver, datagram.len(), reply.len(), now);
+            }
+            // A cookie: the sender has proved nothing yet.
+            _ => {}
+        }
+        Ok(Opened::Reply(reply))
+    }
+
+    /// As responder: the session is made, and is used once the initiator has used it.
+    fn answered_initiation(&mut self, received: usize, reply: &[u8], now: Instant) {
+        let Some(local) = sender_index(reply) else { return };
+        self.sessions.insert(Session { local, established: now, initiator: false, confirmed: false });
+        self.unconfirmed = self.unconfirmed.saturating_add(1);
+        self.erase_at = Some(now + ERASE_AFTER_TIME);
+        self.stats.received_bytes += received as u64;
+        self.timers.received(false, now);
+        self.sent(reply.len(), false, now);
+    }
+
+    /// As initiator: the session is up.
+    fn answered_by(&mut self, local: u32, received: usize, sent: usize, now: Instant) {
+        let was_up = matches!(self.state(now), State::Up { .. });
+        let session = Session { local, established: now, initiator: true, confirmed: true };
+        self.sessions.insert(session);
+        // The answer to an earlier initiation leaves the latest one open in boringtun, which would drop all sessions
+        // after 90 s: it goes on being retried.
+        if self.attempt.is_some_and(|attempt| attempt.index == local) {
+            self.attempt = None;
+        }
+        self.stats.received_bytes += received as u64;
+        self.timers.received(false, now);
+        self.sent(sent, false, now);
+        self.session_up(session, was_up, now);
+    }
+
+    pub(super) fn session_up(&mut self, session: Session, was_up: bool, now: Instant) {
+        if !was_up {
+            self.up_since = now;
+        }
+        self.rekey_at = None;
+        self.unconfirmed = 0;
+        self.undecryptable_response = false;
+        self.erase_at = Some(now + ERASE_AFTER_TIME);
+        self.stats.handshakes += 1;
+        self.stats.last_handshake = Some(session.established);
+    }
+
+    pub(super) fn handshake_due(&mut self, now: Instant) -> bool {
+        if due(self.timers.unanswered, now) {
+            self.timers.unanswered = None;
+            match self.attempt {
+                Some(attempt) if attempt.retry_at.is_some() => {
+                    // Something came back since it began, so its 5 s count from now.
+                    let started = if self.heard_since(&attempt) { now } else { attempt.started };
+                    self.attempt = Some(Attempt { started, ..attempt });
+                }
+                _ => {
+                    self.attempt = None;
+                    self.rekey_at = Some(now);
+                }
+            }
+        }
+        let wanted = self.wanted(now);
+        let Some(attempt) = &mut self.attempt else { return due(self.rekey_at, now) };
+        self.rekey_at = None;
+        if !due(attempt.retry_at, now) {
+            return false;
+        }
+        if !wanted {
+            attempt.retry_at = None;
+        }
+        wanted
+    }
+
+    /// Begins or repeats a handshake.
+    pub(super) fn initiate(&mut self, out: &mut [u8], now: Instant) -> Option<usize> {
+        self.refresh(now);
+        self.rekey_at = None;
+        let TunnResult::WriteToNetwork(initiation) = self.tunn.format_handshake_initiation(out, true) else {
+            return None;
+        };
+        let (sent, index) = (initiation.len(), sender_index(initiation)?);
+        let started = match &self.attempt {
+            Some(attempt) => {
+                self.stats.handshakes_failed += 1;
+                attempt.started
+            }
+            None => {
+                self.last_wanted = Some(now);
+                now
+            }
+        };
+        let retry_at = Some(now + REKEY_TIMEOUT + self.jitter.next());
+        self.attempt = Some(Attempt { started, sent: now, index, retry_at });
+        self.erase_at = Some(now + ERASE_AFTER_TIME);
+        self.sent(sent, false, now);
+        Some(sent)
+    }
+
+    /// Sends a keepalive; where there is no session and persistent keepalives are wanted, a handshake.
+    pub(super) fn keepalive(&mut self, out: &mut [u8], now: Instant) -> Option<usize> {
+        let persistent = due(self.timers.persistent, now);
+        self.timers.sent(false, now);
+        if self.can_send(now) {
+            return self.transmit(&[], out, now);
+        }
+        match self.attempt.map(|attempt| attempt.retry_at) {
+            _ if !persistent => None,
+            None => self.initiate(out, now),
+            Some(Some(_retrying)) => None,
+            Some(None) => {
+                let sent = self.initiate(out, now);
+                if let Some(attempt) = &mut self.attempt {
+                    attempt.retry_at = None;
+                }
+                sent
+            }
+        }
+    }
+
+    /// Brings boringtun's clock up to date and lets it erase what is old. It also decides to send things then, from a clock
+    /// that stood still: the buffer is too short for a handshake, and a keepalive is discarded.
+    pub(super) fn refresh(&mut self, now: Instant) {
+        let mut discarded = [0; DATAGRAM_OVERHEAD];
+        let result = self.tunn.update_timers(&mut discarded);
+        if !matches!(result, TunnResult::Err(WireGuardError::ConnectionExpired)) {
+            return;
+        }
+        // Boringtun has forgotten its sessions and the handshake on its way.
+        self.sessions.clear();
+        if let Some(retry_at) = self.attempt.as_mut().and_then(|attempt| attempt.retry_at.as_mut()) {
+            *retry_at = now;
+        }
+    }
+
+    pub(super) fn heard_since(&self, attempt: &Attempt) -> bool {
+        self.timers.last_received.is_some_and(|received| received >= attempt.started)
+    }
+
+    /// Handshakes are repeated for 90 s after the last wish to send (WireGuard paper §6.4).
+    pub(super) fn wanted(&self, now: Instant) -> bool {
+        self.last_wanted.is_some_and(|wanted| now.saturating_duration_since(wanted) < REKEY_ATTEMPT_TIME)
+    }
+}
