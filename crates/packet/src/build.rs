@@ -42,7 +42,7 @@ pub struct SentUdp<'a> {
     pub payload: &'a [u8],
 }
 
-/// The hop limit of packets that start here (IANA "IP Option Numbers", default TTL).
+/// Of packets that start here (RFC 1700, "IP time to live parameter").
 const TTL: u8 = 64;
 /// RFC 1812 §4.3.2.5: ICMP errors travel as internetwork control (CS6).
 const ICMP_TOS: Tos = Tos(0xc0);

@@ -31,7 +31,7 @@ impl Sum {
     /// The 16-bit sum: 0 only if nothing but zeros was added.
     pub fn fold(self) -> u16 {
         let halves = (self.0 >> 32) + (self.0 & 0xffff_ffff);
-        let words = (halves >> 48) + (halves >> 32 & 0xffff) + (halves >> 16 & 0xffff) + (halves & 0xffff);
+        let words = (halves >> 32) + (halves >> 16 & 0xffff) + (halves & 0xffff);
         let words = (words >> 16) + (words & 0xffff);
         u16::from_be(((words >> 16) + (words & 0xffff)) as u16)
     }
