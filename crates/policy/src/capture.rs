@@ -59,6 +59,8 @@ fn sibling(prefix: &IpNet, parent: &IpNet) -> Option<IpNet> {
 mod tests {
     use super::*;
 
+    type Kinds = &'static [(&'static str, Fail)];
+
     fn table(prefixes: &[(&str, Fail)]) -> Vec<(String, Fail)> {
         let prefixes = prefixes.iter().map(|(net, fail)| (net.parse().unwrap(), *fail));
         aggregate(prefixes).into_iter().map(|c| (c.prefix.to_string(), c.fail)).collect()
@@ -67,7 +69,7 @@ mod tests {
     #[test]
     fn aggregates_without_changing_any_address() {
         use Fail::{Closed, Direct};
-        let cases: [(&[(&str, Fail)], &[(&str, Fail)]); 6] = [
+        let cases: [(Kinds, Kinds); 6] = [
             (&[("10.0.0.0/25", Closed), ("10.0.0.128/25", Closed)], &[("10.0.0.0/24", Closed)]),
             (
                 &[("10.0.0.0/25", Closed), ("10.0.0.128/25", Direct)],

@@ -3,7 +3,6 @@ use serde::Serialize;
 
 use crate::{
     Content, Facts, Path, Snapshot,
-    prefix_table::Owner,
     rule::{Mismatch, Rule},
     snapshot::UNMATCHED,
 };
@@ -45,19 +44,19 @@ impl Snapshot {
 
 /// Sees each step of the walk: nothing at all for the pump, the story for `explain`.
 pub(crate) trait Trace {
-    fn set(&mut self, snapshot: &Snapshot, facts: &Facts, owner: Option<Owner>);
+    fn set(&mut self, snapshot: &Snapshot, facts: &Facts);
     fn rule(&mut self, rule: &Rule, facts: &Facts, result: Result<(), Mismatch>);
     fn unmatched(&mut self, path: Path);
 }
 
 impl Trace for () {
-    fn set(&mut self, _: &Snapshot, _: &Facts, _: Option<Owner>) {}
+    fn set(&mut self, _: &Snapshot, _: &Facts) {}
     fn rule(&mut self, _: &Rule, _: &Facts, _: Result<(), Mismatch>) {}
     fn unmatched(&mut self, _: Path) {}
 }
 
 impl Trace for Vec<Step> {
-    fn set(&mut self, snapshot: &Snapshot, facts: &Facts, _: Option<Owner>) {
+    fn set(&mut self, snapshot: &Snapshot, facts: &Facts) {
         let address = facts.destination;
         let found = match snapshot.set_of(address) {
             Some((set, prefix)) => format!("{address} is in {set} by {prefix}"),

@@ -49,7 +49,7 @@ pub struct Facts {
 /// What becomes of captured packets when the TUN is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fail {
-    /// Refused: only tunnel rules use this prefix.
+    /// Refused: no rule lets this prefix break out.
     Closed,
     /// Sent directly: some rule lets it break out.
     Direct,
@@ -188,9 +188,8 @@ impl Snapshot {
     }
 
     pub(crate) fn walk(&self, facts: &Facts, trace: &mut impl Trace) -> Verdict {
-        let owner = self.owner(facts.destination);
-        trace.set(self, facts, owner);
-        let set = owner.and_then(|owner| self.sets.get(owner.set as usize));
+        trace.set(self, facts);
+        let set = self.owner(facts.destination).and_then(|owner| self.sets.get(owner.set as usize));
         for &id in set.map_or(&[][..], |set| &set.rules) {
             let Some(rule) = self.rules.get(usize::from(id)) else { continue };
             let result = rule.check(facts);

@@ -1,4 +1,5 @@
 //! Snapshot and explanation against the plain second implementation, for policies and packets of every kind.
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod reference;
 

@@ -1,4 +1,5 @@
 //! The configuration that the documentation shows, and what the built-in sets and rules make of Genesys traffic.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,5 @@
 //! Each mistake in a configuration: the line it is reported in, what is said to be found, and the remedy.
+#![allow(clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use policy::{Config, ConfigError, Finding};
 
@@ -71,7 +72,7 @@ fn errors() {
         case(1, "nonsense = 1\n[interface]", "unknown key `nonsense` in the file", "it can be `interface`"),
         case(1, "[interface]\nadress = []", "unknown key `adress` in [interface]", "did you mean `address`?").at(2),
         case(2, "", "`address` is missing from [interface]", "add `address = ").at(1),
-        case(2, "address = []", "`address` is empty", "list something"),
+        case(2, "address = []", "`address` is empty", "list at least one"),
         case(2, "address = [\"10.99.0.1/33\"]", "`10.99.0.1/33` is no address", "10.99.0.1/32"),
         case(2, "address = [\"127.0.0.1/8\"]", "127.0.0.1 cannot be", "administrator assigned"),
         case(2, "address = 7", "`address` is a number", "must be text in quotes"),
@@ -96,7 +97,7 @@ fn errors() {
         case(6, "endpoint = \"300.1.1.1:51820\"", "neither an address nor a host name", "vpn.example.com"),
         case(6, "endpoint = \"203.0.113.5:51820\"", "endpoint 203.0.113.5 lies inside 203.0.113.0/24", "outside of all sets"),
         case(6, "endpoint = \"h:1\"\nkeepalive = -1", "`keepalive` is -1", "from 0 to 65535").at(7),
-        case(8, "cidrs = []", "`cidrs` is empty", "list something"),
+        case(8, "cidrs = []", "`cidrs` is empty", "list at least one"),
         case(8, "cidrs = [\"203.0.113.1/24\"]", "203.0.113.1/24 has host bits set", "write 203.0.113.0/24"),
         case(8, "cidrs = [\"203.0.113.1\"]", "has no prefix length", "write 203.0.113.1/32"),
         case(8, "cidrs = [\"api.mypurecloud.de\"]", "is no prefix", "addresses, not names"),
@@ -121,10 +122,10 @@ fn errors() {
         case(12, "name = \"a\\nb\"", "a rule cannot be called", "letters, digits"),
         case(12, "name = \"first\"\nport = 4", "unknown key `port` in rule `first`", "did you mean `ports`?").at(13),
         case(13, "to = \"genesys-medai\"", "there is no set `genesys-medai`", "did you mean `genesys-media`?"),
-        case(13, "to = []", "`to` is empty", "list something"),
+        case(13, "to = []", "`to` is empty", "list at least one"),
         case(13, "", "`to` is missing from rule `first`", "add `to = ").at(11),
         case(14, "protocol = \"upd\"", "`protocol` is `upd`", "did you mean `udp`?"),
-        case(14, "protocol = []", "`protocol` is empty", "leave it out"),
+        case(14, "protocol = []", "`protocol` is empty", "list at least one"),
         case(14, "protocol = \"tcp\"\nports = [\"65535-16384\"]", "65535-16384 is turned round", "write \"16384-65535\"").at(15),
         case(14, "protocol = \"tcp\"\nports = [0]", "no port 0", "1 to 65535").at(15),
         case(14, "protocol = \"tcp\"\nports = [65536]", "`65536` is no port", "1 to 65535").at(15),
@@ -223,6 +224,15 @@ fn missing_tables_and_sets_say_what_to_add() {
         let matches = |finding: &&Finding| finding.message.contains(found) && finding.help.contains(remedy);
         assert!(error.findings().iter().any(|finding| matches(&finding)), "{found}: {error:#}");
     }
+}
+
+#[test]
+fn a_misspelt_signaling_set_is_named() {
+    let text = VALID[..10].join("\n").replace("genesys-signaling", "genesys-signalling");
+    let error = Config::parse(&text, "breakout.toml").unwrap_err();
+    assert!(
+        error.findings()[0].help.contains("rename `[sets.genesys-signalling]` to `[sets.genesys-signaling]`")
+    );
 }
 
 #[test]

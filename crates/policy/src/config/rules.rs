@@ -8,7 +8,7 @@ use toml::{
 
 use super::{
     finding::{Findings, Span},
-    section::{Section, check_name, did_you_mean, list, string, wrong_type},
+    section::{Section, check_name, did_you_mean, list, nearest, string, wrong_type},
     sets::ReadSet,
 };
 use crate::{
@@ -102,8 +102,12 @@ pub(super) fn resolve(rules: Vec<ReadRule>, sets: &[ReadSet], findings: &mut Fin
                         "[sets.{name}] is missing, and the built-in rule `{}` needs it",
                         read.rule.name
                     );
-                    let help =
-                        format!("add `[sets.{name}]` with its `cidrs`, or write [[rules]] of your own");
+                    let help = match nearest(name, &names) {
+                        Some(other) => format!("rename `[sets.{other}]` to `[sets.{name}]`"),
+                        None => {
+                            format!("add `[sets.{name}]` with its `cidrs`, or write [[rules]] of your own")
+                        }
+                    };
                     findings.error(None, message, help);
                 }
                 None => {
@@ -274,10 +278,10 @@ fn choose<T: Copy>(
     }
     let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
     let message = format!("`{key}` is `{}`", word.get_ref().escape_debug());
-    let mut help = did_you_mean(word.get_ref(), &names);
-    if help.starts_with("did") {
-        help = format!("{help} It can be {}", list(&names));
-    }
+    let help = match nearest(word.get_ref(), &names) {
+        Some(name) => format!("did you mean `{name}`? It can be {}", list(&names)),
+        None => format!("it can be {}", list(&names)),
+    };
     findings.error(word.span(), message, help);
     None
 }

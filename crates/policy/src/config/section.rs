@@ -87,7 +87,7 @@ impl<'t> Section<'t> {
             findings.error(
                 value.span(),
                 format!("`{key}` is empty"),
-                format!("list something in `{key}`, or leave it out if it may be"),
+                format!("list at least one in `{key}`"),
             );
             return None;
         }
@@ -153,12 +153,17 @@ pub(super) fn wrong_type(key: &str, expected: &str, found: &DeValue<'_>, at: Spa
 
 /// A remedy for a word that is none of `known`.
 pub(super) fn did_you_mean(word: &str, known: &[&str]) -> String {
-    let nearest = known.iter().map(|name| (strsim::osa_distance(word, name), name)).min();
-    match nearest {
-        Some((distance, name)) if 3 * distance <= name.len() => format!("did you mean `{name}`?"),
+    match nearest(word, known) {
+        Some(name) => format!("did you mean `{name}`?"),
         _ if known.is_empty() => "there is none to choose from".to_owned(),
         _ => format!("it can be {}", list(known)),
     }
+}
+
+/// The name that a slip may have turned into `word`.
+pub(super) fn nearest<'a>(word: &str, names: &[&'a str]) -> Option<&'a str> {
+    let (distance, name) = names.iter().map(|name| (strsim::osa_distance(word, name), *name)).min()?;
+    (3 * distance <= name.len()).then_some(name)
 }
 
 /// `` `a`, `b` or `c` ``
