@@ -10,7 +10,7 @@ pub const fn udp_header_len(destination: &SocketAddr) -> usize {
     if destination.is_ipv4() { 28 } else { 48 }
 }
 
-/// The largest packet that [`unreachable`], [`too_big`], [`error_about_udp`] or [`tcp_reset`] write.
+/// The largest packet that [`unreachable()`], [`too_big`], [`error_about_udp`] or [`tcp_reset`] write.
 pub const MAX_REFUSAL: usize = 1280;
 
 /// Why a destination cannot be reached, in either family's codes.
@@ -101,7 +101,7 @@ pub fn unreachable(
 }
 
 /// Fragmentation needed (RFC 1191 §4, `mtu` capped at 65535) or packet too big (RFC 4443 §3.2, which allows it about a multicast).
-/// Whether `original` may be fragmented instead (IPv4 without DF) is the caller's to know. Else as [`unreachable`].
+/// Whether `original` may be fragmented instead (IPv4 without DF) is the caller's to know. Else as [`unreachable()`].
 pub fn too_big(original: &Packet<'_>, mtu: u32, from: IpAddr, out: &mut [u8]) -> Option<usize> {
     if from.is_ipv4() && original.headers().destination.is_multicast() || !may_be_reported(original) {
         return None;

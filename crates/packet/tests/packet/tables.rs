@@ -138,6 +138,11 @@ fn fragments_have_ports_only_at_their_head() {
         assert_eq!((fragment.offset, fragment.more), (0, true));
         assert!(packet.five_tuple().is_some());
         first.edit(&Edit::Source(first.spec.destination));
+        // Its checksum covers bytes that are elsewhere.
+        let before = first.bytes.clone();
+        let mut partial = PacketMut::parse(&mut first.bytes, Checksum::Partial).unwrap();
+        assert!(!partial.complete_checksum());
+        assert_eq!((partial.checksum(), partial.bytes()), (Checksum::Partial, &before[..]));
 
         // The same bytes at another offset.
         let placement = if first.spec.source.is_ipv4() { 6 } else { 42 };
