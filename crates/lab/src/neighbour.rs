@@ -1,0 +1,91 @@
+//! Another computer at home that tries to reach the agent's address inside the tunnel, past the tunnel.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use packet::protocol;
+
+use crate::internet::addresses::{AGENT, AGENT_TUNNEL, NEIGHBOUR};
+use crate::judge::Wires;
+use crate::report::{Path, Row};
+use crate::{During, Internet, LabError};
+
+/// How the attempt ended.
+#[derive(Debug)]
+pub struct Attempt {
+    to: SocketAddr,
+    sent: u64,
+    received: u64,
+}
+
+const DATAGRAMS: u64 = 5;
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Opens a socket on the TUN's address and lets the neighbour send to it. The daemon must be up.
+pub fn start(internet: &Internet) -> Result<JoinHandle<io::Result<Attempt>>, LabError> {
+    let socket = internet
+        .agent
+        .run(|| UdpSocket::bind((AGENT_TUNNEL, 0)))?
+        .during(|| format!("open a socket on the TUN's address {AGENT_TUNNEL}"))?;
+    internet.router.add_route(Ipv4Net::from(AGENT_TUNNEL).into(), AGENT.into())?;
+    internet.router.thread("neighbour", move || attempt(&socket, NEIGHBOUR))
+}
+
+fn attempt(target: &UdpSocket, from: Ipv4Addr) -> io::Result<Attempt> {
+    let to = target.local_addr()?;
+    let neighbour = UdpSocket::bind((from, 0))?;
+    for number in 0..DATAGRAMS {
+        neighbour.send_to(&number.to_be_bytes(), to)?;
+    }
+    let until = Instant::now() + PATIENCE;
+    let mut received = 0;
+    let mut datagram = [0; 64];
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        target.set_read_timeout(Some(left))?;
+        match target.recv(&mut datagram) {
+            Ok(_) => received += 1,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Attempt { to, sent: DATAGRAMS, received })
+}
+
+impl Attempt {
+    pub fn judge(&self, wires: &Wires) -> Row {
+        let on_wire =
+            wires.lan.records.iter().filter(|record| record.outgoing && record.destination == self.to);
+        let on_wire: Vec<_> = on_wire.filter(|record| record.protocol == protocol::UDP).collect();
+        let mut problems = Vec::new();
+        if self.received > 0 {
+            problems.push(format!("{} datagrams reached the socket past the tunnel", self.received));
+        }
+        if on_wire.is_empty() {
+            problems.push("the neighbour's datagrams were not on the wire: nothing was tested".to_owned());
+        }
+        Row {
+            kind: "tun-address-in".to_owned(),
+            what: "a neighbour sends to the TUN's address over the LAN".to_owned(),
+            protocol: "udp".to_owned(),
+            destination: self.to.to_string(),
+            sent: self.sent,
+            answered: self.received,
+            path_expected: Path::Dropped,
+            path_seen: if self.received > 0 { Path::Direct } else { Path::Dropped },
+            packets_in_clear: on_wire.len() as u64,
+            packets_behind_gateway: 0,
+            dscp: Vec::new(),
+            dscp_back: Vec::new(),
+            external: Vec::new(),
+            rtt_p50_us: None,
+            rtt_p99_us: None,
+            jitter_us: None,
+            loss: 1.0 - self.received as f64 / self.sent as f64,
+            ok: problems.is_empty(),
+            problems,
+        }
+    }
+}
