@@ -1,4 +1,11 @@
 //! Our tables as nft itself reads them, and as packets feel them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may"
+)]
 
 mod common;
 

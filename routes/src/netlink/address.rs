@@ -25,7 +25,7 @@ impl Netlink {
     /// The addresses of all interfaces, IPv4 and IPv6.
     pub async fn addresses(&self) -> Result<Vec<Address>, Error> {
         let get = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let messages = self.dump(get, &"list addresses").await?;
+        let messages = self.dump(get, "list addresses").await?;
         Ok(messages
             .into_iter()
             .filter_map(|message| match message {
@@ -35,15 +35,15 @@ impl Netlink {
             .collect())
     }
 
-    /// An IPv6 address is usable at once: duplicate address detection is left out (`IFA_F_NODAD`).
+    /// An IPv6 address is usable at once if the link is up: duplicate address detection is left out (`IFA_F_NODAD`).
     pub async fn add_address(&self, index: u32, net: IpNet) -> Result<(), Error> {
         let message = RouteNetlinkMessage::NewAddress(address_message(index, net));
-        self.create(message, &format_args!("add the address {net} to link {index}")).await
+        self.create(message, &format!("add the address {net} to link {index}")).await
     }
 
     pub async fn delete_address(&self, index: u32, net: IpNet) -> Result<(), Error> {
         let message = RouteNetlinkMessage::DelAddress(address_message(index, net));
-        self.change(message, &format_args!("delete the address {net} of link {index}")).await
+        self.change(message, &format!("delete the address {net} of link {index}")).await
     }
 }
 

@@ -1,7 +1,4 @@
-use std::{
-    fmt,
-    os::fd::{AsRawFd, BorrowedFd},
-};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -18,6 +15,9 @@ pub struct Link {
     /// Bytes of IP packet.
     pub mtu: u32,
     pub up: bool,
+    /// Has a carrier and its queue (`IFF_RUNNING`). A link gets there some time after it and its far end are up, and an
+    /// IPv6 address that is added before is not usable until then.
+    pub running: bool,
     pub loopback: bool,
     /// The link-layer address; empty on a TUN.
     pub mac: Vec<u8>,
@@ -26,7 +26,7 @@ pub struct Link {
 impl Netlink {
     pub async fn links(&self) -> Result<Vec<Link>, Error> {
         let get = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let messages = self.dump(get, &"list links").await?;
+        let messages = self.dump(get, "list links").await?;
         Ok(messages
             .into_iter()
             .filter_map(|message| match message {
@@ -80,7 +80,7 @@ impl Netlink {
 
     pub async fn delete_link(&self, index: u32) -> Result<(), Error> {
         let message = RouteNetlinkMessage::DelLink(link_message(index));
-        self.change(message, &format_args!("delete link {index}")).await
+        self.change(message, &format!("delete link {index}")).await
     }
 
     pub async fn set_up(&self, index: u32) -> Result<(), Error> {
@@ -94,7 +94,7 @@ impl Netlink {
 
     /// `mtu` in bytes of IP packet. Below 1280 the kernel takes the link's IPv6 away.
     pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), Error> {
-        self.set_link(index, LinkAttribute::Mtu(mtu), format_args!("set the MTU {mtu}")).await
+        self.set_link(index, LinkAttribute::Mtu(mtu), &format!("set the MTU {mtu}")).await
     }
 
     pub async fn set_mac(&self, index: u32, mac: [u8; 6]) -> Result<(), Error> {
@@ -106,18 +106,13 @@ impl Netlink {
         message.header.flags = flags;
         message.header.change_mask = LinkFlags::Up;
         let state = if flags.contains(LinkFlags::Up) { "up" } else { "down" };
-        self.change(RouteNetlinkMessage::SetLink(message), &format_args!("set link {index} {state}")).await
+        self.change(RouteNetlinkMessage::SetLink(message), &format!("set link {index} {state}")).await
     }
 
-    async fn set_link(
-        &self,
-        index: u32,
-        attribute: LinkAttribute,
-        what: impl fmt::Display,
-    ) -> Result<(), Error> {
+    async fn set_link(&self, index: u32, attribute: LinkAttribute, what: &str) -> Result<(), Error> {
         let mut message = link_message(index);
         message.attributes.push(attribute);
-        self.change(RouteNetlinkMessage::SetLink(message), &format_args!("{what} of link {index}")).await
+        self.change(RouteNetlinkMessage::SetLink(message), &format!("{what} of link {index}")).await
     }
 }
 
@@ -134,6 +129,7 @@ impl Link {
             name: String::new(),
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            running: message.header.flags.contains(LinkFlags::Running),
             loopback: message.header.flags.contains(LinkFlags::Loopback),
             mac: Vec::new(),
         };

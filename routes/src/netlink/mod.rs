@@ -2,7 +2,6 @@
 //!
 //! A netlink socket belongs to the network namespace of the thread that opens it, for good: [`Netlink::new`] looks at
 //! the calling thread's namespace once, and every call speaks to that one.
-#![forbid(unsafe_code)]
 
 mod address;
 mod link;
@@ -10,7 +9,7 @@ mod route;
 mod rule;
 mod watch;
 
-use std::{fmt, io};
+use std::io;
 
 use futures::StreamExt;
 use netlink_packet_core::{
@@ -75,11 +74,11 @@ impl Netlink {
         Ok(Self { handle, connection: tokio::spawn(connection) })
     }
 
-    async fn create(&self, message: RouteNetlinkMessage, action: &dyn fmt::Display) -> Result<(), Error> {
+    async fn create(&self, message: RouteNetlinkMessage, action: &str) -> Result<(), Error> {
         self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, action).await.map(drop)
     }
 
-    async fn change(&self, message: RouteNetlinkMessage, action: &dyn fmt::Display) -> Result<(), Error> {
+    async fn change(&self, message: RouteNetlinkMessage, action: &str) -> Result<(), Error> {
         self.request(message, NLM_F_ACK, action).await.map(drop)
     }
 
@@ -87,7 +86,7 @@ impl Netlink {
     async fn dump(
         &self,
         message: RouteNetlinkMessage,
-        action: &dyn fmt::Display,
+        action: &str,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
         for _ in 0..DUMP_ATTEMPTS {
             match self.request(message.clone(), NLM_F_DUMP, action).await {
@@ -102,7 +101,7 @@ impl Netlink {
         &self,
         message: RouteNetlinkMessage,
         flags: u16,
-        action: &dyn fmt::Display,
+        action: &str,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
         let closed = || Error::Closed { action: action.to_string() };
         let mut request = NetlinkMessage::from(message);

@@ -79,20 +79,20 @@ impl Netlink {
             Kind::Unicast if route.via.is_none() && route.prefix.addr().is_ipv4() => RouteScope::Link,
             _ => RouteScope::Universe,
         };
-        self.create(RouteNetlinkMessage::NewRoute(message), &format_args!("add the route {route}")).await
+        self.create(RouteNetlinkMessage::NewRoute(message), &format!("add the route {route}")).await
     }
 
     pub async fn delete_route(&self, route: &Route) -> Result<(), Error> {
         let mut message = route.to_message();
         // RT_SCOPE_NOWHERE matches a route of any scope (net/ipv4/fib_trie.c, fib_table_delete).
         message.header.scope = RouteScope::NoWhere;
-        self.change(RouteNetlinkMessage::DelRoute(message), &format_args!("delete the route {route}")).await
+        self.change(RouteNetlinkMessage::DelRoute(message), &format!("delete the route {route}")).await
     }
 
     /// The IPv4 and IPv6 routes of one table, of the kinds that [`Kind`] names.
     pub async fn routes(&self, table: u32) -> Result<Vec<Route>, Error> {
         let get = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-        let messages = self.dump(get, &"list routes").await?;
+        let messages = self.dump(get, "list routes").await?;
         Ok(messages
             .into_iter()
             .filter_map(|message| match message {

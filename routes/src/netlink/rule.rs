@@ -43,17 +43,17 @@ impl Netlink {
     /// Fails with EEXIST if there is the same rule.
     pub async fn add_rule(&self, rule: &Rule) -> Result<(), Error> {
         let message = RouteNetlinkMessage::NewRule(rule.to_message());
-        self.create(message, &format_args!("add the rule {rule}")).await
+        self.create(message, &format!("add the rule {rule}")).await
     }
 
     pub async fn delete_rule(&self, rule: &Rule) -> Result<(), Error> {
         let message = RouteNetlinkMessage::DelRule(rule.to_message());
-        self.change(message, &format_args!("delete the rule {rule}")).await
+        self.change(message, &format!("delete the rule {rule}")).await
     }
 
     /// The IPv4 and IPv6 rules that lead to a table by what [`Rule`] can say. Others are left out.
     pub async fn rules(&self) -> Result<Vec<Rule>, Error> {
-        let messages = self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), &"list rules").await?;
+        let messages = self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), "list rules").await?;
         Ok(messages
             .into_iter()
             .filter_map(|message| match message {

@@ -1,7 +1,6 @@
 //! nftables over nfnetlink: whole `inet` tables, each installed in one atomic batch.
 //!
 //! Needs Linux 5.2 for `nat` chains of the `inet` family, 5.12 for owned tables.
-#![forbid(unsafe_code)]
 
 mod encode;
 mod socket;

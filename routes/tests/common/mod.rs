@@ -1,6 +1,8 @@
 //! Network namespaces for tests: each test runs in a thread of its own that moves into a new one, which ends with it.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod world;
+
 use std::{
     fs::File,
     future::Future,

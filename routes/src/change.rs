@@ -1,0 +1,196 @@
+//! Changes of routes and rules that happen all or not at all.
+
+use std::{collections::HashSet, fmt};
+
+use tracing::warn;
+
+use crate::{
+    Error,
+    netlink::{self, Netlink, Route, Rule},
+    plan::{PROTOCOL, Plan, TABLE_CAPTURED, TABLE_SOURCE},
+};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    AddRoute(Route),
+    AddRule(Rule),
+    DeleteRoute(Route),
+    DeleteRule(Rule),
+}
+
+/// Our routes and rules as the kernel has them.
+#[derive(Debug)]
+pub(crate) struct Present {
+    pub routes: Vec<Route>,
+    pub rules: Vec<Rule>,
+}
+
+impl Present {
+    pub async fn read(netlink: &Netlink) -> Result<Self, Error> {
+        let mut routes = tables(netlink).await?;
+        routes.retain(|route| route.protocol == PROTOCOL);
+        let mut rules = netlink.rules().await?;
+        rules.retain(|rule| rule.protocol == PROTOCOL);
+        Ok(Self { routes, rules })
+    }
+
+    /// Fails if somebody else has routes in our tables.
+    pub async fn read_alone(netlink: &Netlink) -> Result<Self, Error> {
+        match tables(netlink).await?.iter().find(|route| route.protocol != PROTOCOL) {
+            Some(foreign) => Err(Error::TableTaken { table: foreign.table, found: foreign.to_string() }),
+            None => Self::read(netlink).await,
+        }
+    }
+
+    /// What refuses and the rules that lead to it.
+    pub fn missing_guards(&self, plan: &Plan) -> Vec<Change> {
+        let mut changes = self.missing_routes(&plan.behind);
+        let rules: HashSet<_> = self.rules.iter().collect();
+        changes.extend(plan.rules.iter().filter(|rule| !rules.contains(rule)).cloned().map(Change::AddRule));
+        changes
+    }
+
+    pub fn missing_tun_routes(&self, plan: &Plan) -> Vec<Change> {
+        self.missing_routes(&plan.tun)
+    }
+
+    /// What the plan does not know: the rules, then what stood behind the TUN's routes, then these. The other way round a
+    /// prefix that a wider one goes on capturing would be refused in between.
+    pub fn stale(&self, plan: &Plan) -> Vec<Change> {
+        let rules: HashSet<_> = plan.rules.iter().collect();
+        let routes: HashSet<_> = plan.behind.iter().chain(&plan.tun).collect();
+        let mut stale: Vec<_> = self.routes.iter().filter(|route| !routes.contains(route)).cloned().collect();
+        stale.sort_by_key(|route| std::cmp::Reverse(route.metric));
+        let rules = self.rules.iter().filter(|rule| !rules.contains(rule)).cloned().map(Change::DeleteRule);
+        rules.chain(stale.into_iter().map(Change::DeleteRoute)).collect()
+    }
+
+    fn missing_routes(&self, wanted: &[Route]) -> Vec<Change> {
+        let present: HashSet<_> = self.routes.iter().collect();
+        wanted.iter().filter(|route| !present.contains(route)).cloned().map(Change::AddRoute).collect()
+    }
+}
+
+async fn tables(netlink: &Netlink) -> Result<Vec<Route>, Error> {
+    let mut routes = netlink.routes(TABLE_CAPTURED).await?;
+    routes.extend(netlink.routes(TABLE_SOURCE).await?);
+    Ok(routes)
+}
+
+/// Makes the changes in turn and notes each in `done`. What is as wanted already is no error and not noted.
+pub(crate) async fn make(
+    netlink: &Netlink,
+    changes: Vec<Change>,
+    done: &mut Vec<Change>,
+) -> Result<(), Error> {
+    for change in changes {
+        match change.make(netlink).await {
+            Ok(()) => done.push(change),
+            Err(error) if change.needless(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Takes changes back, the last first. What cannot be taken back is logged: the error that led here is the one to tell.
+pub(crate) async fn revert(netlink: &Netlink, done: Vec<Change>) {
+    for change in done.into_iter().rev() {
+        let undo = change.inverse();
+        if let Err(error) = undo.make(netlink).await
+            && !undo.needless(&error)
+        {
+            warn!("could not undo a change: {error}");
+        }
+    }
+}
+
+impl Change {
+    async fn make(&self, netlink: &Netlink) -> Result<(), netlink::Error> {
+        match self {
+            Self::AddRoute(route) => netlink.add_route(route).await,
+            Self::AddRule(rule) => netlink.add_rule(rule).await,
+            Self::DeleteRoute(route) => netlink.delete_route(route).await,
+            Self::DeleteRule(rule) => netlink.delete_rule(rule).await,
+        }
+    }
+
+    fn inverse(self) -> Self {
+        match self {
+            Self::AddRoute(route) => Self::DeleteRoute(route),
+            Self::AddRule(rule) => Self::DeleteRule(rule),
+            Self::DeleteRoute(route) => Self::AddRoute(route),
+            Self::DeleteRule(rule) => Self::AddRule(rule),
+        }
+    }
+
+    fn needless(&self, error: &netlink::Error) -> bool {
+        match self {
+            Self::AddRoute(_) | Self::AddRule(_) => error.errno() == Some(libc::EEXIST),
+            Self::DeleteRoute(_) | Self::DeleteRule(_) => {
+                matches!(error.errno(), Some(libc::ESRCH | libc::ENOENT | libc::ENODEV))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddRoute(route) => write!(f, "route {route}"),
+            Self::AddRule(rule) => write!(f, "rule {rule}"),
+            Self::DeleteRoute(route) => write!(f, "no route {route}"),
+            Self::DeleteRule(rule) => write!(f, "no rule {rule}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ipnet::IpNet;
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::netlink::{Family, Kind};
+
+    #[test]
+    fn a_failure_midway_takes_back_what_was_done() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped, because this needs root");
+            return;
+        }
+        let test = async {
+            let netlink = Netlink::new().unwrap();
+            let kept = Route {
+                kind: Kind::Prohibit,
+                table: TABLE_CAPTURED,
+                protocol: PROTOCOL,
+                metric: 5,
+                ..Route::new("192.0.2.0/24".parse::<IpNet>().unwrap())
+            };
+            let added = Route { prefix: "2001:db8::/32".parse().unwrap(), ..kept.clone() };
+            let impossible = Route { kind: Kind::Unicast, device: Some(4711), ..added.clone() };
+            let rule = Rule { protocol: PROTOCOL, ..Rule::new(Family::V6, 77, TABLE_CAPTURED) };
+            netlink.add_route(&kept).await.unwrap();
+
+            let changes = vec![
+                Change::AddRoute(kept.clone()),
+                Change::AddRoute(added),
+                Change::AddRule(rule),
+                Change::DeleteRoute(kept.clone()),
+                Change::AddRoute(Route { metric: 6, ..impossible }),
+            ];
+            let mut done = Vec::new();
+            make(&netlink, changes, &mut done).await.unwrap_err();
+            assert_eq!(done.len(), 3, "{done:?}");
+            revert(&netlink, done).await;
+            let present = Present::read(&netlink).await.unwrap();
+            assert_eq!((present.routes, present.rules), (vec![kept], vec![]));
+        };
+        let inside = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+        });
+        inside.join().unwrap();
+    }
+}

@@ -1,0 +1,134 @@
+//! The physical side: what carries the tunnel and the bypass.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use policy::Captured;
+
+use crate::{
+    Error,
+    netlink::{Address, Link, Netlink},
+};
+
+/// Addresses that are nobody's (RFC 5737, RFC 3849): their route is the default route.
+const ANYWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+
+/// The physical side as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// The way to the gateway; `None`: there is none.
+    pub gateway: Option<Leg>,
+    /// The default way out over IPv4.
+    pub v4: Option<Leg>,
+    /// The default way out over IPv6.
+    pub v6: Option<Leg>,
+    /// All addresses of physical interfaces that reach beyond their link and are fit as a source.
+    pub addresses: Vec<PhysicalAddress>,
+}
+
+/// A way out for marked packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leg {
+    /// The source address that a socket without one is given.
+    pub source: IpAddr,
+    pub device: String,
+    /// The device's index.
+    pub index: u32,
+    /// Bytes of IP packet: the smaller of the device's and the route's.
+    pub mtu: u32,
+    /// The next hop; `None` if the destination is a neighbour.
+    pub via: Option<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PhysicalAddress {
+    pub device: String,
+    /// The device's index.
+    pub index: u32,
+    /// The address with its network's length.
+    pub net: IpNet,
+}
+
+/// What the captured prefixes get in the way of.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    #[error(
+        "the tunnel's endpoint {endpoint} is inside {prefix}, which is captured; take it out of the set or use an \
+         endpoint outside"
+    )]
+    Endpoint { endpoint: IpAddr, prefix: IpNet },
+    #[error(
+        "the network {network} of {device} overlaps {prefix}, which is captured: its neighbours there cannot be reached \
+         directly; use another network, or take it out of the set"
+    )]
+    Network { network: IpNet, device: String, prefix: IpNet },
+}
+
+/// Asks for the physical side now. `mark` is our sockets' fwmark, `tun` the TUN's index if there is one.
+pub async fn underlay(
+    netlink: &Netlink,
+    mark: u32,
+    gateway: IpAddr,
+    tun: Option<u32>,
+) -> Result<Underlay, Error> {
+    let mut links = netlink.links().await?;
+    links.retain(|link| !link.loopback && Some(link.index) != tun);
+    let addresses = netlink.addresses().await?;
+    Ok(Underlay {
+        gateway: leg(netlink, &links, gateway, mark).await?,
+        v4: leg(netlink, &links, ANYWHERE_V4, mark).await?,
+        v6: leg(netlink, &links, ANYWHERE_V6, mark).await?,
+        addresses: addresses.iter().filter_map(|address| physical(address, &links)).collect(),
+    })
+}
+
+/// An endpoint inside a captured prefix is an error, a network that overlaps one a warning.
+pub fn conflicts(captured: &[Captured], endpoint: IpAddr, underlay: &Underlay) -> Vec<Conflict> {
+    let endpoint_captured = captured
+        .iter()
+        .filter(|captured| captured.prefix.contains(&endpoint))
+        .map(|captured| Conflict::Endpoint { endpoint, prefix: captured.prefix });
+    let networks = underlay.addresses.iter().flat_map(|address| {
+        let network = address.net.trunc();
+        captured
+            .iter()
+            .filter(move |captured| {
+                network.prefix_len() < network.max_prefix_len() && overlap(network, captured.prefix)
+            })
+            .map(move |captured| Conflict::Network {
+                network,
+                device: address.device.clone(),
+                prefix: captured.prefix,
+            })
+    });
+    endpoint_captured.chain(networks).collect()
+}
+
+async fn leg(
+    netlink: &Netlink,
+    links: &[Link],
+    destination: IpAddr,
+    mark: u32,
+) -> Result<Option<Leg>, Error> {
+    let Some(hop) = netlink.route_to(destination, mark).await? else { return Ok(None) };
+    let device = links.iter().find(|link| link.index == hop.device);
+    let (Some(link), Some(source)) = (device, hop.source) else { return Ok(None) };
+    Ok(Some(Leg {
+        source,
+        device: link.name.clone(),
+        index: link.index,
+        mtu: hop.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
+        via: hop.via,
+    }))
+}
+
+fn physical(address: &Address, links: &[Link]) -> Option<PhysicalAddress> {
+    let link = links.iter().find(|link| link.index == address.index && link.up)?;
+    let fit = address.global && address.usable;
+    fit.then(|| PhysicalAddress { device: link.name.clone(), index: link.index, net: address.net })
+}
+
+fn overlap(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b) || b.contains(&a)
+}

@@ -1,0 +1,397 @@
+//! The daemon's part in real network namespaces, seen from the TUN, from a neighbour's sockets and by `ip`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may"
+)]
+
+mod common;
+
+use std::{
+    fs::File,
+    net::UdpSocket,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use common::{
+    in_namespace, run,
+    world::{
+        MARK, MEDIA, SIGNALING, TUN, TUN_V4, TUN_V6, Tun, UNRELATED, World, arrived, captured, closed, ip,
+        net, rp_filter, send, set_rp_filter, settings, settle_addresses, settled_snapshot, silent,
+    },
+};
+use nix::sched::{CloneFlags, setns};
+use policy::{Captured, Fail};
+use routes::{
+    Cleaned, Conflict, Error, Routes, State, clean, conflicts,
+    netlink::{Kind, Netlink, Route, Watch},
+    underlay,
+};
+
+#[test]
+fn apply_captures_and_teardown_leaves_the_machine_as_it_was() {
+    in_namespace(async || {
+        let world = World::new().await;
+        set_rp_filter("wan0", 1);
+        let before = settled_snapshot();
+
+        let mut tun = Tun::open();
+        let routes = world.apply().await;
+        assert_eq!((rp_filter("wan0"), rp_filter("lo")), ("2".into(), "0".into()));
+        assert!(routes.firewall_missing().is_none(), "{:?}", routes.firewall_missing());
+        tun.entered();
+        for destination in [SIGNALING, MEDIA].concat() {
+            let wire = world.listen(destination);
+            send(None, 0, destination).unwrap();
+            let source = ip(if ip(destination).is_ipv4() { TUN_V4 } else { TUN_V6 });
+            assert_eq!(tun.entered(), [(source, ip(destination))]);
+            assert!(silent(&wire), "{destination} was sent in the clear");
+            send(None, MARK, destination).unwrap();
+            assert!(arrived(&wire), "a marked packet to {destination} stayed here");
+        }
+        assert_eq!(tun.entered(), []);
+
+        routes.teardown().await.unwrap();
+        tun.close().await;
+        assert_eq!(settled_snapshot(), before);
+    });
+}
+
+#[test]
+fn unrelated_traffic_never_comes_near_the_tun() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let mut tun = Tun::open();
+        let _routes = world.apply().await;
+        tun.entered();
+        for destination in UNRELATED {
+            let wire = world.listen(destination);
+            send(None, 0, destination).unwrap();
+            assert!(arrived(&wire), "{destination}");
+        }
+        assert_eq!(tun.entered(), []);
+    });
+}
+
+#[test]
+fn a_crash_leaves_signaling_refused_and_media_direct_and_the_next_run_mends_it() {
+    in_namespace(async || {
+        let world = World::new().await;
+        set_rp_filter("wan0", 1);
+        let before = settled_snapshot();
+
+        let crash = async || {
+            let tun = Tun::open();
+            drop(world.apply().await);
+            tun.close().await;
+            for destination in SIGNALING {
+                let wire = world.listen(destination);
+                let refused = send(None, 0, destination).unwrap_err();
+                assert_eq!(refused.raw_os_error(), Some(libc::EACCES), "{destination}: {refused}");
+                let refused = std::net::TcpStream::connect((ip(destination), 443)).unwrap_err();
+                assert_eq!(refused.raw_os_error(), Some(libc::EACCES), "{destination}: {refused}");
+                assert!(silent(&wire));
+            }
+            for destination in [MEDIA, UNRELATED].concat() {
+                let wire = world.listen(destination);
+                send(None, 0, destination).unwrap();
+                assert!(arrived(&wire), "{destination}");
+            }
+            assert_eq!(rp_filter("wan0"), "2");
+        };
+
+        crash().await;
+        // A crash upon a crash: the value to go back to is still the first one.
+        crash().await;
+        let tun = Tun::open();
+        world.apply().await.teardown().await.unwrap();
+        tun.close().await;
+        assert_eq!(settled_snapshot(), before);
+
+        crash().await;
+        let cleaned = clean(world.state.path()).await.unwrap();
+        assert_eq!(cleaned, Cleaned { rules: 4, routes: 6, sysctls: 1 });
+        assert_eq!(settled_snapshot(), before);
+        assert_eq!(clean(world.state.path()).await.unwrap(), Cleaned::default());
+    });
+}
+
+#[test]
+fn a_socket_on_the_tuns_address_never_reaches_the_wire() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let mut tun = Tun::open();
+        let netlink = Netlink::new().unwrap();
+        let index = netlink.link_index(TUN).await.unwrap();
+        netlink.set_up(index).await.unwrap();
+        for address in settings().addresses {
+            netlink.add_address(index, address).await.unwrap();
+        }
+        settle_addresses();
+        let pairs = [(TUN_V4, UNRELATED[0]), (TUN_V6, UNRELATED[1])];
+        for (source, destination) in pairs {
+            let wire = world.listen(destination);
+            send(Some(source), 0, destination).unwrap();
+            assert!(arrived(&wire), "the control: without rules it leaves");
+        }
+
+        let _routes = world.apply().await;
+        tun.entered();
+        for (source, destination) in pairs {
+            let wire = world.listen(destination);
+            send(Some(source), 0, destination).unwrap();
+            assert!(silent(&wire), "{destination} saw the tunnel's address");
+            assert_eq!(tun.entered(), [(ip(source), ip(destination))]);
+        }
+    });
+}
+
+#[test]
+fn a_neighbour_cannot_reach_a_socket_on_the_tuns_address() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let _tun = Tun::open();
+        let netlink = Netlink::new().unwrap();
+        let index = netlink.link_index(TUN).await.unwrap();
+        netlink.set_up(index).await.unwrap();
+        for address in settings().addresses {
+            netlink.add_address(index, address).await.unwrap();
+        }
+        settle_addresses();
+        let bind = |address| UdpSocket::bind((ip(address), 5060)).unwrap();
+        let sockets = [TUN_V4, TUN_V6].map(|address| (address, bind(address)));
+        for (address, socket) in &sockets {
+            world.neighbour.enter(|| send(None, 0, address)).unwrap();
+            assert!(arrived(socket), "the control: without the firewall {address} is reached");
+        }
+
+        let routes = world.apply().await;
+        assert!(routes.firewall_missing().is_none());
+        for (address, socket) in &sockets {
+            world.neighbour.enter(|| send(None, 0, address)).unwrap();
+            assert!(silent(socket), "{address} was reached");
+            send(None, 0, address).unwrap();
+            assert!(arrived(socket), "{address} is reached from the machine itself");
+        }
+    });
+}
+
+#[test]
+fn the_link_never_gets_too_narrow_for_ipv6() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let mut tun = Tun::open();
+        let state = State::open(world.state.path()).unwrap();
+        let narrow = routes::Settings { mtu: 1000, ..settings() };
+        let mut routes = Routes::apply(state, narrow, &captured()).await.unwrap();
+        let netlink = Netlink::new().unwrap();
+        let index = routes.tun();
+        assert_eq!(netlink.link(index).await.unwrap().mtu, 1280);
+        routes.set_mtu(1300).await.unwrap();
+        assert_eq!(netlink.link(index).await.unwrap().mtu, 1300);
+
+        // Somebody else makes it narrower: the routes of IPv6 are gone and signaling is refused, then all is mended.
+        netlink.set_mtu(index, 1000).await.unwrap();
+        let refused = send(None, 0, SIGNALING[1]).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EACCES), "{refused}");
+        let repaired = routes.repair().await.unwrap();
+        assert!(repaired.iter().any(|what| what.contains("fd99::1")), "{repaired:?}");
+        tun.entered();
+        send(None, 0, SIGNALING[1]).unwrap();
+        assert_eq!(tun.entered(), [(ip(TUN_V6), ip(SIGNALING[1]))]);
+    });
+}
+
+#[test]
+fn what_others_remove_is_put_back() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let tun = Tun::open();
+        let mut routes = world.apply().await;
+        let with_routes = settled_snapshot();
+        let mut watch = Watch::new().unwrap();
+
+        run(["ip", "rule", "del", "priority", "5180"]);
+        run(["ip", "-6", "rule", "del", "priority", "5181"]);
+        run(["ip", "route", "flush", "table", "51821"]);
+        run(["ip", "address", "flush", "dev", TUN]);
+        watch.changed().await.unwrap();
+        let repaired = routes.repair().await.unwrap();
+        assert!(repaired.len() >= 5, "{repaired:?}");
+        let sorted = |text: &str| {
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(&settled_snapshot()), sorted(&with_routes));
+
+        watch.changed().await.unwrap();
+        assert_eq!(routes.repair().await.unwrap(), [""; 0]);
+        let quiet = tokio::time::timeout(Duration::from_millis(400), watch.changed()).await;
+        assert!(quiet.is_err(), "a repair that finds nothing changes nothing");
+
+        tun.close().await;
+        watch.changed().await.unwrap();
+        assert!(matches!(routes.repair().await, Err(Error::TunGone(name)) if name == TUN));
+    });
+}
+
+#[test]
+fn an_interface_that_appears_later_is_made_loose_and_put_back() {
+    in_namespace(async || {
+        let world = World::new().await;
+        set_rp_filter("default", 1);
+        let tun = Tun::open();
+        assert_eq!(rp_filter(TUN), "1");
+        let mut routes = world.apply().await;
+        assert_eq!(rp_filter(TUN), "2");
+
+        let mut watch = Watch::new().unwrap();
+        Netlink::new().unwrap().add_veth("dock0", "dock1", None).await.unwrap();
+        assert_eq!(rp_filter("dock0"), "1");
+        watch.changed().await.unwrap();
+        let repaired = routes.repair().await.unwrap();
+        assert!(repaired.iter().any(|what| what.contains("dock0")), "{repaired:?}");
+        assert_eq!((rp_filter("dock0"), rp_filter("dock1")), ("2".into(), "2".into()));
+
+        // Set by somebody else meanwhile: theirs to keep.
+        set_rp_filter("dock1", 0);
+        routes.teardown().await.unwrap();
+        tun.close().await;
+        assert_eq!((rp_filter("dock0"), rp_filter("dock1")), ("1".into(), "0".into()));
+    });
+}
+
+#[test]
+fn a_reload_leaves_no_gap() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let mut tun = Tun::open();
+        let mut routes = world.apply().await;
+        let wire = world.listen(SIGNALING[0]);
+        let halves = vec![closed("203.0.113.0/25"), closed("203.0.113.128/25"), closed("198.51.100.0/24")];
+        let direct = vec![Captured { prefix: net("203.0.113.0/24"), fail: Fail::Direct }];
+        let sets = [halves, direct, captured()];
+
+        tun.entered();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let mine = File::open("/proc/thread-self/ns/net").unwrap();
+        let sender = tokio::task::spawn_blocking(move || {
+            setns(&mine, CloneFlags::CLONE_NEWNET).unwrap();
+            let mut sent = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                send(None, 0, SIGNALING[0]).expect("refused during a reload");
+                sent += 1;
+            }
+            sent
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        for set in sets.iter().cycle().take(60) {
+            routes.update(set).await.unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(sender.await.unwrap() > 100);
+        assert!(silent(&wire), "signaling left in the clear during a reload");
+    });
+}
+
+#[test]
+fn a_reload_that_fails_changes_nothing() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let _tun = Tun::open();
+        let mut routes = world.apply().await;
+        let before = settled_snapshot();
+
+        let foreign =
+            Route { table: routes::TABLE_CAPTURED, kind: Kind::Blackhole, ..Route::new(net("9.9.9.0/24")) };
+        let netlink = Netlink::new().unwrap();
+        netlink.add_route(&foreign).await.unwrap();
+        let refused = routes.update(&[closed("10.0.0.0/8")]).await.unwrap_err();
+        assert!(matches!(refused, Error::TableTaken { table: 51821, .. }), "{refused}");
+        assert!(refused.to_string().contains("blackhole 9.9.9.0/24"), "{refused}");
+        netlink.delete_route(&foreign).await.unwrap();
+        assert_eq!(settled_snapshot(), before);
+    });
+}
+
+#[test]
+fn an_apply_that_fails_leaves_the_machine_as_it_was() {
+    in_namespace(async || {
+        let world = World::new().await;
+        set_rp_filter("wan0", 1);
+        let before = settled_snapshot();
+        let tun = Tun::open();
+        let state = State::open(world.state.path()).unwrap();
+        // No TUN takes an MTU of 70000.
+        let refused = Routes::apply(state, routes::Settings { mtu: 70_000, ..settings() }, &captured()).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("set the MTU 70000"), "{refused}");
+        tun.close().await;
+        assert_eq!(settled_snapshot(), before);
+        assert!(!world.state.path().join("undo.json").exists());
+    });
+}
+
+#[test]
+fn the_underlay_is_what_marked_packets_see() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let tun = Tun::open();
+        let routes = world.apply().await;
+        let netlink = Netlink::new().unwrap();
+        run(["ip", "route", "add", UNRELATED[0], "via", "192.168.7.1", "mtu", "1400"]);
+
+        let found = underlay(&netlink, MARK, ip(UNRELATED[0]), Some(routes.tun())).await.unwrap();
+        let gateway = found.gateway.clone().unwrap();
+        assert_eq!((gateway.source, gateway.mtu), (ip("192.168.7.2"), 1400));
+        assert_eq!((gateway.device.as_str(), gateway.via), ("wan0", Some(ip("192.168.7.1"))));
+        assert_eq!(found.v4.as_ref().map(|leg| (leg.source, leg.mtu)), Some((ip("192.168.7.2"), 1500)));
+        assert_eq!(found.v6.as_ref().map(|leg| leg.source), Some(ip("fd07::2")));
+        let mut addresses: Vec<_> = found.addresses.iter().map(|address| address.net).collect();
+        addresses.sort();
+        assert_eq!(addresses, [net("192.168.7.2/24"), net("fd07::2/64")]);
+
+        // Even an endpoint inside a captured prefix is looked up with the mark.
+        let captured_endpoint = underlay(&netlink, MARK, ip(SIGNALING[0]), Some(routes.tun())).await.unwrap();
+        assert_eq!(captured_endpoint.gateway.unwrap().device, "wan0");
+
+        let sets = [closed("192.168.0.0/16"), closed("198.51.100.0/24"), closed("10.0.0.0/8")];
+        assert_eq!(
+            conflicts(&sets, ip(UNRELATED[0]), &found),
+            [
+                Conflict::Endpoint { endpoint: ip(UNRELATED[0]), prefix: net("198.51.100.0/24") },
+                Conflict::Network {
+                    network: net("192.168.7.0/24"),
+                    device: "wan0".into(),
+                    prefix: net("192.168.0.0/16"),
+                },
+            ]
+        );
+
+        let wan = netlink.link_index("wan0").await.unwrap();
+        netlink.set_down(wan).await.unwrap();
+        let found = underlay(&netlink, MARK, ip(UNRELATED[0]), Some(routes.tun())).await.unwrap();
+        assert_eq!((found.gateway, found.v4, found.v6, found.addresses), (None, None, None, vec![]));
+        tun.close().await;
+    });
+}
+
+#[test]
+fn a_missing_tun_is_named() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let before = settled_snapshot();
+        let state = State::open(world.state.path()).unwrap();
+        let refused = Routes::apply(state, settings(), &captured()).await.unwrap_err();
+        assert!(matches!(&refused, Error::TunGone(name) if name == TUN), "{refused}");
+        assert_eq!(settled_snapshot(), before);
+    });
+}
