@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::{num::NonZeroU32, path::Path};
 
 use ipnet::IpNet;
 use policy::Captured;
@@ -30,8 +30,8 @@ pub struct Settings {
     pub addresses: Vec<IpNet>,
     /// Bytes of IP packet. The link's MTU is 1280 if this is less.
     pub mtu: u32,
-    /// The fwmark of our own sockets, which never enter the TUN. Not 0.
-    pub mark: u32,
+    /// The fwmark of our own sockets, which never enter the TUN. 0 is everybody else's.
+    pub mark: NonZeroU32,
 }
 
 /// Captured prefixes lead into the TUN until [`Routes::teardown`].
@@ -207,7 +207,7 @@ async fn raise(
 }
 
 fn plan(settings: &Settings, captured: &[Captured], tun: u32) -> Plan {
-    Plan::new(captured, &settings.addresses, tun, settings.mark, sysctl::has_ipv6())
+    Plan::new(captured, &settings.addresses, tun, settings.mark.get(), sysctl::has_ipv6())
 }
 
 async fn raise_tun(netlink: &Netlink, settings: &Settings, tun: &Link) -> Result<(), Error> {

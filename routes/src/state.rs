@@ -34,6 +34,7 @@ struct Journal {
 
 impl State {
     /// Takes the lock and reads what an earlier run has left to undo. The directory is made if missing.
+    /// Each network namespace needs a directory of its own.
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Directory { path: directory.to_owned(), source };
         fs::create_dir_all(directory).map_err(failed)?;

@@ -395,3 +395,39 @@ fn a_missing_tun_is_named() {
         assert_eq!(settled_snapshot(), before);
     });
 }
+
+#[test]
+fn a_machine_whose_ipv6_is_switched_off_is_served_all_the_same() {
+    in_namespace(async || {
+        let world = World::new().await;
+        for scope in ["all", "default"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1").unwrap();
+        }
+        let before = settled_snapshot();
+        let mut tun = Tun::open();
+        let routes = world.apply().await;
+        tun.entered();
+        for (source, destination) in [(TUN_V4, SIGNALING[0]), (TUN_V6, SIGNALING[1])] {
+            send(None, 0, destination).unwrap();
+            assert_eq!(tun.entered(), [(ip(source), ip(destination))]);
+        }
+        routes.teardown().await.unwrap();
+        tun.close().await;
+        assert_eq!(settled_snapshot(), before);
+    });
+}
+
+#[test]
+fn the_daemon_may_spawn_all_of_it() {
+    fn sent(_: impl Future<Output = Result<(), Error>> + Send) {}
+    sent(async {
+        let netlink = Netlink::new()?;
+        underlay(&netlink, MARK, ip(UNRELATED[0]), None).await?;
+        let state = State::open(std::path::Path::new("/nowhere"))?;
+        let mut routes = Routes::apply(state, settings(), &captured()).await?;
+        Watch::new()?.changed().await?;
+        routes.repair().await?;
+        routes.update(&[]).await?;
+        routes.teardown().await
+    });
+}

@@ -88,7 +88,7 @@ pub fn settings() -> Settings {
         tun: TUN.to_owned(),
         addresses: vec![net("10.99.0.1/32"), net("fd99::1/128")],
         mtu: 1420,
-        mark: MARK,
+        mark: MARK.try_into().unwrap(),
     }
 }
 
