@@ -8,7 +8,7 @@ use packet::{Dscp, protocol};
 
 use crate::capture::{Captured, Record};
 use crate::internet::SIGNALING_NET;
-use crate::internet::addresses::{AGENT, GATEWAY, GATEWAY_PORT};
+use crate::internet::addresses::{AGENT, AGENT_TUNNEL, GATEWAY, GATEWAY_PORT};
 use crate::report::{CapturePoint, Path, Report, Row, Verdict};
 use crate::traffic::{Kind, Outcome};
 
@@ -180,7 +180,9 @@ pub fn report(
         point("access router, WAN side", &wires.wan),
         point("behind the gateway", &wires.gateway),
     ];
-    let verdict = if !leaked.is_empty() || rows.iter().any(|row| !row.ok) {
+    let from_tunnel =
+        wires.lan.records.iter().filter(|r| !r.outgoing && r.source.ip() == AGENT_TUNNEL).count();
+    let verdict = if !leaked.is_empty() || from_tunnel > 0 || rows.iter().any(|row| !row.ok) {
         Verdict::Red
     } else if captures.iter().any(|capture| capture.lost > 0) {
         Verdict::Unjudged
@@ -193,6 +195,7 @@ pub fn report(
         seconds: took.as_secs_f64(),
         signaling_in_clear: leaking.iter().map(|driven| driven.name.to_owned()).collect(),
         other_signaling_in_clear: others as u64,
+        tunnel_source_in_clear: from_tunnel as u64,
         tunnel_datagrams: wires.lan.records.iter().filter(|record| is_tunnel(record)).count() as u64,
         rows,
         captures,
@@ -218,5 +221,149 @@ fn point(point: &str, captured: &Captured) -> CapturePoint {
         packets: captured.records.len() as u64,
         lost: captured.lost,
         unparsed: captured.unparsed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const APP: &str = "10.99.0.1:40000";
+    const LAN: &str = "192.168.77.10:40000";
+    const HOME: &str = "198.51.100.2:40000";
+    const DECRYPTED: &str = "198.18.0.2:40000";
+    const SIGNALING: &str = "203.0.113.10:443";
+    const MEDIA: &str = "52.129.96.10:20000";
+
+    fn captured(packets: &[(bool, &str, &str, u8)]) -> Captured {
+        let record = |&(outgoing, source, destination, dscp): &(bool, &str, &str, u8)| Record {
+            at_ns: 0,
+            outgoing,
+            protocol: protocol::UDP,
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            tos: dscp << 2,
+            len: 100,
+            head: Vec::new(),
+        };
+        Captured { records: packets.iter().map(record).collect(), lost: 0, unparsed: 0 }
+    }
+
+    fn wires(
+        lan: &[(bool, &str, &str, u8)],
+        wan: &[(bool, &str, &str, u8)],
+        gateway: &[(bool, &str, &str, u8)],
+    ) -> Wires {
+        Wires { lan: captured(lan), wan: captured(wan), gateway: captured(gateway) }
+    }
+
+    fn bypassed() -> Wires {
+        wires(&[(false, LAN, MEDIA, 46), (true, MEDIA, LAN, 46)], &[(true, HOME, MEDIA, 46)], &[])
+    }
+
+    fn tunneled() -> Wires {
+        wires(&[(false, LAN, "198.18.0.2:51820", 0)], &[], &[(true, DECRYPTED, SIGNALING, 0)])
+    }
+
+    fn driven(to: &str, expected: Path, local: &str) -> Driven {
+        let outcome =
+            Outcome { local: Some(local.parse().unwrap()), sent: 10, answered: 10, ..Default::default() };
+        let mark = matches!(expected, Path::Bypass | Path::BypassOwnAddress).then_some(Dscp::EF);
+        Driven {
+            name: "row",
+            what: "",
+            protocol: protocol::UDP,
+            to: to.parse().unwrap(),
+            expected,
+            mark,
+            outcome,
+        }
+    }
+
+    fn verdict(driven: Driven, wires: &Wires) -> (Verdict, String) {
+        let report = report(&[driven], Vec::new(), wires, None, Duration::ZERO);
+        (report.verdict, report.rows[0].problems.join("; "))
+    }
+
+    #[test]
+    fn a_path_as_expected_is_green() {
+        let green = (Verdict::Green, String::new());
+        assert_eq!(verdict(driven(MEDIA, Path::Bypass, APP), &bypassed()), green);
+        assert_eq!(verdict(driven(MEDIA, Path::BypassOwnAddress, LAN), &bypassed()), green);
+        assert_eq!(verdict(driven(SIGNALING, Path::Tunnel, APP), &tunneled()), green);
+    }
+
+    #[test]
+    fn a_wrong_path_is_red() {
+        for (driven, wires, problem) in [
+            (driven(MEDIA, Path::Bypass, LAN), bypassed(), "expected bypass, seen direct"),
+            (driven(MEDIA, Path::Tunnel, APP), bypassed(), "expected tunnel, seen bypass"),
+            (driven(SIGNALING, Path::Direct, APP), tunneled(), "expected direct, seen tunnel"),
+            (driven(MEDIA, Path::Bypass, APP), tunneled(), "expected bypass, seen dropped"),
+        ] {
+            let (verdict, problems) = verdict(driven, &wires);
+            assert_eq!(verdict, Verdict::Red);
+            assert!(problems.contains(problem), "{problems}");
+        }
+    }
+
+    #[test]
+    fn one_packet_of_signaling_in_the_clear_is_a_leak_even_if_the_rest_was_tunneled() {
+        let mut wires = tunneled();
+        wires.wan.records.extend(captured(&[(true, HOME, SIGNALING, 0)]).records);
+        let report =
+            report(&[driven(SIGNALING, Path::Tunnel, APP)], Vec::new(), &wires, None, Duration::ZERO);
+        assert_eq!((report.verdict, report.signaling_in_clear), (Verdict::Red, vec!["row".to_owned()]));
+    }
+
+    #[test]
+    fn signaling_of_no_row_and_the_tunnels_source_are_leaks_too() {
+        for packet in [(false, LAN, "203.0.113.99:1", 0), (false, APP, "192.0.2.80:1", 0)] {
+            let mut wires = tunneled();
+            wires.lan.records.extend(captured(&[packet]).records);
+            let (verdict, problems) = verdict(driven(SIGNALING, Path::Tunnel, APP), &wires);
+            assert_eq!((verdict, problems), (Verdict::Red, String::new()));
+        }
+    }
+
+    #[test]
+    fn one_packet_without_its_mark_or_from_another_port_is_red() {
+        let mut wires = bypassed();
+        wires.lan.records.extend(captured(&[(false, LAN, MEDIA, 0)]).records);
+        let (verdict_of_mark, problems) = verdict(driven(MEDIA, Path::Bypass, APP), &wires);
+        assert_eq!(
+            (verdict_of_mark, problems.as_str()),
+            (Verdict::Red, "the mark ef was lost on the way out")
+        );
+
+        let mut wires = bypassed();
+        wires.wan.records.extend(captured(&[(true, "198.51.100.2:40001", MEDIA, 46)]).records);
+        let (verdict_of_port, problems) = verdict(driven(MEDIA, Path::Bypass, APP), &wires);
+        assert_eq!(verdict_of_port, Verdict::Red);
+        assert!(problems.contains("several addresses"), "{problems}");
+
+        let mut back = driven(MEDIA, Path::Bypass, APP);
+        back.outcome.dscp_back = [46, 0].into();
+        assert_eq!(verdict(back, &bypassed()).1, "the mark ef was lost on the way back");
+    }
+
+    #[test]
+    fn silence_is_no_refusal() {
+        let nothing = wires(&[], &[], &[]);
+        let mut silent = driven(MEDIA, Path::Refused, APP);
+        silent.outcome.answered = 0;
+        assert_eq!(verdict(silent.clone(), &nothing).0, Verdict::Red);
+        silent.outcome.fail(&std::io::ErrorKind::ConnectionRefused.into(), Duration::from_millis(5));
+        assert_eq!(verdict(silent.clone(), &nothing).0, Verdict::Green);
+        silent.outcome.fail(&std::io::ErrorKind::ConnectionRefused.into(), Duration::from_secs(2));
+        assert_eq!(verdict(silent, &nothing).0, Verdict::Red);
+    }
+
+    #[test]
+    fn a_capture_with_holes_proves_nothing_but_still_convicts() {
+        let mut wires = tunneled();
+        wires.lan.lost = 1;
+        assert_eq!(verdict(driven(SIGNALING, Path::Tunnel, APP), &wires).0, Verdict::Unjudged);
+        assert_eq!(verdict(driven(SIGNALING, Path::Direct, APP), &wires).0, Verdict::Red);
     }
 }

@@ -68,7 +68,7 @@ impl Attempt {
         }
         Row {
             kind: "tun-address-in".to_owned(),
-            what: "a neighbour sends to the TUN's address over the LAN".to_owned(),
+            what: "neighbour to the TUN's address".to_owned(),
             protocol: "udp".to_owned(),
             destination: self.to.to_string(),
             sent: self.sent,
@@ -87,5 +87,38 @@ impl Attempt {
             ok: problems.is_empty(),
             problems,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::Driven;
+    use crate::{Capture, Lab, Wiring, has_rights, skip, traffic};
+
+    /// With the TUN's address on an ordinary interface and no daemon, both traps snap: the rows can turn red.
+    #[test]
+    fn without_a_daemon_the_tun_address_is_open_in_both_directions() {
+        if !has_rights() {
+            return skip("making network namespaces needs root");
+        }
+        let lab = Lab::build(Wiring::default()).unwrap();
+        let net = &lab.internet;
+        net.agent.add_address("lo", Ipv4Net::from(AGENT_TUNNEL).into()).unwrap();
+        let capture = |host, device| Capture::start(host, device).unwrap();
+        let captures =
+            (capture(&net.router, "lan0"), capture(&net.router, "wan0"), capture(&net.gateway, "eth0"));
+        let out = net.agent.thread("out", || Driven::new(traffic::from_tun_address())).unwrap();
+        let attempt = start(net).unwrap().join().unwrap().unwrap();
+        let out = out.join().unwrap();
+        let wires = Wires {
+            lan: captures.0.finish().unwrap(),
+            wan: captures.1.finish().unwrap(),
+            gateway: captures.2.finish().unwrap(),
+        };
+        let row = attempt.judge(&wires);
+        assert_eq!((row.answered, row.ok, row.path_seen), (DATAGRAMS, false, Path::Direct));
+        let row = out.judge(&wires);
+        assert_eq!((row.ok, row.path_seen), (false, Path::Direct));
     }
 }

@@ -15,6 +15,8 @@ pub struct Report {
     pub signaling_in_clear: Vec<String>,
     /// Packets to or from signaling addresses on the access router's wire that belong to no row.
     pub other_signaling_in_clear: u64,
+    /// Packets with the agent's address inside the tunnel as source on the access router's wire.
+    pub tunnel_source_in_clear: u64,
     /// WireGuard datagrams on the access router's wire.
     pub tunnel_datagrams: u64,
     pub captures: Vec<CapturePoint>,
@@ -110,7 +112,7 @@ impl Path {
         match self {
             Self::Tunnel => "tunnel",
             Self::Bypass => "bypass",
-            Self::BypassOwnAddress => "bypass, own address",
+            Self::BypassOwnAddress => "bypass as itself",
             Self::Direct => "direct",
             Self::Refused => "refused",
             Self::Dropped => "dropped",
@@ -128,7 +130,7 @@ impl Serialize for Path {
 /// The table.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = ["kind", "sent", "expected", "seen", "DSCP", "p50 ms", "p99 ms", "jitter", "loss", ""];
+        let head = ["traffic", "sent", "expected", "seen", "DSCP", "p50 ms", "p99 ms", "jitter", "loss", ""];
         let mut table = vec![head.map(str::to_owned)];
         table.extend(self.rows.iter().map(Row::cells));
         let widths: Vec<usize> = (0..head.len())
@@ -148,11 +150,15 @@ impl fmt::Display for Report {
         writeln!(f)?;
         for row in &self.rows {
             for problem in &row.problems {
-                writeln!(f, "{}: {problem}", row.kind)?;
+                writeln!(f, "{}: {problem}", row.what)?;
             }
         }
         if self.other_signaling_in_clear > 0 {
             writeln!(f, "{} more packets of signaling in the clear", self.other_signaling_in_clear)?;
+        }
+        if self.tunnel_source_in_clear > 0 {
+            let count = self.tunnel_source_in_clear;
+            writeln!(f, "{count} packets with the tunnel's source address in the clear")?;
         }
         for capture in self.captures.iter().filter(|capture| capture.lost > 0) {
             writeln!(f, "the capture {} lost {} packets: no proof", capture.point, capture.lost)?;
@@ -163,7 +169,7 @@ impl fmt::Display for Report {
             Verdict::Unjudged => "could not be judged",
         };
         let gateway = self.gateway.as_deref().map(|name| format!("gateway {name}, ")).unwrap_or_default();
-        write!(
+        writeln!(
             f,
             "{verdict}: {gateway}{} packets captured, {} WireGuard datagrams, {:.1} s",
             self.captures.iter().map(|capture| capture.packets).sum::<u64>(),
@@ -178,8 +184,9 @@ impl Row {
         let milliseconds =
             |us: Option<f64>| us.map_or_else(|| "–".to_owned(), |us| format!("{:.2}", us / 1000.0));
         let dscp: Vec<String> = self.dscp.iter().map(|dscp| dscp_name(*dscp)).collect();
+        let expects_answers = !matches!(self.path_expected, Path::Refused | Path::Dropped);
         [
-            self.kind.clone(),
+            self.what.clone(),
             self.sent.to_string(),
             self.path_expected.name().to_owned(),
             self.path_seen.name().to_owned(),
@@ -187,7 +194,8 @@ impl Row {
             milliseconds(self.rtt_p50_us),
             milliseconds(self.rtt_p99_us),
             milliseconds(self.jitter_us),
-            format!("{:.1} %", self.loss * 100.0),
+            // Where nothing shall be answered, that all is lost is no news.
+            if expects_answers { format!("{:.1} %", self.loss * 100.0) } else { "–".to_owned() },
             if self.ok { "ok" } else { "WRONG" }.to_owned(),
         ]
     }

@@ -54,22 +54,16 @@ pub fn kinds(tls: &Arc<ClientConfig>) -> Vec<Kind> {
     let call = |from, tos| move |to| Call { to, from, tos, packets: PACKETS }.run();
     vec![
         Kind::tcp("https", "HTTPS to signaling", (SIGNALING, 443), Path::Tunnel, secure(https)),
-        Kind::tcp("wss", "WebSocket over TLS to signaling", (STREAMING, 443), Path::Tunnel, secure(wss)),
-        Kind::udp("sip-udp", "SIP OPTIONS over UDP", (SIGNALING, 5060), Path::Tunnel, |to| {
+        Kind::tcp("wss", "WebSocket (TLS) to signaling", (STREAMING, 443), Path::Tunnel, secure(wss)),
+        Kind::udp("sip-udp", "SIP over UDP", (SIGNALING, 5060), Path::Tunnel, |to| {
             datagram::sip_options(to, PACE)
         }),
-        Kind::tcp("sip-tls", "SIP OPTIONS over TLS", (SIGNALING, 5061), Path::Tunnel, secure(sip_tls)),
-        Kind::udp(
-            "voice-ef",
-            "STUN and RTP, marked EF",
-            (MEDIA, Ports::VOICE_EF),
-            Path::Bypass,
-            call(None, EF_TOS),
-        )
-        .marked(),
+        Kind::tcp("sip-tls", "SIP over TLS", (SIGNALING, 5061), Path::Tunnel, secure(sip_tls)),
+        Kind::udp("voice-ef", "voice, marked EF", (MEDIA, Ports::VOICE_EF), Path::Bypass, call(None, EF_TOS))
+            .marked(),
         Kind::udp(
             "voice-unmarked",
-            "STUN and RTP, unmarked",
+            "voice, unmarked",
             (MEDIA, Ports::VOICE_UNMARKED),
             Path::Bypass,
             call(None, 0),
@@ -77,7 +71,7 @@ pub fn kinds(tls: &Arc<ClientConfig>) -> Vec<Kind> {
         .marked(),
         Kind::udp(
             "voice-own-address",
-            "the same from a socket on the physical address",
+            "voice, physical address",
             (MEDIA_2, Ports::VOICE_UNMARKED),
             Path::BypassOwnAddress,
             call(Some(AGENT), 0),
@@ -96,7 +90,7 @@ pub fn kinds(tls: &Arc<ClientConfig>) -> Vec<Kind> {
 pub fn from_tun_address() -> Kind {
     Kind::udp(
         "tun-address-out",
-        "STUN elsewhere from a socket on the TUN's address",
+        "from the TUN's address, elsewhere",
         (WEB, Ports::GOOGLE_STUN),
         Path::Refused,
         |to| datagram::stun_binding(Some(AGENT_TUNNEL), to, Pace { requests: 1, pause: Duration::ZERO }),
@@ -105,7 +99,7 @@ pub fn from_tun_address() -> Kind {
 
 /// Runs after the daemon was killed.
 pub fn after_kill() -> Kind {
-    Kind::tcp("after-kill", "signaling after kill -9 of the daemon", (SIGNALING, 80), Path::Refused, greeting)
+    Kind::tcp("after-kill", "signaling after kill -9", (SIGNALING, 80), Path::Refused, greeting)
 }
 
 impl Kind {
