@@ -56,15 +56,12 @@ impl Client {
         let mut request = serde_json::to_vec(&Request { version: VERSION, command })?;
         request.push(b'\n');
         self.stream.set_write_timeout(Some(limit))?;
-        let sent = self.stream.write_all(&request);
-        // A daemon that refuses a client says so and closes, maybe before the request is written.
-        let answer = match self.read_line(deadline, limit) {
-            Err(ClientError::Closed) => {
-                sent.map_err(|error| timed_out(error, limit))?;
-                return Err(ClientError::Closed);
-            }
-            answer => answer?,
-        };
+        match self.stream.write_all(&request) {
+            // A daemon that refuses a client says so and closes, maybe before the request is written.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(timed_out(error, limit)),
+            _ => {}
+        }
+        let answer = self.read_line(deadline, limit)?;
         let Versioned { version } = serde_json::from_slice(&answer)?;
         if version != VERSION {
             return Err(ClientError::Version(version));

@@ -111,8 +111,11 @@ pub struct PathCount {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drops {
+    /// A stable name.
     pub reason: String,
     pub packets: u64,
+    /// The reason in words.
+    pub meaning: String,
 }
 
 /// An optional ability of the kernel or the device.
