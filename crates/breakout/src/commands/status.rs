@@ -1,0 +1,109 @@
+use clap::Args;
+use control::{Command, Reply};
+
+use super::{ask, format};
+use crate::{
+    exit::{self, Exit},
+    failure::Failure,
+    output,
+    state::StateDir,
+};
+
+/// Show the tunnel, what went which way, what was refused and why, and which features are on
+#[derive(Args, Debug)]
+#[command(after_help = exit::HELP)]
+pub struct Status {
+    /// Print one JSON object; docs/control.md has the schema
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub fn run(self) -> Result<Exit, Failure> {
+        let status = match ask::daemon(&StateDir::from_environment(), Command::Status)? {
+            Reply::Status(status) => status,
+            other => return Err(ask::unexpected(&other)),
+        };
+        if self.json {
+            output::json(&status)?;
+        } else {
+            output::text(&table(&status))?;
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+fn table(status: &control::Status) -> String {
+    let control::Status { interface, tunnel, underlay, .. } = status;
+    let mut out = format!(
+        "breakout {} (pid {}), up {}, {}\n\n",
+        status.version,
+        status.pid,
+        format::duration(status.uptime_seconds as f64),
+        status.config.display()
+    );
+
+    out += &format!(
+        "interface   {}  {}  mtu {}\n",
+        interface.name,
+        interface.addresses.join(", "),
+        interface.mtu
+    );
+    out +=
+        &format!("tunnel      {}, gateway {} at {}\n", tunnel.state, tunnel.peer_public_key, tunnel.endpoint);
+    out += &format!(
+        "            last handshake {}, last heard {}; sent {}, received {}\n",
+        ago(tunnel.last_handshake_seconds),
+        ago(tunnel.last_received_seconds),
+        format::bytes(tunnel.sent_bytes),
+        format::bytes(tunnel.received_bytes)
+    );
+    if let Some(trouble) = &tunnel.trouble {
+        out += &format!("            {trouble}\n");
+    }
+    let source = |address: &Option<String>| address.clone().unwrap_or_else(|| "none".to_owned());
+    let reachable = if underlay.gateway_reachable { "has a route" } else { "has no route" };
+    out += &format!(
+        "underlay    IPv4 {}, IPv6 {}; the gateway {reachable}\n\n",
+        source(&underlay.v4),
+        source(&underlay.v6)
+    );
+
+    let mut paths =
+        vec![["path", "packets out", "bytes out", "packets in", "bytes in"].map(str::to_owned).to_vec()];
+    paths.extend(status.paths.iter().map(|count| {
+        vec![
+            count.path.clone(),
+            count.out_packets.to_string(),
+            format::bytes(count.out_bytes),
+            count.in_packets.to_string(),
+            format::bytes(count.in_bytes),
+        ]
+    }));
+    out += &format::columns(&paths);
+
+    if !status.drops.is_empty() {
+        let mut drops = vec![vec!["dropped".to_owned(), "packets".to_owned(), "what".to_owned()]];
+        drops.extend(
+            status
+                .drops
+                .iter()
+                .map(|drop| vec![drop.reason.clone(), drop.packets.to_string(), drop.meaning.clone()]),
+        );
+        out += &format!("\n{}", format::columns(&drops));
+    }
+
+    if !status.features.is_empty() {
+        let mut features = vec![vec!["feature".to_owned(), "is".to_owned(), "why".to_owned()]];
+        features.extend(status.features.iter().map(|feature| {
+            let state = if feature.on { "on" } else { "off" };
+            vec![feature.name.clone(), state.to_owned(), feature.why.clone()]
+        }));
+        out += &format!("\n{}", format::columns(&features));
+    }
+    out
+}
+
+fn ago(seconds: Option<f64>) -> String {
+    seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{} ago", format::duration(seconds)))
+}

@@ -1,0 +1,187 @@
+//! What the daemon changes on the machine, and what it must know of it.
+
+use std::{net::IpAddr, num::NonZero};
+
+use dataplane::Tun;
+use policy::Captured;
+use routes::{
+    Conflict, Routes, Settings, State,
+    netlink::{Netlink, Watch},
+};
+
+use super::load::Loaded;
+use crate::{
+    failure::{Failure, Problem},
+    state::StateDir,
+};
+
+/// SO_MARK of our own sockets; the routing rules let what carries it pass by the TUN. "brkt" in ASCII.
+const FWMARK: NonZero<u32> = match NonZero::new(0x6272_6b74) {
+    Some(mark) => mark,
+    None => NonZero::<u32>::MIN,
+};
+/// WireGuard's header and tag (32), UDP (8), and IPv6 (40): what the kernel's own WireGuard leaves room for, whatever the family.
+const TUNNEL_OVERHEAD: u32 = 80;
+/// Where the gateway has no route yet: Ethernet's.
+const DEFAULT_UNDERLAY_MTU: u32 = 1500;
+/// Below it the kernel takes a link's IPv6 away (RFC 8200 §5).
+const MIN_MTU: u32 = 1280;
+
+/// The machine with the split tunnel's routes in place. Dropped without [`Machine::restore`], it keeps signaling closed.
+pub struct Machine {
+    /// Resolves when links, addresses, routes or rules change; then call [`Machine::follow`].
+    pub watch: Watch,
+    netlink: Netlink,
+    routes: Routes,
+    gateway: IpAddr,
+    underlay: routes::Underlay,
+}
+
+/// Takes the state directory's lock, or says who has it.
+pub fn lock(state: &StateDir) -> Result<State, Failure> {
+    Ok(State::open(state.path()).map_err(|error| match error {
+        routes::Error::Running(pid) => {
+            let pid = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+            Failure::system(format!("a breakout daemon is running already{pid}")).remedy(
+                "`breakout status` shows it, `breakout reload` gives it a new configuration, `breakout down` ends it",
+            )
+        }
+        error => refused("cannot take the state directory", error),
+    })?)
+}
+
+/// Removes what a daemon that died has left; says what it was, a line each.
+pub async fn clean(state: &StateDir) -> Result<Vec<String>, Failure> {
+    if !state.path().exists() && !nix::unistd::Uid::effective().is_root() {
+        return Ok(Vec::new());
+    }
+    let cleaned = routes::clean(state.path()).await.map_err(|error| refused("cannot clean up", error))?;
+    let counted = [
+        (cleaned.rules, "routing rule", "routing rules"),
+        (cleaned.routes, "route that refused signaling", "routes that refused signaling"),
+        (
+            cleaned.sysctls,
+            "rp_filter setting (put back as it was)",
+            "rp_filter settings (put back as they were)",
+        ),
+    ];
+    Ok(counted
+        .into_iter()
+        .filter(|(count, ..)| *count > 0)
+        .map(|(count, one, many)| format!("{count} {}", if count == 1 { one } else { many }))
+        .collect())
+}
+
+impl Machine {
+    /// Gives the TUN its addresses and leads the captured prefixes into it. On an error everything is as before.
+    pub async fn raise(state: State, tun: &Tun, loaded: &Loaded) -> Result<(Self, u16), Failure> {
+        let unwatched = |error| refused("cannot look at the network", routes::Error::from(error));
+        let watch = Watch::new().map_err(unwatched)?;
+        let netlink = Netlink::new().map_err(unwatched)?;
+        let gateway = loaded.endpoint.ip();
+        let underlay = look(&netlink, gateway, tun.index()).await?;
+        let captured = loaded.snapshot.captured();
+        heed_conflicts(captured, gateway, &underlay)?;
+        let mtu = loaded.config.interface.mtu.unwrap_or_else(|| default_mtu(&underlay));
+        let settings = Settings {
+            tun: tun.name().to_owned(),
+            addresses: loaded.config.interface.address.clone(),
+            mtu: u32::from(mtu),
+            mark: FWMARK,
+        };
+        let routes = Routes::apply(state, settings, captured)
+            .await
+            .map_err(|error| refused("cannot set up addresses and routes", error))?;
+        Ok((Self { watch, netlink, routes, gateway, underlay }, mtu))
+    }
+
+    pub const fn fwmark() -> u32 {
+        FWMARK.get()
+    }
+
+    pub fn underlay(&self) -> dataplane::Underlay {
+        let source = |leg: &Option<routes::Leg>| leg.as_ref().map(|leg| leg.source);
+        dataplane::Underlay {
+            v4: source(&self.underlay.v4).and_then(|address| match address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            }),
+            v6: source(&self.underlay.v6).and_then(|address| match address {
+                IpAddr::V6(address) => Some(address),
+                IpAddr::V4(_) => None,
+            }),
+            addresses: self.underlay.addresses.iter().map(|address| address.net.addr()).collect(),
+            gateway_reachable: self.underlay.gateway.is_some(),
+        }
+    }
+
+    /// Puts back what others have removed, and looks at the underlay again. Whether that has changed.
+    pub async fn follow(&mut self) -> Result<bool, routes::Error> {
+        for repaired in self.routes.repair().await? {
+            tracing::warn!("put back: {repaired}");
+        }
+        let now =
+            routes::underlay(&self.netlink, FWMARK.get(), self.gateway, Some(self.routes.tun())).await?;
+        let has_changed = now != self.underlay;
+        self.underlay = now;
+        Ok(has_changed)
+    }
+
+    /// Leads exactly these prefixes into the TUN; on an error all is as before.
+    pub async fn set_captured(&mut self, captured: &[Captured]) -> Result<(), Failure> {
+        Ok(self.routes.update(captured).await.map_err(|error| refused("cannot change the routes", error))?)
+    }
+
+    /// Asks after the way to another address of the gateway from now on.
+    pub fn set_gateway(&mut self, gateway: IpAddr) {
+        self.gateway = gateway;
+    }
+
+    /// Says what is not as it should be, a feature each: name, on or off, why.
+    pub fn features(&self) -> Vec<(&'static str, bool, String)> {
+        let firewall = match self.routes.firewall_missing() {
+            None => {
+                (true, "packets for the interface's addresses that arrive elsewhere are dropped".to_owned())
+            }
+            Some(error) => (false, error.to_string()),
+        };
+        vec![("firewall", firewall.0, firewall.1)]
+    }
+
+    /// Leaves the machine as it was found, and frees the lock.
+    pub async fn restore(self) -> Result<(), Failure> {
+        Ok(self.routes.teardown().await.map_err(|error| {
+            refused("cannot put everything back", error).remedy("`breakout down` tries again what is left")
+        })?)
+    }
+}
+
+async fn look(netlink: &Netlink, gateway: IpAddr, tun: u32) -> Result<routes::Underlay, Failure> {
+    Ok(routes::underlay(netlink, FWMARK.get(), gateway, Some(tun))
+        .await
+        .map_err(|error| refused("cannot look at the network", error))?)
+}
+
+fn heed_conflicts(
+    captured: &[Captured],
+    gateway: IpAddr,
+    underlay: &routes::Underlay,
+) -> Result<(), Failure> {
+    for conflict in routes::conflicts(captured, gateway, underlay) {
+        if let Conflict::Endpoint { .. } = conflict {
+            return Err(Failure::usage("the tunnel cannot run inside itself").because(conflict).into());
+        }
+        tracing::warn!("{conflict}");
+    }
+    Ok(())
+}
+
+fn default_mtu(underlay: &routes::Underlay) -> u16 {
+    let outer = underlay.gateway.as_ref().map_or(DEFAULT_UNDERLAY_MTU, |leg| leg.mtu);
+    let inner = outer.saturating_sub(TUNNEL_OVERHEAD).max(MIN_MTU);
+    u16::try_from(inner).unwrap_or(u16::MAX)
+}
+
+fn refused(what: &str, error: routes::Error) -> Problem {
+    Failure::system(what).because(error)
+}

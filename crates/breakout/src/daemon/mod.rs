@@ -1,0 +1,38 @@
+//! The daemon: reads the configuration, puts the parts together, and follows what happens.
+
+mod events;
+mod load;
+mod machine;
+mod reload;
+mod report;
+mod start;
+
+use std::path::PathBuf;
+
+pub use start::open_tun;
+
+use crate::{exit::Exit, failure::Failure, state::StateDir};
+
+/// Runs the daemon until it is told to end. What it changed on the machine is undone when it was told to, and kept,
+/// so that signaling stays closed, when it fails.
+pub fn up(config: PathBuf) -> Result<Exit, Failure> {
+    runtime()?.block_on(async {
+        let (mut running, server, exited) = start::start(config).await?;
+        events::follow(&mut running, &server, exited).await?;
+        running.end(server).await?;
+        Ok(Exit::Ok)
+    })
+}
+
+/// Removes what a daemon that died has left on the machine; says what it was, a line each.
+pub fn clean(state: &StateDir) -> Result<Vec<String>, Failure> {
+    runtime()?.block_on(machine::clean(state))
+}
+
+/// One thread for the whole control plane.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::system("cannot start the control plane").because(error).into())
+}

@@ -1,0 +1,121 @@
+//! What the daemon tells about itself.
+
+use std::time::Duration;
+
+use control::{Drops, Feature, Flow, Flows, Interface, MAX_FLOWS, PathCount, Status, Tunnel, Underlay};
+use dataplane::{FlowReport, PumpError};
+use packet::protocol;
+use policy::Path;
+
+use super::start::Running;
+
+pub fn status(running: &Running) -> Result<Status, PumpError> {
+    let tunnel = running.pump.tunnel()?;
+    let underlay = running.machine.underlay();
+    let counters = running.pump.counters();
+    Ok(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        config: running.path.clone(),
+        uptime_seconds: running.since.elapsed().as_secs(),
+        interface: Interface {
+            name: running.interface.clone(),
+            addresses: running.loaded.config.interface.address.iter().map(ToString::to_string).collect(),
+            mtu: running.mtu,
+        },
+        tunnel: Tunnel {
+            state: tunnel.state.to_owned(),
+            peer_public_key: tunnel::PublicKey(running.loaded.config.tunnel.peer_public_key.0).to_string(),
+            endpoint: tunnel.endpoint,
+            last_handshake_seconds: tunnel.last_handshake.map(seconds),
+            last_received_seconds: tunnel.last_received.map(seconds),
+            sent_bytes: tunnel.sent_bytes,
+            received_bytes: tunnel.received_bytes,
+            trouble: tunnel.trouble,
+        },
+        underlay: Underlay {
+            v4: underlay.v4.map(|address| address.to_string()),
+            v6: underlay.v6.map(|address| address.to_string()),
+            gateway_reachable: underlay.gateway_reachable,
+        },
+        paths: [Path::Tunnel, Path::Bypass, Path::Reject]
+            .map(|path| path_count(path, counters.path(path)))
+            .to_vec(),
+        drops: counters
+            .drops()
+            .filter(|(_, packets)| *packets > 0)
+            .map(|(reason, packets)| Drops {
+                reason: reason.name().to_owned(),
+                packets,
+                meaning: reason.meaning().to_owned(),
+            })
+            .collect(),
+        features: running
+            .pump
+            .features()
+            .iter()
+            .cloned()
+            .chain(running.machine.features())
+            .map(|(name, on, why)| Feature { name: name.to_owned(), on, why })
+            .collect(),
+    })
+}
+
+pub fn flows(running: &Running) -> Result<Flows, PumpError> {
+    let mut flows = running.pump.flows()?;
+    let omitted = flows.len().saturating_sub(MAX_FLOWS);
+    // The liveliest are shown first, and kept.
+    flows.sort_by_key(|flow| flow.idle);
+    flows.truncate(MAX_FLOWS);
+    Ok(Flows { flows: flows.into_iter().map(flow).collect(), omitted })
+}
+
+fn flow(report: FlowReport) -> Flow {
+    Flow {
+        protocol: protocol_name(report.tuple.protocol),
+        source: report.tuple.source,
+        destination: report.tuple.destination,
+        path: path_name(report.path).to_owned(),
+        rule: report.rule,
+        mapping: report.mapping,
+        mark: report.mark,
+        out_packets: report.out_packets,
+        out_bytes: report.out_bytes,
+        in_packets: report.in_packets,
+        in_bytes: report.in_bytes,
+        idle_seconds: seconds(report.idle),
+    }
+}
+
+fn path_count(path: Path, count: dataplane::PathCount) -> PathCount {
+    PathCount {
+        path: path_name(path).to_owned(),
+        out_packets: count.out_packets,
+        out_bytes: count.out_bytes,
+        in_packets: count.in_packets,
+        in_bytes: count.in_bytes,
+    }
+}
+
+fn path_name(path: Path) -> &'static str {
+    match path {
+        Path::Tunnel => "tunnel",
+        Path::Bypass => "bypass",
+        Path::Reject => "reject",
+    }
+}
+
+fn protocol_name(number: u8) -> String {
+    match number {
+        protocol::ICMP => "icmp".to_owned(),
+        protocol::TCP => "tcp".to_owned(),
+        protocol::UDP => "udp".to_owned(),
+        protocol::ICMPV6 => "icmpv6".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// To the millisecond: more would be noise in JSON.
+fn seconds(duration: Duration) -> f64 {
+    duration.as_millis() as f64 / 1000.0
+}

@@ -1,0 +1,147 @@
+use std::{path::PathBuf, time::Instant};
+
+use control::Server;
+use dataplane::{Handle, Pump, PumpError, Setup, Tun};
+use policy::Fail;
+use tokio::sync::oneshot;
+use tunnel::{Peer, PeerConfig};
+
+use super::{
+    load::{Loaded, load},
+    machine::{self, Machine},
+};
+use crate::{failure::Failure, output, state::StateDir};
+
+/// A daemon that is up.
+pub struct Running {
+    pub path: PathBuf,
+    pub loaded: Loaded,
+    /// The TUN's name.
+    pub interface: String,
+    /// Bytes of IP packet.
+    pub mtu: u16,
+    pub since: Instant,
+    pub machine: Machine,
+    pub pump: Handle,
+}
+
+/// Resolves when the pump ends.
+pub type Exited = oneshot::Receiver<Result<(), PumpError>>;
+
+/// Raises everything; packets can move when this returns. Where a step fails, those before it are undone.
+pub async fn start(path: PathBuf) -> Result<(Running, Server, Exited), Failure> {
+    let state = StateDir::from_environment();
+    let loaded = load(&path).await?;
+    let lock = machine::lock(&state)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+
+    let tun = open_tun(loaded.config.interface.name.as_deref())?;
+    let interface = tun.name().to_owned();
+    let (machine, mtu) = Machine::raise(lock, &tun, &loaded).await?;
+    let started = start_pump(tun, &loaded, mtu, &machine).and_then(|(pump, exited)| {
+        let server = Server::bind(&state.control_socket(), loaded.access)
+            .map_err(|error| Failure::system("cannot open the control socket").because(error))?;
+        Ok((pump, exited, server))
+    });
+    let (pump, exited, server) = match started {
+        Ok(started) => started,
+        Err(failure) => {
+            machine.restore().await?;
+            return Err(failure);
+        }
+    };
+
+    let running = Running { path, loaded, interface, mtu, since: Instant::now(), machine, pump };
+    running.announce()?;
+    Ok((running, server, exited))
+}
+
+/// Opens the TUN, or says what is missing.
+pub fn open_tun(name: Option<&str>) -> Result<Tun, Failure> {
+    Ok(Tun::open(name).map_err(|error| {
+        let remedy = match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => "run it as root, or with CAP_NET_ADMIN",
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                "the kernel's TUN driver is missing: `modprobe tun`; in a container, pass /dev/net/tun through"
+            }
+            Some(libc::EBUSY) => "an interface of this name exists: remove it, or give another `name`",
+            _ => "see /dev/net/tun and the interface's name",
+        };
+        let what = name.unwrap_or("a TUN");
+        Failure::system(format!("cannot open {what}")).because(error).remedy(remedy)
+    })?)
+}
+
+fn start_pump(tun: Tun, loaded: &Loaded, mtu: u16, machine: &Machine) -> Result<(Handle, Exited), Failure> {
+    let Loaded { config, keys, .. } = loaded;
+    let peer = Peer::new(
+        PeerConfig {
+            private_key: keys.private.clone(),
+            peer_public_key: tunnel::PublicKey(config.tunnel.peer_public_key.0),
+            preshared_key: keys.preshared.clone(),
+            keepalive: config.tunnel.keepalive.map(|seconds| std::time::Duration::from_secs(seconds.into())),
+            index: random_index()?,
+            mtu,
+        },
+        Instant::now(),
+    );
+    let (ended, exited) = oneshot::channel();
+    let setup = Setup {
+        tun,
+        addresses: config.interface.address.iter().map(|net| net.addr()).collect(),
+        mtu,
+        peer,
+        endpoint: loaded.endpoint,
+        snapshot: loaded.snapshot.clone(),
+        fwmark: Machine::fwmark(),
+        underlay: machine.underlay(),
+        on_exit: Box::new(move |result| drop(ended.send(result))),
+    };
+    let pump = Pump::start(setup).map_err(|error| Failure::system("cannot start the pump").because(error))?;
+    Ok((pump, exited))
+}
+
+/// 24 random bits.
+fn random_index() -> Result<u32, Failure> {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Failure::system("the system gives no random numbers").because(error.to_string()))?;
+    Ok(u32::from_le_bytes(bytes) >> 8)
+}
+
+impl Running {
+    fn announce(&self) -> Result<(), Failure> {
+        let addresses: Vec<_> =
+            self.loaded.config.interface.address.iter().map(ToString::to_string).collect();
+        let captured = self.loaded.snapshot.captured();
+        let closed = captured.iter().filter(|captured| captured.fail == Fail::Closed).count();
+        tracing::info!(
+            interface = %self.interface,
+            gateway = %self.loaded.endpoint,
+            routed = captured.len(),
+            failing_closed = closed,
+            "up"
+        );
+        output::text(&format!(
+            "breakout is up: {} {}, mtu {}, gateway {}\n",
+            self.interface,
+            addresses.join(", "),
+            self.mtu,
+            self.loaded.endpoint
+        ))
+    }
+
+    /// Puts the machine back as it was found.
+    pub async fn end(self, server: Server) -> Result<(), Failure> {
+        drop(server);
+        // The pump first: until the routes are gone too, signaling is refused rather than sent directly.
+        let stopped =
+            self.pump.stop().map_err(|error| Failure::system("the pump did not end well").because(error));
+        self.machine.restore().await?;
+        stopped?;
+        tracing::info!("down");
+        Ok(())
+    }
+}

@@ -1,0 +1,6 @@
+//! Our own WireGuard far end.
+
+mod config;
+mod run;
+
+pub use run::run;

@@ -1,0 +1,252 @@
+//! `status`, `flows`, `reload`, `down` and a second `up`, against a daemon's control socket without a daemon.
+
+mod common;
+
+use std::{fs, path::Path, sync::mpsc, thread};
+
+use common::Place;
+use control::{
+    Access, Command, Drops, Feature, Flow, Flows, Interface, PathCount, Refusal, RefusalKind, Reloaded,
+    Reply, Server, Status, Tunnel, Underlay,
+};
+use nix::fcntl::{Flock, FlockArg};
+
+#[test]
+fn without_a_daemon_each_says_so() {
+    let place = Place::new();
+    for command in ["status", "flows", "reload"] {
+        place.run(&[command]).assert(4, "no breakout daemon is running");
+    }
+}
+
+#[test]
+fn a_second_up_says_that_one_is_running() {
+    let place = Place::new();
+    place.write_config("");
+    fs::create_dir(place.state()).unwrap();
+    let lock = fs::File::create(place.state().join("lock")).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
+    fs::write(place.state().join("lock"), "4711\n").unwrap();
+    place.run(&["up", "--config", "agent.toml"]).assert(3, "a breakout daemon is running already (pid 4711)");
+    drop(lock);
+}
+
+#[test]
+fn status_is_readable_by_people_and_programs() {
+    let place = Place::new();
+    let daemon = Daemon::start(&place.state(), |_| Reply::Status(Box::new(status())));
+    let shown = place.run(&["status"]);
+    shown.assert(0, "");
+    for part in [
+        "tun0  10.99.0.1/32  mtu 1420",
+        "down, gateway KEY at 198.18.0.2:51820",
+        "last handshake 3 min 20 s ago, last heard never",
+        "sent 1.4 KiB",
+        "is the key right?",
+        "IPv4 192.168.1.20, IPv6 none; the gateway has a route",
+        "bypass  7            1.4 KiB    6           1023 B",
+        "policy   3        refused by a rule",
+        "uso      off  the kernel is too old",
+    ] {
+        assert!(shown.stdout.contains(part), "{part} in\n{}", shown.stdout);
+    }
+    let json = place.run(&["status", "--json"]).json();
+    assert_eq!(json, serde_json::to_value(status()).unwrap());
+    drop(daemon);
+}
+
+#[test]
+fn flows_are_shown_with_what_was_left_out() {
+    let place = Place::new();
+    let _daemon = Daemon::start(&place.state(), |_| Reply::Flows(Flows { flows: vec![flow()], omitted: 5 }));
+    let shown = place.run(&["flows"]).stdout;
+    for part in [
+        "udp",
+        "10.99.0.1:40000",
+        "52.129.96.10:20000",
+        "bypass",
+        "media",
+        "192.168.1.20:40000",
+        "ef",
+        "340 ms",
+        "and 5 more",
+    ] {
+        assert!(shown.contains(part), "{part} in\n{shown}");
+    }
+    assert_eq!(place.run(&["flows", "--json"]).json()["flows"][0]["mapping"], "192.168.1.20:40000");
+}
+
+#[test]
+fn a_reload_says_what_changed_or_why_not() {
+    let place = Place::new();
+    {
+        let reloaded = Reloaded {
+            changes: vec!["set x is new".to_owned()],
+            cut_flows: 2,
+            warnings: vec!["odd".to_owned()],
+        };
+        let _daemon = Daemon::start(&place.state(), move |_| Reply::Reloaded(reloaded.clone()));
+        let outcome = place.run(&["reload"]);
+        outcome.assert(0, "warning: odd");
+        assert_eq!(outcome.stdout, "set x is new\n2 live flows were cut: the new policy forbids them\n");
+    }
+    let refusal = Refusal::new(RefusalKind::Configuration, "agent.toml:3: `x` is no address");
+    let _daemon = Daemon::start(&place.state(), move |_| Reply::Refused(refusal.clone()));
+    place.run(&["reload"]).assert(2, "agent.toml:3: `x` is no address");
+}
+
+#[test]
+fn a_daemon_that_is_refused_or_talks_nonsense_is_no_crash() {
+    let place = Place::new();
+    {
+        let _daemon =
+            Daemon::start(&place.state(), |_| Reply::Refused(Refusal::new(RefusalKind::Denied, "not you")));
+        place.run(&["status"]).assert(3, "not you");
+    }
+    {
+        let _daemon = Daemon::start(&place.state(), |_| Reply::Stopping);
+        place.run(&["status"]).assert(3, "does not fit the question");
+    }
+    fs::remove_file(place.state().join("control")).unwrap_or_default();
+    let listener = std::os::unix::net::UnixListener::bind(place.state().join("control")).unwrap();
+    let nonsense = thread::spawn(move || {
+        use std::io::Write;
+        for answer in
+            [&b"{\"version\":1,\"reply\":{\"fish\":1}}\n"[..], b"{\"version\":7}\n", b"\xff\xff\n", b""]
+        {
+            listener.accept().unwrap().0.write_all(answer).unwrap();
+        }
+    });
+    for found in
+        ["makes no sense", "version 7 of the control protocol", "makes no sense", "closed the connection"]
+    {
+        place.run(&["status"]).assert(3, found);
+    }
+    nonsense.join().unwrap();
+}
+
+#[test]
+fn down_waits_until_the_daemon_is_gone() {
+    let place = Place::new();
+    let daemon = Daemon::start(&place.state(), |command| {
+        assert_eq!(command, Command::Down);
+        Reply::Stopping
+    });
+    let lock = fs::File::create(place.state().join("lock")).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
+    let ends = thread::spawn(move || {
+        thread::sleep(std::time::Duration::from_millis(200));
+        drop(lock);
+    });
+    let outcome = place.run(&["down"]);
+    assert!(ends.is_finished(), "down came back before the daemon was gone");
+    outcome.assert(0, "");
+    assert_eq!(outcome.stdout, "breakout is down\n");
+    drop(daemon);
+}
+
+/// A control socket that answers every request by a function.
+struct Daemon {
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Daemon {
+    fn start(state: &Path, answer: impl Fn(Command) -> Reply + Send + 'static) -> Self {
+        fs::create_dir_all(state).unwrap_or_default();
+        let path = state.join("control");
+        let (ready, is_ready) = mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let thread = thread::spawn(move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+                return;
+            };
+            runtime.block_on(async {
+                let Ok(server) = Server::bind(&path, Access::default()) else { return };
+                let (calls, mut asked) = tokio::sync::mpsc::channel::<control::Call>(4);
+                ready.send(()).unwrap_or_default();
+                let answering = async {
+                    while let Some(call) = asked.recv().await {
+                        drop(call.answer.send(answer(call.command)));
+                    }
+                };
+                tokio::select! {
+                    _ = server.serve(calls) => {}
+                    () = answering => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        assert!(is_ready.recv().is_ok(), "the control socket is up");
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let ended = self.thread.take().map(thread::JoinHandle::join);
+        assert!(thread::panicking() || ended.is_some_and(|ended| ended.is_ok()));
+    }
+}
+
+fn status() -> Status {
+    let count = |path: &str, out_packets| PathCount {
+        path: path.to_owned(),
+        out_packets,
+        out_bytes: 1434,
+        in_packets: 6,
+        in_bytes: 1023,
+    };
+    Status {
+        version: "0.1.0".to_owned(),
+        pid: 4711,
+        config: "agent.toml".into(),
+        uptime_seconds: 61,
+        interface: Interface {
+            name: "tun0".to_owned(),
+            addresses: vec!["10.99.0.1/32".to_owned()],
+            mtu: 1420,
+        },
+        tunnel: Tunnel {
+            state: "down".to_owned(),
+            peer_public_key: "KEY".to_owned(),
+            endpoint: "198.18.0.2:51820".parse().unwrap_or_else(|_| unreachable!()),
+            last_handshake_seconds: Some(200.0),
+            last_received_seconds: None,
+            sent_bytes: 1434,
+            received_bytes: 0,
+            trouble: Some("is the key right?".to_owned()),
+        },
+        underlay: Underlay { v4: Some("192.168.1.20".to_owned()), v6: None, gateway_reachable: true },
+        paths: vec![count("tunnel", 1), count("bypass", 7), count("reject", 0)],
+        drops: vec![Drops {
+            reason: "policy".to_owned(),
+            packets: 3,
+            meaning: "refused by a rule".to_owned(),
+        }],
+        features: vec![Feature {
+            name: "uso".to_owned(),
+            on: false,
+            why: "the kernel is too old".to_owned(),
+        }],
+    }
+}
+
+fn flow() -> Flow {
+    let socket = |text: &str| text.parse().unwrap_or_else(|_| unreachable!());
+    Flow {
+        protocol: "udp".to_owned(),
+        source: socket("10.99.0.1:40000"),
+        destination: socket("52.129.96.10:20000"),
+        path: "bypass".to_owned(),
+        rule: "media".to_owned(),
+        mapping: Some(socket("192.168.1.20:40000")),
+        mark: "ef".to_owned(),
+        out_packets: 50,
+        out_bytes: 9600,
+        in_packets: 50,
+        in_bytes: 9600,
+        idle_seconds: 0.34,
+    }
+}
