@@ -1,0 +1,110 @@
+#!/bin/sh
+# Sets up what is missing, then shows Breakout at work or tests it.
+#
+#   ./do lab [OPTIONS]   build, and run `breakout lab` (./do lab --help)
+#   ./do test [OPTIONS]  install what tests need, and run every test (options go to `cargo test`)
+#   ./do peers           install only what tests need
+#
+# On Debian and Ubuntu missing packages are installed with apt-get, elsewhere they are named.
+# BREAKOUT_PROFILE=dev runs the lab with the build that tests use.
+set -eu
+cd "$(dirname "$0")"
+
+target=${CARGO_TARGET_DIR:-$PWD/target}
+peers=$target/peers
+venv=$target/venv
+
+main() {
+    command=${1:-help}
+    [ $# -eq 0 ] || shift
+    case $command in
+    lab) lab "$@" ;;
+    test) all_tests "$@" ;;
+    peers) install_peers ;;
+    *)
+        sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0"
+        [ "$command" = help ] || exit 2
+        ;;
+    esac
+}
+
+lab() {
+    install_linker
+    say "building (the first time takes minutes)"
+    profile=${BREAKOUT_PROFILE:-release}
+    cargo build --locked --profile "$profile" --package breakout >&2
+    [ "$profile" != dev ] || profile=debug
+    PATH=$peers/bin:$PATH exec "$target/$profile/breakout" lab "$@"
+}
+
+all_tests() {
+    install_linker
+    install_peers
+    say "running every test"
+    # With BREAKOUT_REQUIRE_ALL a test that would skip itself fails.
+    PATH=$peers/bin:$venv/bin:$PATH BREAKOUT_REQUIRE_ALL=1 cargo test --locked --workspace "$@"
+}
+
+install_linker() {
+    command -v cargo >/dev/null || fail "cargo is missing: install it from https://rustup.rs"
+    command -v cc >/dev/null || apt_install "a linker, to build" gcc libc6-dev
+}
+
+# The programs of others that tests run against, each of one version.
+install_peers() {
+    missing=
+    for pair in wireguard-go:wireguard-go turnserver:coturn sipp:sip-tester nft:nftables ip:iproute2 \
+        openssl:openssl python3:python3; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
+    done
+    python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
+    # shellcheck disable=SC2086
+    [ -z "$missing" ] || apt_install "peers and tools that tests run against" $missing
+
+    if ! "$venv/bin/python3" -c 'import aiortc' 2>/dev/null; then
+        say "installing the WebRTC caller (aiortc) into $venv"
+        python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet --requirement tests/requirements.txt
+    fi
+    cargo_peer gotatun gotatun-cli 0.10.2
+    cargo_peer boringtun-cli boringtun-cli 0.7.1
+}
+
+# apt_install WHY PACKAGE...
+apt_install() {
+    why=$1
+    shift
+    command -v apt-get >/dev/null || fail "missing: $* ($why); install them with this system's package manager"
+    as_root=
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || fail "missing: $* ($why); install them as root"
+        as_root=sudo
+    fi
+    say "installing $* ($why)"
+    case " $* " in
+    *" coturn "*)
+        # Tests start their own; the package's service would open a TURN server on this machine.
+        ! command -v systemctl >/dev/null || $as_root systemctl --quiet mask coturn.service
+        ;;
+    esac
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq update </dev/null >&2
+    $as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq install --yes --no-install-recommends "$@" </dev/null >&2
+}
+
+# cargo_peer PROGRAM CRATE VERSION: builds a program unless it is there.
+cargo_peer() {
+    if ! [ -x "$peers/bin/$1" ] && ! command -v "$1" >/dev/null; then
+        say "building $2 $3, a WireGuard peer"
+        cargo install --quiet --locked --root "$peers" --target-dir "$target/peers-build" --version "$3" "$2"
+    fi
+}
+
+say() { echo "==> $*" >&2; }
+
+fail() {
+    say "$*"
+    exit 3
+}
+
+main "$@"
