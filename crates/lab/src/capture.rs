@@ -5,9 +5,10 @@ use std::os::fd::AsRawFd;
 use std::thread::JoinHandle;
 
 use nix::net::if_::if_nametoindex;
-use packet::{FiveTuple, Packet};
+use packet::{FiveTuple, Packet, protocol};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::internet::addresses::GATEWAY_PORT;
 use crate::{During, Host, LabError, Stop, StopSource};
 
 /// One captured IP packet.
@@ -57,10 +58,20 @@ const BUFFER: usize = 32 * 1024 * 1024;
 impl Capture {
     /// Starts capturing; packets from now on are seen.
     pub fn start(host: &Host, device: &str) -> Result<Self, LabError> {
+        Self::open(host, device, false)
+    }
+
+    /// As [`Capture::start`], but the kernel leaves out UDP over IPv4 from or to [`GATEWAY_PORT`]: for what happens beside a tunnel that
+    /// carries more than a capture can hold.
+    pub fn start_beside_tunnel(host: &Host, device: &str) -> Result<Self, LabError> {
+        Self::open(host, device, true)
+    }
+
+    fn open(host: &Host, device: &str, beside_tunnel: bool) -> Result<Self, LabError> {
         let name = format!("capture {}/{device}", host.name());
         let stop = StopSource::new().during(|| format!("prepare the {name}"))?;
         let (token, at) = (stop.token(), device.to_owned());
-        let socket = host.run(move || open(&at))?.during(|| format!("start the {name}"))?;
+        let socket = host.run(move || open(&at, beside_tunnel))?.during(|| format!("start the {name}"))?;
         let thread = host.thread(&name, move || record(&socket, &token))?;
         Ok(Self { stop, thread, name })
     }
@@ -75,7 +86,7 @@ impl Capture {
     }
 }
 
-fn open(device: &str) -> io::Result<Socket> {
+fn open(device: &str, beside_tunnel: bool) -> io::Result<Socket> {
     let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
     // Cooked: packets come without their link layer's header, on any kind of device. Protocol 0 until bound, so that nothing of another
     // device gets in.
@@ -86,6 +97,9 @@ fn open(device: &str) -> io::Result<Socket> {
     }
     set_option(&socket, libc::SO_TIMESTAMPNS, 1)?;
     socket.set_nonblocking(true)?;
+    if beside_tunnel {
+        leave_out_tunnel(&socket)?;
+    }
     // SAFETY: a zeroed sockaddr_ll is a valid one.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -96,6 +110,38 @@ fn open(device: &str) -> io::Result<Socket> {
         libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as u32)
     };
     if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}
+
+/// The filter sees packets from their IP header on.
+fn leave_out_tunnel(socket: &Socket) -> io::Result<()> {
+    const fn step(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+        libc::sock_filter { code: code as u16, jt, jf, k }
+    }
+    use libc::{BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET};
+    let port = u32::from(GATEWAY_PORT);
+    let mut filter = [
+        step(BPF_LD | BPF_B | BPF_ABS, 9, 0, 0),
+        step(BPF_JMP | BPF_JEQ | BPF_K, u32::from(protocol::UDP), 0, 5),
+        step(BPF_LDX | BPF_B | BPF_MSH, 0, 0, 0),
+        step(BPF_LD | BPF_H | BPF_IND, 0, 0, 0),
+        step(BPF_JMP | BPF_JEQ | BPF_K, port, 3, 0),
+        step(BPF_LD | BPF_H | BPF_IND, 2, 0, 0),
+        step(BPF_JMP | BPF_JEQ | BPF_K, port, 1, 0),
+        step(BPF_RET | BPF_K, u32::MAX, 0, 0),
+        step(BPF_RET | BPF_K, 0, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the kernel reads one sock_fprog and the steps it points to, all of which live here.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as u32,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn set_option(socket: &Socket, option: i32, value: i32) -> io::Result<()> {

@@ -19,7 +19,7 @@ pub struct Daemon {
 }
 
 /// Until the daemon says that packets can move, and until it is gone after it was told to go.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Where the daemon keeps its state, lock and control socket.
 const STATE_DIR: &str = "BREAKOUT_STATE_DIR";
 
@@ -40,6 +40,12 @@ impl Daemon {
 
     pub fn exe(&self) -> &Path {
         &self.exe
+    }
+
+    /// Its exit status and last words, if it has ended by itself.
+    pub fn ended(&mut self) -> Result<Option<String>, LabError> {
+        let status = self.process.wait(Duration::ZERO)?;
+        Ok(status.map(|status| format!("{status}; it said:\n{}", self.process.last_words())))
     }
 
     /// The configuration file it runs with.

@@ -11,15 +11,18 @@ use crate::{During, LabError};
 #[derive(Debug)]
 pub struct Directory(PathBuf);
 
+const PREFIX: &str = "breakout-lab-";
+
 static LIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 impl Directory {
-    /// Makes one that only this user can enter.
+    /// Makes one that only this user can enter. Removes what labs that were killed have left.
     pub fn new() -> Result<Self, LabError> {
+        remove_orphans();
         static COUNT: AtomicU32 = AtomicU32::new(0);
         loop {
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = std::env::temp_dir().join(format!("breakout-lab-{}-{number}", std::process::id()));
+            let path = std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
             match DirBuilder::new().mode(0o700).create(&path) {
                 // What a killed lab left under the same process id.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
@@ -62,6 +65,18 @@ impl Directory {
     }
 }
 
+/// Directories of processes that no longer live; other users' ones cannot be removed, which is as well.
+fn remove_orphans() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok());
+        if owner.is_some_and(|owner: u32| !Path::new(&format!("/proc/{owner}")).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 impl Drop for Directory {
     fn drop(&mut self) {
         LIVE.lock().unwrap_or_else(PoisonError::into_inner).retain(|path| *path != self.0);
@@ -84,5 +99,14 @@ mod tests {
         assert_eq!((mode(directory.path()), mode(&file)), (0o700, 0o600));
         drop(directory);
         assert!(!file.exists());
+    }
+
+    #[test]
+    fn what_dead_labs_have_left_is_removed() {
+        // Above the kernel's largest process id (PID_MAX_LIMIT, 2²²).
+        let orphan = std::env::temp_dir().join(format!("{PREFIX}4194305-0"));
+        fs::create_dir_all(orphan.join("state")).unwrap();
+        drop(Directory::new().unwrap());
+        assert!(!orphan.exists());
     }
 }

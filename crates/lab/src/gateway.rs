@@ -28,7 +28,7 @@ pub struct Keys {
     pub preshared: PresharedKey,
 }
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Keys {
     pub fn generate() -> Result<Self, LabError> {

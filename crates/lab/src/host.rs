@@ -3,6 +3,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -121,6 +122,15 @@ impl Host {
         let service = self.thread(name, move || body(stop))?;
         self.services.lock().unwrap_or_else(PoisonError::into_inner).push(service);
         Ok(())
+    }
+
+    /// Runs a program in this host to its end and returns what it said.
+    pub fn output(&self, mut command: Command) -> Result<Output, LabError> {
+        let program = command.get_program().to_owned();
+        let what = || format!("run {} on host `{}`", Path::new(&program).display(), self.name);
+        // Not on the host's own thread, which others may need meanwhile.
+        let thread = self.thread("command", move || command.stdin(Stdio::null()).output())?;
+        thread.join().map_err(|_| "its thread panicked".to_owned()).during(what)?.during(what)
     }
 
     /// Writes a kernel parameter of this host's network, such as `net/ipv4/ip_forward`.

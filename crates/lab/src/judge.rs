@@ -196,6 +196,7 @@ pub fn report(
         signaling_in_clear: leaking.iter().map(|driven| driven.name.to_owned()).collect(),
         other_signaling_in_clear: others as u64,
         tunnel_source_in_clear: from_tunnel as u64,
+        daemon_ended: None,
         tunnel_datagrams: wires.lan.records.iter().filter(|record| is_tunnel(record)).count() as u64,
         rows,
         captures,

@@ -121,7 +121,8 @@ impl Process {
         }
     }
 
-    fn last_words(&self) -> String {
+    /// The end of what it has said, for an error.
+    pub fn last_words(&self) -> String {
         let read = || -> io::Result<String> {
             let mut log = File::open(&self.log)?;
             let len = log.metadata()?.len();

@@ -17,6 +17,8 @@ pub struct Report {
     pub other_signaling_in_clear: u64,
     /// Packets with the agent's address inside the tunnel as source on the access router's wire.
     pub tunnel_source_in_clear: u64,
+    /// The daemon's status and last words, if it ended before it was told to.
+    pub daemon_ended: Option<String>,
     /// WireGuard datagrams on the access router's wire.
     pub tunnel_datagrams: u64,
     pub captures: Vec<CapturePoint>,
@@ -159,6 +161,9 @@ impl fmt::Display for Report {
         if self.tunnel_source_in_clear > 0 {
             let count = self.tunnel_source_in_clear;
             writeln!(f, "{count} packets with the tunnel's source address in the clear")?;
+        }
+        if let Some(ended) = &self.daemon_ended {
+            writeln!(f, "the daemon ended by itself: {ended}")?;
         }
         for capture in self.captures.iter().filter(|capture| capture.lost > 0) {
             writeln!(f, "the capture {} lost {} packets: no proof", capture.point, capture.lost)?;

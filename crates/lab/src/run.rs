@@ -8,9 +8,9 @@ use rustls::ClientConfig;
 
 use crate::enter::clean_up_on_signals;
 use crate::judge::{self, Driven, Wires};
-use crate::report::Report;
+use crate::report::{Report, Verdict};
 use crate::traffic::{self, Kind};
-use crate::{Capture, During, Gateway, Lab, LabError, Wiring, neighbour};
+use crate::{Capture, Daemon, During, Gateway, Lab, LabError, Wiring, neighbour};
 
 /// What [`run`] shall do.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +64,7 @@ pub fn run(options: &Options) -> Result<Run, LabError> {
         .map(|attempt| join(attempt, "neighbour")?.during(|| "send from the neighbour".to_owned()))
         .transpose()?;
 
+    let daemon_ended = lab.daemon.as_mut().map(Daemon::ended).transpose()?.flatten();
     if !options.break_split {
         progress.say("killing the daemon, to see that signaling stays closed");
         lab.kill_daemon()?;
@@ -78,7 +79,11 @@ pub fn run(options: &Options) -> Result<Run, LabError> {
     progress.done();
     let gateway = (!options.break_split).then(|| options.gateway.to_string());
     let more = attempt.map(|attempt| attempt.judge(&wires)).into_iter().collect();
-    let report = judge::report(&driven, more, &wires, gateway, begun.elapsed());
+    let mut report = judge::report(&driven, more, &wires, gateway, begun.elapsed());
+    if daemon_ended.is_some() {
+        report.verdict = Verdict::Red;
+        report.daemon_ended = daemon_ended;
+    }
     Ok(Run { report, lab })
 }
 

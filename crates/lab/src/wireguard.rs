@@ -61,7 +61,7 @@ pub struct WireGuard {
     pub address: IpNet,
 }
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Where these programs have their sockets.
 const SOCKETS: &str = "/var/run/wireguard";
 

@@ -1,6 +1,9 @@
 //! The lab's parts in real namespaces, without a daemon.
+#![expect(clippy::unwrap_used, reason = "clippy's exception for tests does not reach their helpers")]
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use lab::addresses::{AGENT_TUNNEL, GATEWAY, GATEWAY_PORT, MEDIA, SIGNALING};
@@ -75,7 +78,7 @@ fn through_the_tunnel(client: Foreign, gateway: Foreign) {
     let outcome =
         lab.internet.agent.thread("https", move || stream::https(to, &tls, pace)).unwrap().join().unwrap();
     assert_eq!(outcome.answered, 5, "{gateway}: {:?}", outcome.failure);
-    assert_eq!(outcome.local.unwrap().ip(), Ipv4Addr::from(AGENT_TUNNEL));
+    assert_eq!(outcome.local.unwrap().ip(), AGENT_TUNNEL);
 
     let (wire, behind) = (wire.finish().unwrap(), behind.finish().unwrap());
     assert!(behind.records.iter().any(|r| r.destination == to && r.source.ip() == GATEWAY), "{gateway}");
@@ -110,6 +113,28 @@ fn an_impaired_link_delays_and_loses_what_it_is_told_to_while_a_call_runs() {
     let lossy = call(150);
     assert!(relay.dropped() > 0);
     assert!((0.02..0.5).contains(&lossy.loss()), "{}", lossy.loss());
+}
+
+#[test]
+fn programs_of_a_host_live_in_its_network_and_die_with_it() {
+    if !may_run() {
+        return;
+    }
+    let host = lab::Host::new("lonely").unwrap();
+    let mut list = std::process::Command::new("ls");
+    list.args(["-L", "-i", "/proc/self/ns/net"]);
+    let own = std::fs::metadata(host.netns_path()).unwrap().ino();
+    let said = String::from_utf8(host.output(list).unwrap().stdout).unwrap();
+    assert!(said.starts_with(&own.to_string()), "{said}");
+
+    let directory = lab::Directory::new().unwrap();
+    let mut sleep = std::process::Command::new("sleep");
+    sleep.arg("60");
+    let mut process = lab::Process::spawn(&host, "sleep", sleep, &directory.file("log")).unwrap();
+    assert!(process.wait(Duration::ZERO).unwrap().is_none());
+    drop(host);
+    let status = process.wait(Duration::from_secs(5)).unwrap().unwrap();
+    assert_eq!(status.signal(), Some(9));
 }
 
 #[test]
