@@ -10,7 +10,7 @@ use super::{
     reload, report,
     start::{Exited, Running},
 };
-use crate::failure::Failure;
+use crate::{exit::Exit, failure::Failure};
 
 /// Requests that wait for the one before them.
 const WAITING_CALLS: usize = 16;
@@ -28,7 +28,7 @@ pub async fn follow(running: &mut Running, server: &Server, mut exited: Exited) 
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {
                 if let Err(failure) = reload::reload(running, server).await {
-                    tracing::error!("the configuration was not taken, the old one is whole: {}", failure.plain());
+                    tracing::warn!("the configuration was not taken, the old one is whole: {}", failure.plain());
                 }
             }
             Some(call) = asked.recv() => {
@@ -83,7 +83,16 @@ async fn answer(running: &mut Running, server: &Server, call: Call) {
         Command::Flows => report::flows(running).map_or_else(failed, Reply::Flows),
         Command::Reload => match reload::reload(running, server).await {
             Ok(reloaded) => Reply::Reloaded(reloaded),
-            Err(failure) => Refusal::new(RefusalKind::Configuration, failure.plain()).into(),
+            Err(failure) => {
+                let why = failure.plain();
+                tracing::warn!("the configuration was not taken, the old one is whole: {why}");
+                let kind = if failure.exit == Exit::Usage {
+                    RefusalKind::Configuration
+                } else {
+                    RefusalKind::Failed
+                };
+                Refusal::new(kind, why).into()
+            }
         },
         Command::Down => {
             tracing::info!(uid = call.uid, "asked to end");

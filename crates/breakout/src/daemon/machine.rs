@@ -56,9 +56,15 @@ pub async fn clean(state: &StateDir) -> Result<Vec<String>, Failure> {
         return Ok(Vec::new());
     }
     let cleaned = routes::clean(state.path()).await.map_err(|error| refused("cannot clean up", error))?;
+    match std::fs::remove_file(state.control_socket()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "cannot remove the control socket");
+        }
+        _ => {}
+    }
     let counted = [
         (cleaned.rules, "routing rule", "routing rules"),
-        (cleaned.routes, "route that refused signaling", "routes that refused signaling"),
+        (cleaned.routes, "route", "routes, which kept signaling closed"),
         (
             cleaned.sysctls,
             "rp_filter setting (put back as it was)",

@@ -9,6 +9,8 @@ mod start;
 
 use std::path::PathBuf;
 
+use nix::sys::signal::SigSet;
+
 pub use start::open_tun;
 
 use crate::{exit::Exit, failure::Failure, state::StateDir};
@@ -29,8 +31,11 @@ pub fn clean(state: &StateDir) -> Result<Vec<String>, Failure> {
     runtime()?.block_on(machine::clean(state))
 }
 
-/// One thread for the whole control plane.
+/// One thread for the whole control plane. Signals are let through, whatever the parent process held back.
 pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    SigSet::all()
+        .thread_unblock()
+        .map_err(|errno| Failure::system("cannot let signals through").because(errno))?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

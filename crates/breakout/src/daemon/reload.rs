@@ -95,7 +95,8 @@ fn changes(old: &Loaded, new: &Loaded) -> Vec<String> {
             None => changes.push(format!("set {} is new", set.name)),
             Some(other) if other.prefixes != set.prefixes => {
                 let (count, before) = (set.prefixes.len(), other.prefixes.len());
-                changes.push(format!("set {} has changed ({before} prefixes before, {count} now)", set.name));
+                changes
+                    .push(format!("set {} has changed (prefixes: {before} before, {count} now)", set.name));
             }
             Some(_) => {}
         }
@@ -119,4 +120,87 @@ fn changes(old: &Loaded, new: &Loaded) -> Vec<String> {
 
 fn refused(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Problem {
     Failure::system(format!("{what} did not take the new configuration")).because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const CONFIG: &str = r#"
+[interface]
+address = ["10.99.0.1/32"]
+[tunnel]
+private_key_file = "agent.key"
+peer_public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
+endpoint = "198.18.0.2:51820"
+[sets.genesys-signaling]
+cidrs = ["203.0.113.0/24"]
+"#;
+    const KEY: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
+    const OTHER_KEY: &str = "XasIfmJKikt54X+Lg4AO5m87sSkmGLb9HC+LJ/+I4Os=";
+
+    fn loaded(config: &str, key: &str) -> Loaded {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("agent.toml");
+        fs::write(&file, config).unwrap();
+        crate::key_file::create(&directory.path().join("agent.key"), key).unwrap();
+        crate::key_file::create(&directory.path().join("agent.psk"), key).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(load(&file)).unwrap_or_else(|failure| panic!("{}", failure.plain()))
+    }
+
+    #[test]
+    fn what_holds_the_tunnel_needs_a_new_start() {
+        let old = loaded(CONFIG, KEY);
+        assert!(needs_restart(&old, &loaded(CONFIG, KEY)).is_empty());
+        for (from, to, what) in [
+            ("10.99.0.1/32", "10.99.0.2/32", "interface.address"),
+            ("[tunnel]", "name = \"tun7\"\n[tunnel]", "interface.name"),
+            ("[tunnel]", "mtu = 1300\n[tunnel]", "interface.mtu"),
+            ("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=", OTHER_KEY, "tunnel.peer_public_key"),
+            ("endpoint", "preshared_key_file = \"agent.psk\"\nendpoint", "the pre-shared key"),
+            ("endpoint", "keepalive = 25\nendpoint", "tunnel.keepalive"),
+        ] {
+            assert_eq!(needs_restart(&old, &loaded(&CONFIG.replacen(from, to, 1), KEY)), [what]);
+        }
+        assert_eq!(needs_restart(&old, &loaded(CONFIG, OTHER_KEY)), ["the private key"]);
+    }
+
+    #[test]
+    fn the_policy_and_the_endpoint_change_at_once_and_are_told() {
+        let old = loaded(CONFIG, KEY);
+        assert!(changes(&old, &loaded(CONFIG, KEY)).is_empty());
+        for (from, to, told) in [
+            (
+                "[\"203.0.113.0/24\"]",
+                "[\"203.0.113.0/25\"]",
+                "set genesys-signaling has changed (prefixes: 1 before, 1 now)",
+            ),
+            ("[sets", "[policy]\nunmatched = \"tunnel\"\n[sets", "policy.unmatched has changed"),
+            ("198.18.0.2:51820", "198.18.0.3:51820", "the gateway is at 198.18.0.3:51820 now"),
+            ("[sets", "[control]\ngroup = \"root\"\n[sets", "the control group has changed"),
+        ] {
+            let new = loaded(&CONFIG.replacen(from, to, 1), KEY);
+            assert!(needs_restart(&old, &new).is_empty(), "{told}");
+            assert_eq!(changes(&old, &new), [told]);
+        }
+    }
+
+    #[test]
+    fn during_a_reload_a_prefix_that_fails_closed_in_either_policy_does() {
+        let captured = |prefix: &str, fail| Captured { prefix: prefix.parse().unwrap(), fail };
+        let was = [captured("192.0.2.0/24", Fail::Closed), captured("198.51.100.0/24", Fail::Direct)];
+        let is = [captured("192.0.2.0/24", Fail::Direct), captured("203.0.113.0/24", Fail::Direct)];
+        let both = both(&was, &is);
+        assert_eq!(
+            both,
+            [
+                captured("192.0.2.0/24", Fail::Closed),
+                captured("198.51.100.0/24", Fail::Direct),
+                captured("203.0.113.0/24", Fail::Direct),
+            ]
+        );
+    }
 }
