@@ -126,12 +126,15 @@ impl Mappings {
     }
 
     pub(super) fn follow_addresses(&mut self, present: &[IpAddr], now: Instant) {
-        for mapping in self.slots.iter_mut().filter_map(|slot| slot.mapping.as_mut()) {
-            if present.contains(&mapping.external.ip()) {
-                mapping.vanished = None;
-            } else {
+        for (place, slot) in self.slots.iter_mut().enumerate() {
+            let id = MappingId { slot: place as u16, generation: slot.generation };
+            let Some(mapping) = &mut slot.mapping else { continue };
+            if !present.contains(&mapping.external.ip()) {
                 mapping.vanished.get_or_insert(now);
                 self.next_sweep = self.next_sweep.map(|due| due.min(now + LINGER));
+            } else if mapping.vanished.take().is_some() {
+                // Whatever was made for the endpoint in the meantime, its flows go on here, so its new ones do too (RFC 4787 REQ-1).
+                self.by_internal.insert(mapping.internal, id);
             }
         }
     }

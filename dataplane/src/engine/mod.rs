@@ -315,6 +315,10 @@ impl Engine {
         let tos = flow.mark.apply(headers.tos);
         let destination = flow.tuple.destination;
         let Some(mapping) = flow.mapping else {
+            if !self.underlay.addresses.contains(&headers.source) {
+                self.counters.count_drop(DropReason::NoUnderlay);
+                return Action::Drop;
+            }
             self.counters.count_out(Path::Bypass, headers.len as usize);
             if tos != headers.tos {
                 packet.set_dscp(tos.dscp());

@@ -1,0 +1,294 @@
+//! The engine's promises, one by one and as a property over any sequence of events.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that fails here should stop"
+)]
+
+mod scenario;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use dataplane::DropReason;
+use dataplane::engine::{Action, Engine, LINGER, Limits, MappingId, Refusal};
+use packet::{Checksum, Packet, PacketMut, Tos, build};
+use scenario::{CABLE, MEDIA, OTHER_MEDIA, SIGNALING, STRANGER, TUN, WIFI, policy, stun, tcp, udp, underlay};
+
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+const SYN_ACK: u8 = 0x12;
+
+struct Bench {
+    engine: Engine,
+    now: Instant,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(Limits::default())
+    }
+
+    fn with(limits: Limits) -> Self {
+        Self { engine: scenario::engine(limits), now: Instant::now() }
+    }
+
+    fn send(&mut self, mut bytes: Vec<u8>) -> Action {
+        let mut packet = PacketMut::parse(&mut bytes, Checksum::Partial).unwrap();
+        self.engine.outbound(&mut packet, self.now)
+    }
+
+    /// Sends voice and reserves the port that the engine asks for, at the internal port.
+    fn call(&mut self, source: SocketAddr, destination: SocketAddr) -> (MappingId, SocketAddr) {
+        let voice = || udp(source, destination, 0, &stun());
+        let Action::Reserve { internal, external } = self.send(voice()) else { panic!("no port asked for") };
+        let external = SocketAddr::new(external, internal.port());
+        let mapping = self.engine.reserved(internal, external, self.now).unwrap();
+        assert!(matches!(self.send(voice()), Action::Bypass { mapping: used, .. } if used == mapping));
+        (mapping, external)
+    }
+
+    fn answer(&mut self, bytes: &[u8]) -> Result<(), DropReason> {
+        self.engine.from_tunnel(&Packet::parse(bytes).unwrap(), self.now)
+    }
+
+    fn sweep(&mut self) -> Vec<MappingId> {
+        let mut ended = Vec::new();
+        self.engine.sweep(self.now, |id| ended.push(id));
+        ended
+    }
+}
+
+fn at(address: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(address, port)
+}
+
+#[test]
+fn each_kind_takes_its_path() {
+    let voice = (Tos(0xb8), true);
+    let cases = [
+        ("unmarked STUN", udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun()), "bypass"),
+        ("marked anything", udp(at(TUN, 5001), at(MEDIA, 20_000), voice.0.0, b"?"), "bypass"),
+        ("unmarked anything", udp(at(TUN, 5002), at(MEDIA, 20_000), 0, b"?"), "tunnel"),
+        ("TURN over TLS", tcp(at(TUN, 5003), at(MEDIA, 443), SYN), "tunnel"),
+        ("SSH to media", tcp(at(TUN, 5004), at(MEDIA, 22), SYN), "reset"),
+        ("HTTPS to signaling", tcp(at(TUN, 5005), at(SIGNALING, 443), SYN), "tunnel"),
+        ("SIP to signaling", udp(at(TUN, 5006), at(SIGNALING, 5060), 0, b"OPTIONS"), "tunnel"),
+        ("Google STUN", udp(at(TUN, 5007), at(STRANGER, 19_302), 0, &stun()), "prohibited"),
+        ("signaling under the physical address", tcp(at(WIFI, 5008), at(SIGNALING, 443), ACK), "reset"),
+        ("voice under the physical address", udp(at(WIFI, 5009), at(MEDIA, 20_000), 0, &stun()), "identity"),
+        (
+            "voice under a container's address",
+            udp(at(STRANGER, 5010), at(MEDIA, 20_000), 0, &stun()),
+            "prohibited",
+        ),
+    ];
+    let mut bench = Bench::new();
+    for (what, bytes, expected) in cases {
+        let found = match bench.send(bytes) {
+            Action::Tunnel => "tunnel",
+            Action::Reserve { .. } | Action::Bypass { .. } => "bypass",
+            Action::Identity => "identity",
+            Action::Refuse(Refusal::Reset) => "reset",
+            Action::Refuse(Refusal::Prohibited) => "prohibited",
+            Action::Drop => "drop",
+        };
+        assert_eq!(found, expected, "{what}");
+    }
+}
+
+#[test]
+fn one_internal_endpoint_has_one_external_one_for_every_remote() {
+    let mut bench = Bench::new();
+    let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    let other = bench.send(udp(at(TUN, 5000), at(OTHER_MEDIA, 30_000), 0, &stun()));
+    assert!(matches!(other, Action::Bypass { mapping: used, .. } if used == mapping));
+}
+
+#[test]
+fn a_pinned_flow_is_not_judged_again() {
+    let mut bench = Bench::new();
+    bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    let unmarked = bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0, b"not WebRTC"));
+    assert!(matches!(unmarked, Action::Bypass { tos: Tos(0xb8), .. }));
+    let video = bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0x89, b"not WebRTC"));
+    assert!(matches!(video, Action::Bypass { tos: Tos(0x89), .. }), "AF41 and ECN are kept");
+}
+
+#[test]
+fn a_mapping_lives_by_what_is_sent_and_for_five_minutes() {
+    let mut bench = Bench::new();
+    let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    for _ in 0..9 {
+        bench.now += Duration::from_secs(33);
+        assert_eq!(bench.engine.from_bypass(mapping, at(MEDIA, 20_000), 200, bench.now), Ok(at(TUN, 5000)));
+        assert!(bench.sweep().is_empty());
+    }
+    bench.now += Duration::from_secs(33);
+    assert_eq!(bench.sweep(), [mapping], "what comes in does not refresh it (RFC 4787 REQ-6)");
+    assert_eq!(
+        bench.engine.from_bypass(mapping, at(MEDIA, 20_000), 200, bench.now),
+        Err(DropReason::Stranger)
+    );
+}
+
+#[test]
+fn only_remotes_that_were_talked_to_get_in() {
+    let mut bench = Bench::new();
+    let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    let mut from = |remote| bench.engine.from_bypass(mapping, remote, 200, bench.now);
+    assert_eq!(from(at(MEDIA, 20_000)), Ok(at(TUN, 5000)));
+    assert_eq!(from(at(MEDIA, 9)), Ok(at(TUN, 5000)), "the same server from another port");
+    assert_eq!(from(at(OTHER_MEDIA, 20_000)), Err(DropReason::Stranger));
+}
+
+#[test]
+fn out_of_the_tunnel_comes_only_what_was_asked_for() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.send(tcp(at(TUN, 5000), at(SIGNALING, 443), SYN)), Action::Tunnel);
+    assert_eq!(bench.answer(&tcp(at(SIGNALING, 443), at(TUN, 5000), SYN_ACK)), Ok(()));
+    assert_eq!(bench.answer(&tcp(at(SIGNALING, 443), at(TUN, 5001), SYN_ACK)), Err(DropReason::Unsolicited));
+    assert_eq!(bench.answer(&tcp(at(SIGNALING, 443), at(WIFI, 5000), SYN_ACK)), Err(DropReason::NotOurs));
+}
+
+#[test]
+fn an_icmp_error_gets_in_if_it_is_about_a_tunnel_flow() {
+    let mut bench = Bench::new();
+    let asked = udp(at(TUN, 5000), at(SIGNALING, 5060), 0, b"OPTIONS");
+    let never_asked = udp(at(TUN, 5001), at(SIGNALING, 5060), 0, b"OPTIONS");
+    assert_eq!(bench.send(asked.clone()), Action::Tunnel);
+    for (about, expected) in [(asked, Ok(())), (never_asked, Err(DropReason::Unsolicited))] {
+        let mut error = [0; build::MAX_REFUSAL];
+        let about = Packet::parse(&about).unwrap();
+        let len = build::unreachable(&about, build::Unreachable::Port, SIGNALING, &mut error).unwrap();
+        assert_eq!(bench.answer(&error[..len]), expected);
+    }
+}
+
+#[test]
+fn a_down_tunnel_resets_what_is_new_and_only_advises_what_is_up() {
+    let mut bench = Bench::new();
+    let mut refused = |mut bytes: Vec<u8>| {
+        let packet = PacketMut::parse(&mut bytes, Checksum::Partial).unwrap();
+        bench.engine.tunnel_down(packet.headers(), bench.now)
+    };
+    assert_eq!(refused(tcp(at(TUN, 5000), at(SIGNALING, 443), SYN)), Action::Refuse(Refusal::Reset));
+    assert_eq!(refused(tcp(at(TUN, 5000), at(SIGNALING, 443), ACK)), Action::Refuse(Refusal::Prohibited));
+    assert_eq!(
+        refused(udp(at(TUN, 5000), at(SIGNALING, 5060), 0, b"x")),
+        Action::Refuse(Refusal::Prohibited)
+    );
+    assert_eq!(
+        refused(tcp(at(TUN, 5000), at(SIGNALING, 443), 0x04)),
+        Action::Drop,
+        "a reset is not answered"
+    );
+}
+
+#[test]
+fn a_mapping_outlives_its_address_for_a_moment_and_serves_on_when_it_returns() {
+    let mut bench = Bench::new();
+    let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    let voice = || udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun());
+    bench.engine.set_underlay(underlay(None), bench.now);
+    assert_eq!(bench.send(voice()), Action::Drop);
+    bench.now += LINGER - Duration::from_secs(1);
+    assert!(bench.sweep().is_empty());
+    bench.engine.set_underlay(underlay(Some(WIFI)), bench.now);
+    assert!(matches!(bench.send(voice()), Action::Bypass { mapping: used, .. } if used == mapping));
+    bench.now += LINGER;
+    assert!(bench.sweep().is_empty());
+}
+
+#[test]
+fn on_another_address_the_next_packet_starts_a_new_flow() {
+    let mut bench = Bench::new();
+    let (old, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    bench.engine.set_underlay(underlay(Some(CABLE)), bench.now);
+    let (new, external) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    assert!(new != old && external.ip() == CABLE);
+    assert_eq!(
+        bench.engine.from_bypass(old, at(MEDIA, 20_000), 200, bench.now),
+        Ok(at(TUN, 5000)),
+        "the old one lingers"
+    );
+    bench.now += LINGER;
+    assert_eq!(bench.sweep(), [old]);
+}
+
+#[test]
+fn a_reload_cuts_what_it_forbids_and_leaves_the_rest() {
+    let mut bench = Bench::new();
+    let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    let signaling = || tcp(at(TUN, 5001), at(SIGNALING, 443), SYN);
+    let voice = || udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun());
+    assert_eq!(bench.send(signaling()), Action::Tunnel);
+
+    assert_eq!(bench.engine.swap(policy(0)), 0);
+    assert!(matches!(bench.send(voice()), Action::Bypass { .. }));
+
+    assert_eq!(bench.engine.swap(policy(1)), 1, "media is refused now");
+    assert_eq!(bench.send(voice()), Action::Refuse(Refusal::Prohibited));
+    assert_eq!(bench.engine.from_bypass(mapping, at(MEDIA, 20_000), 200, bench.now), Err(DropReason::Cut));
+    assert_eq!(bench.send(signaling()), Action::Tunnel);
+}
+
+#[test]
+fn a_voice_flow_that_may_no_longer_go_in_the_clear_is_cut_not_moved() {
+    let mut bench = Bench::new();
+    bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    assert_eq!(bench.engine.swap(policy(2)), 1);
+    assert_eq!(
+        bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun())),
+        Action::Refuse(Refusal::Prohibited)
+    );
+    assert_eq!(bench.send(udp(at(TUN, 5001), at(MEDIA, 20_000), 0, &stun())), Action::Tunnel, "a new flow");
+}
+
+#[test]
+fn at_the_limit_no_live_flow_gives_way() {
+    let mut bench = Bench::with(Limits { flows: 3, mappings: 3 });
+    let signaling = |port| tcp(at(TUN, port), at(SIGNALING, 443), SYN);
+    for port in 1..=3 {
+        assert_eq!(bench.send(signaling(port)), Action::Tunnel);
+    }
+    assert_eq!(bench.send(signaling(4)), Action::Refuse(Refusal::Prohibited));
+    bench.now += Duration::from_secs(61);
+    assert_eq!(bench.send(signaling(1)), Action::Tunnel);
+    assert_eq!(bench.send(signaling(4)), Action::Tunnel, "an idle one gave way");
+    assert_eq!(bench.send(signaling(1)), Action::Tunnel, "a live one did not");
+}
+
+#[test]
+fn refusals_are_limited_in_rate() {
+    let mut bench = Bench::new();
+    let refused = (0..1000)
+        .filter(|_| matches!(bench.send(udp(at(TUN, 1), at(STRANGER, 9), 0, b"x")), Action::Refuse(_)))
+        .count();
+    assert_eq!(refused, 200);
+    bench.now += Duration::from_secs(1);
+    assert!(matches!(bench.send(udp(at(TUN, 1), at(STRANGER, 9), 0, b"x")), Action::Refuse(_)));
+}
+
+#[test]
+fn nothing_is_to_be_waited_for_when_nothing_flows() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.engine.deadline(), None);
+    bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    assert!(bench.engine.deadline().is_some());
+    for _ in 0..20 {
+        bench.now += Duration::from_secs(40);
+        bench.sweep();
+    }
+    assert_eq!(bench.engine.deadline(), None);
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_scenario_keeps_every_promise(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..2000)) {
+        scenario::run(&bytes);
+    }
+}
