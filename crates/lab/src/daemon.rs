@@ -75,6 +75,9 @@ impl Daemon {
     }
 
     fn end(&mut self, signal: Signal) -> Result<(), LabError> {
+        if self.process.wait(Duration::ZERO)?.is_some() {
+            return Ok(());
+        }
         self.process.signal(signal)?;
         match self.process.wait(PATIENCE)? {
             Some(_) => Ok(()),

@@ -148,7 +148,8 @@ impl Driven {
         if self.expected == Path::Refused {
             return (!self.refused_at_once()).then(|| format!("was not refused at once: {}", failure()));
         }
-        (self.outcome.answered == 0 || self.outcome.loss() > TOLERATED_LOSS)
+        let ended_early = self.outcome.failure.is_some();
+        (ended_early || self.outcome.answered == 0 || self.outcome.loss() > TOLERATED_LOSS)
             .then(|| format!("{} of {} answered: {}", self.outcome.answered, self.outcome.sent, failure()))
     }
 }
@@ -346,6 +347,17 @@ mod tests {
         let mut back = driven(MEDIA, Path::Bypass, APP);
         back.outcome.dscp_back = [46, 0].into();
         assert_eq!(verdict(back, &bypassed()).1, "the mark ef was lost on the way back");
+    }
+
+    #[test]
+    fn a_right_path_that_breaks_off_is_red() {
+        let mut broken = driven(SIGNALING, Path::Tunnel, APP);
+        broken.outcome.fail(&std::io::ErrorKind::ConnectionReset.into(), Duration::from_secs(2));
+        let (verdict, problems) = verdict(broken, &tunneled());
+        assert_eq!(
+            (verdict, problems.as_str()),
+            (Verdict::Red, "10 of 10 answered: connection reset after 2000 ms")
+        );
     }
 
     #[test]

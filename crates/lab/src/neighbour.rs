@@ -1,7 +1,7 @@
 //! Another computer at home that tries to reach the agent's address inside the tunnel, past the tunnel.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use packet::protocol;
 use crate::internet::addresses::{AGENT, AGENT_TUNNEL, NEIGHBOUR};
 use crate::judge::Wires;
 use crate::report::{Path, Row};
-use crate::{During, Internet, LabError};
+use crate::{Internet, LabError};
 
 /// How the attempt ended.
 #[derive(Debug)]
@@ -19,42 +19,47 @@ pub struct Attempt {
     to: SocketAddr,
     sent: u64,
     received: u64,
+    /// Why it could not be made.
+    failure: Option<String>,
 }
 
 const DATAGRAMS: u64 = 5;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Opens a socket on the TUN's address and lets the neighbour send to it. The daemon must be up.
-pub fn start(internet: &Internet) -> Result<JoinHandle<io::Result<Attempt>>, LabError> {
-    let socket = internet
-        .agent
-        .run(|| UdpSocket::bind((AGENT_TUNNEL, 0)))?
-        .during(|| format!("open a socket on the TUN's address {AGENT_TUNNEL}"))?;
+pub fn start(internet: &Internet) -> Result<JoinHandle<Attempt>, LabError> {
+    let socket = internet.agent.run(|| UdpSocket::bind((AGENT_TUNNEL, 0)))?;
     internet.router.add_route(Ipv4Net::from(AGENT_TUNNEL).into(), AGENT.into())?;
-    internet.router.thread("neighbour", move || attempt(&socket, NEIGHBOUR))
-}
-
-fn attempt(target: &UdpSocket, from: Ipv4Addr) -> io::Result<Attempt> {
-    let to = target.local_addr()?;
-    let neighbour = UdpSocket::bind((from, 0))?;
-    for number in 0..DATAGRAMS {
-        neighbour.send_to(&number.to_be_bytes(), to)?;
-    }
-    let until = Instant::now() + PATIENCE;
-    let mut received = 0;
-    let mut datagram = [0; 64];
-    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-        target.set_read_timeout(Some(left))?;
-        match target.recv(&mut datagram) {
-            Ok(_) => received += 1,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => return Err(error),
+    internet.router.thread("neighbour", move || {
+        let mut attempt = Attempt { to: (AGENT_TUNNEL, 0).into(), sent: 0, received: 0, failure: None };
+        if let Err(error) = socket.and_then(|socket| attempt.send_to(&socket)) {
+            attempt.failure = Some(error.to_string());
         }
-    }
-    Ok(Attempt { to, sent: DATAGRAMS, received })
+        attempt
+    })
 }
 
 impl Attempt {
+    fn send_to(&mut self, target: &UdpSocket) -> io::Result<()> {
+        self.to = target.local_addr()?;
+        let neighbour = UdpSocket::bind((NEIGHBOUR, 0))?;
+        for number in 0..DATAGRAMS {
+            neighbour.send_to(&number.to_be_bytes(), self.to)?;
+            self.sent += 1;
+        }
+        let until = Instant::now() + PATIENCE;
+        let mut datagram = [0; 64];
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            target.set_read_timeout(Some(left))?;
+            match target.recv(&mut datagram) {
+                Ok(_) => self.received += 1,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     pub fn judge(&self, wires: &Wires) -> Row {
         let on_wire =
             wires.lan.records.iter().filter(|record| record.outgoing && record.destination == self.to);
@@ -63,7 +68,9 @@ impl Attempt {
         if self.received > 0 {
             problems.push(format!("{} datagrams reached the socket past the tunnel", self.received));
         }
-        if on_wire.is_empty() {
+        if let Some(failure) = &self.failure {
+            problems.push(format!("could not be tried: {failure}"));
+        } else if on_wire.is_empty() {
             problems.push("the neighbour's datagrams were not on the wire: nothing was tested".to_owned());
         }
         Row {
@@ -83,7 +90,7 @@ impl Attempt {
             rtt_p50_us: None,
             rtt_p99_us: None,
             jitter_us: None,
-            loss: 1.0 - self.received as f64 / self.sent as f64,
+            loss: 1.0 - self.received as f64 / self.sent.max(1) as f64,
             ok: problems.is_empty(),
             problems,
         }
@@ -109,7 +116,7 @@ mod tests {
         let captures =
             (capture(&net.router, "lan0"), capture(&net.router, "wan0"), capture(&net.gateway, "eth0"));
         let out = net.agent.thread("out", || Driven::new(traffic::from_tun_address())).unwrap();
-        let attempt = start(net).unwrap().join().unwrap().unwrap();
+        let attempt = start(net).unwrap().join().unwrap();
         let out = out.join().unwrap();
         let wires = Wires {
             lan: captures.0.finish().unwrap(),

@@ -60,9 +60,7 @@ pub fn run(options: &Options) -> Result<Run, LabError> {
         attempt = Some(neighbour::start(&lab.internet)?);
     }
     let mut driven = drive(&lab, kinds)?;
-    let attempt = attempt
-        .map(|attempt| join(attempt, "neighbour")?.during(|| "send from the neighbour".to_owned()))
-        .transpose()?;
+    let attempt = attempt.map(|attempt| join(attempt, "neighbour")).transpose()?;
 
     let daemon_ended = lab.daemon.as_mut().map(Daemon::ended).transpose()?.flatten();
     if !options.break_split {
