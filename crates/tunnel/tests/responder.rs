@@ -4,7 +4,7 @@
 mod common;
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{Gave, MTU, Took, flush, give, ipv4, is_initiation, run, secs, take};
 use tunnel::{
@@ -211,27 +211,37 @@ fn a_key_that_is_not_among_the_peers_is_told_apart() {
 
 #[test]
 fn under_load_an_agent_proves_its_address_with_a_cookie() {
-    let mut office = Office::new(1);
-    let Gave::Queued(Some(initiation)) = give(&mut office.agents[0], &from_agent(0, 1), office.now) else {
-        panic!()
-    };
-    let cookie = (0..200)
-        .find_map(|_| match office.open(&initiation, endpoint(0)) {
+    // Load is what comes within a second of the real clock: on a machine that is too slow, it is tried again.
+    for _ in 0..5 {
+        let mut office = Office::new(1);
+        let began = Instant::now();
+        let Gave::Queued(Some(initiation)) = give(&mut office.agents[0], &from_agent(0, 1), office.now)
+        else {
+            panic!()
+        };
+        let cookie = (0..200).find_map(|_| match office.open(&initiation, endpoint(0)) {
             Ok((None, Took::Reply(cookie))) => Some(cookie),
             _ => None,
-        })
-        .expect("no cookie under load");
-    assert_eq!(cookie.len(), 64);
-    assert_eq!(take(&mut office.agents[0], &cookie, office.now), Ok(Took::Nothing));
+        });
+        let Some(cookie) = cookie else { continue };
+        assert_eq!(cookie.len(), 64);
+        assert_eq!(take(&mut office.agents[0], &cookie, office.now), Ok(Took::Nothing));
 
-    office.now += secs(6);
-    let retry = run(&mut office.agents[0], office.now).remove(0);
-    assert!(is_initiation(&retry));
-    assert!(matches!(office.open(&retry, "192.0.2.77:1".parse().unwrap()), Ok((None, Took::Reply(_)))));
-    let Ok((Some(0), Took::Reply(response))) = office.open(&retry, endpoint(0)) else {
-        panic!("not answered")
-    };
-    assert!(matches!(take(&mut office.agents[0], &response, office.now), Ok(Took::Reply(_))));
+        office.now += secs(6);
+        let retry = run(&mut office.agents[0], office.now).remove(0);
+        assert!(is_initiation(&retry));
+        let elsewhere = office.open(&retry, "192.0.2.77:1".parse().unwrap());
+        if began.elapsed() >= Duration::from_secs(1) {
+            continue;
+        }
+        assert!(matches!(elsewhere, Ok((None, Took::Reply(_)))), "a cookie was taken from another address");
+        let Ok((Some(0), Took::Reply(response))) = office.open(&retry, endpoint(0)) else {
+            panic!("not answered")
+        };
+        assert!(matches!(take(&mut office.agents[0], &response, office.now), Ok(Took::Reply(_))));
+        return;
+    }
+    panic!("100 handshakes took longer than a second, five times");
 }
 
 #[test]
