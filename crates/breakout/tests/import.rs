@@ -53,6 +53,7 @@ fn what_cannot_be_carried_over_is_said_and_nothing_is_executed() {
         ("ListenPort = 51820", "AllowedIPs = 203.0.113.0/24", "ListenPort"),
         ("SaveConfig = true", "AllowedIPs = 203.0.113.0/24", "SaveConfig"),
         ("", "AllowedIPs = 0.0.0.0/0, ::/0", "means all traffic"),
+        ("", "AllowedIPs = 10.99.0.0/24, 203.0.113.0/24", "this machine's own address"),
         ("", "AllowedIPs = 198.18.0.0/15, 203.0.113.0/24", "the gateway's own endpoint"),
         ("", "AllowedIPs = 203.0.113.0/24\n[Peer]\nPublicKey = x\n[Peer]", "2 further [Peer] sections"),
         ("", "AllowedIPs = 203.0.113.0/24", "became the set genesys-signaling"),

@@ -63,6 +63,10 @@ fn signaling(file: &WgQuick, notes: &mut Vec<String>) -> Vec<IpNet> {
             ));
         } else if gateway.is_some_and(|gateway| net.contains(&gateway)) {
             notes.push(format!("AllowedIPs {net} holds the gateway's own endpoint and was left out: the tunnel cannot run inside itself"));
+        } else if file.addresses.iter().any(|own| net.contains(&own.addr())) {
+            notes.push(format!(
+                "AllowedIPs {net} holds this machine's own address and was left out: list the signaling's addresses in it one by one"
+            ));
         } else {
             kept.push(net.trunc());
         }
