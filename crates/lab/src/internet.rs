@@ -1,6 +1,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
+use packet::protocol;
 use routes::nft::{Chain, ChainKind, Expr, Hook, Policy, Table};
 
 use crate::link::{End, Link, LinkKind};
@@ -120,6 +121,7 @@ impl Internet {
             host.sysctl("net/ipv4/ip_forward", "1")?;
         }
         masquerade(&router, "wan0")?;
+        drop_unsolicited(&router, "wan0")?;
         masquerade(&gateway, "eth0")?;
         Ok(Self { access, uplink, _wires: wires, agent, router, core, gateway, signaling, media, web })
     }
@@ -135,6 +137,27 @@ fn net(address: Ipv4Addr, prefix_len: u8) -> IpNet {
 fn first(address: Ipv4Addr) -> Ipv4Addr {
     let [a, b, c, _] = address.octets();
     Ipv4Addr::new(a, b, c, 1)
+}
+
+/// As home routers do. Without it, an inbound packet that comes first takes its port away from the NAT: Linux then gives the outbound
+/// packet another one, and the home's mapping is no longer independent of the endpoint.
+fn drop_unsolicited(host: &Host, device: &str) -> Result<(), LabError> {
+    let arrives = Expr::InInterface(device.to_owned());
+    let table = Table {
+        name: "lab-firewall".to_owned(),
+        chains: vec![Chain {
+            name: "input".to_owned(),
+            kind: ChainKind::Filter,
+            hook: Hook::Input,
+            priority: 0,
+            policy: Policy::Accept,
+            rules: vec![
+                vec![arrives.clone(), Expr::Established, Expr::Accept],
+                vec![arrives, Expr::Protocol(protocol::UDP), Expr::Drop],
+            ],
+        }],
+    };
+    host.run(move || table.install())?.during(|| format!("the firewall of host `{}`", host.name()))
 }
 
 /// Gives what `host` sends out of `device` the device's address (the kernel keeps ports where they are free).

@@ -1,27 +1,15 @@
 //! From what captures saw to which path each kind of traffic took.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use packet::{Dscp, protocol};
 
 use crate::capture::{Captured, Record};
-use crate::internet::SIGNALING_NET;
-use crate::internet::addresses::{AGENT, AGENT_TUNNEL, GATEWAY, GATEWAY_PORT};
 use crate::report::{CapturePoint, Path, Report, Row, Verdict};
 use crate::traffic::{Kind, Outcome};
-
-/// What was captured where, from before the first packet to after the last.
-#[derive(Debug)]
-pub struct Wires {
-    /// The access router's side of the agent's wire.
-    pub lan: Captured,
-    /// Behind the access router's NAT.
-    pub wan: Captured,
-    /// The gateway's only wire: tunnel datagrams, and what it decrypted and sends on.
-    pub gateway: Captured,
-}
+use crate::wires::Wires;
 
 /// What of a [`Kind`] is left when it has been driven.
 #[derive(Clone, Debug)]
@@ -163,11 +151,7 @@ pub fn report(
     took: Duration,
 ) -> Report {
     let mut rows: Vec<Row> = driven.iter().map(|driven| driven.judge(wires)).collect();
-    let leaked: Vec<&Record> = [&wires.lan, &wires.wan]
-        .into_iter()
-        .flat_map(|wire| &wire.records)
-        .filter(|r| is_signaling(r))
-        .collect();
+    let leaked = wires.signaling_in_clear();
     let leaking: Vec<&Driven> =
         driven.iter().filter(|driven| leaked.iter().any(|record| driven.is_either_way(record))).collect();
     for row in rows.iter_mut().filter(|row| leaking.iter().any(|driven| driven.name == row.kind)) {
@@ -181,11 +165,10 @@ pub fn report(
         point("access router, WAN side", &wires.wan),
         point("behind the gateway", &wires.gateway),
     ];
-    let from_tunnel =
-        wires.lan.records.iter().filter(|r| !r.outgoing && r.source.ip() == AGENT_TUNNEL).count();
+    let from_tunnel = wires.tunnel_source_in_clear();
     let verdict = if !leaked.is_empty() || from_tunnel > 0 || rows.iter().any(|row| !row.ok) {
         Verdict::Red
-    } else if captures.iter().any(|capture| capture.lost > 0) {
+    } else if captures.iter().any(|capture| capture.missed() > 0) {
         Verdict::Unjudged
     } else {
         Verdict::Green
@@ -198,23 +181,10 @@ pub fn report(
         other_signaling_in_clear: others as u64,
         tunnel_source_in_clear: from_tunnel as u64,
         daemon_ended: None,
-        tunnel_datagrams: wires.lan.records.iter().filter(|record| is_tunnel(record)).count() as u64,
+        tunnel_datagrams: wires.tunnel_datagrams() as u64,
         rows,
         captures,
     }
-}
-
-fn is_signaling(record: &Record) -> bool {
-    let is = |address: IpAddr| matches!(address, IpAddr::V4(v4) if SIGNALING_NET.contains(&v4));
-    is(record.source.ip()) || is(record.destination.ip())
-}
-
-fn is_tunnel(record: &Record) -> bool {
-    let gateway = SocketAddr::from((GATEWAY, GATEWAY_PORT));
-    let agent = IpAddr::from(AGENT);
-    record.protocol == protocol::UDP
-        && (record.source.ip() == agent && record.destination == gateway
-            || record.source == gateway && record.destination.ip() == agent)
 }
 
 fn point(point: &str, captured: &Captured) -> CapturePoint {
@@ -376,6 +346,8 @@ mod tests {
     fn a_capture_with_holes_proves_nothing_but_still_convicts() {
         let mut wires = tunneled();
         wires.lan.lost = 1;
+        assert_eq!(verdict(driven(SIGNALING, Path::Tunnel, APP), &wires).0, Verdict::Unjudged);
+        (wires.lan.lost, wires.wan.unparsed) = (0, 1);
         assert_eq!(verdict(driven(SIGNALING, Path::Tunnel, APP), &wires).0, Verdict::Unjudged);
         assert_eq!(verdict(driven(SIGNALING, Path::Direct, APP), &wires).0, Verdict::Red);
     }

@@ -9,9 +9,8 @@ use ipnet::Ipv4Net;
 use packet::protocol;
 
 use crate::internet::addresses::{AGENT, AGENT_TUNNEL, NEIGHBOUR};
-use crate::judge::Wires;
 use crate::report::{Path, Row};
-use crate::{Internet, LabError};
+use crate::{Internet, LabError, Wires};
 
 /// How the attempt ended.
 #[derive(Debug)]
@@ -101,7 +100,7 @@ impl Attempt {
 mod tests {
     use super::*;
     use crate::judge::Driven;
-    use crate::{Capture, Lab, Wiring, has_rights, skip, traffic};
+    use crate::{Captures, Lab, Wiring, has_rights, skip, traffic};
 
     /// With the TUN's address on an ordinary interface and no daemon, both traps snap: the rows can turn red.
     #[test]
@@ -112,17 +111,11 @@ mod tests {
         let lab = Lab::build(Wiring::default()).unwrap();
         let net = &lab.internet;
         net.agent.add_address("lo", Ipv4Net::from(AGENT_TUNNEL).into()).unwrap();
-        let capture = |host, device| Capture::start(host, device).unwrap();
-        let captures =
-            (capture(&net.router, "lan0"), capture(&net.router, "wan0"), capture(&net.gateway, "eth0"));
+        let captures = Captures::start(net).unwrap();
         let out = net.agent.thread("out", || Driven::new(traffic::from_tun_address())).unwrap();
         let attempt = start(net).unwrap().join().unwrap();
         let out = out.join().unwrap();
-        let wires = Wires {
-            lan: captures.0.finish().unwrap(),
-            wan: captures.1.finish().unwrap(),
-            gateway: captures.2.finish().unwrap(),
-        };
+        let wires = captures.finish().unwrap();
         let row = attempt.judge(&wires);
         assert_eq!((row.answered, row.ok, row.path_seen), (DATAGRAMS, false, Path::Direct));
         let row = out.judge(&wires);

@@ -31,7 +31,7 @@ pub enum Verdict {
     Green,
     /// A row is not, or signaling was seen in the clear.
     Red,
-    /// Nothing wrong was seen, but a capture lost packets, so that something may have been missed.
+    /// Nothing wrong was seen, but a capture lost packets or could not read some, so that something may have been missed.
     Unjudged,
 }
 
@@ -109,6 +109,13 @@ impl Report {
     }
 }
 
+impl CapturePoint {
+    /// Packets of which it cannot be said what they were.
+    pub fn missed(&self) -> u64 {
+        self.lost + self.unparsed
+    }
+}
+
 impl Path {
     pub const fn name(self) -> &'static str {
         match self {
@@ -165,8 +172,8 @@ impl fmt::Display for Report {
         if let Some(ended) = &self.daemon_ended {
             writeln!(f, "the daemon ended by itself: {ended}")?;
         }
-        for capture in self.captures.iter().filter(|capture| capture.lost > 0) {
-            writeln!(f, "the capture {} lost {} packets: no proof", capture.point, capture.lost)?;
+        for capture in self.captures.iter().filter(|capture| capture.missed() > 0) {
+            writeln!(f, "the capture {} missed {} packets: no proof", capture.point, capture.missed())?;
         }
         let verdict = match self.verdict {
             Verdict::Green => "green",

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 
 use crate::enter::clean_up_on_signals;
-use crate::judge::{self, Driven, Wires};
+use crate::judge::{self, Driven};
 use crate::report::{Report, Verdict};
 use crate::traffic::{self, Kind};
-use crate::{Capture, Daemon, During, Gateway, Lab, LabError, Wiring, neighbour};
+use crate::{Captures, Daemon, During, Gateway, Lab, LabError, Wiring, neighbour};
 
 /// What [`run`] shall do.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +43,7 @@ pub fn run(options: &Options) -> Result<Run, LabError> {
     let progress = Progress::new();
     progress.say("building a small internet");
     let mut lab = Lab::build(options.wiring)?;
-    let captures = Captures::start(&lab)?;
+    let captures = Captures::start(&lab.internet)?;
     if !options.break_split {
         progress.say(&format!("starting the gateway ({})", options.gateway));
         lab.start_gateway(options.gateway, &options.exe)?;
@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> Result<Run, LabError> {
     if !options.break_split {
         progress.say("killing the daemon, to see that signaling stays closed");
         lab.kill_daemon()?;
-        driven.extend(drive(&lab, vec![traffic::after_kill()])?);
+        driven.extend(drive(&lab, traffic::after_kill())?);
     }
     std::thread::sleep(SETTLE);
     let wires = captures.finish()?;
@@ -83,27 +83,6 @@ pub fn run(options: &Options) -> Result<Run, LabError> {
         report.daemon_ended = daemon_ended;
     }
     Ok(Run { report, lab })
-}
-
-/// The three captures that judge.
-struct Captures {
-    lan: Capture,
-    wan: Capture,
-    gateway: Capture,
-}
-
-impl Captures {
-    fn start(lab: &Lab) -> Result<Self, LabError> {
-        Ok(Self {
-            lan: Capture::start(&lab.internet.router, "lan0")?,
-            wan: Capture::start(&lab.internet.router, "wan0")?,
-            gateway: Capture::start(&lab.internet.gateway, "eth0")?,
-        })
-    }
-
-    fn finish(self) -> Result<Wires, LabError> {
-        Ok(Wires { lan: self.lan.finish()?, wan: self.wan.finish()?, gateway: self.gateway.finish()? })
-    }
 }
 
 /// Drives all kinds at once, each in a thread of the agent.

@@ -98,8 +98,24 @@ pub fn from_tun_address() -> Kind {
 }
 
 /// Runs after the daemon was killed.
-pub fn after_kill() -> Kind {
-    Kind::tcp("after-kill", "signaling after kill -9", (SIGNALING, 80), Path::Refused, greeting)
+pub fn after_kill() -> Vec<Kind> {
+    let once = Pace { requests: 1, pause: Duration::ZERO };
+    vec![
+        Kind::tcp(
+            "after-kill-tcp",
+            "HTTP to signaling after kill -9",
+            (SIGNALING, 80),
+            Path::Refused,
+            greeting,
+        ),
+        Kind::udp(
+            "after-kill-udp",
+            "SIP to signaling after kill -9",
+            (STREAMING, 5060),
+            Path::Refused,
+            move |to| datagram::sip_options(to, once),
+        ),
+    ]
 }
 
 impl Kind {
