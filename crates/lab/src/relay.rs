@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -112,8 +112,12 @@ fn carry(mut taps: [File; 2], shared: &Shared, mut random: Random, stop: &Stop) 
         let impairments = *shared.impairments.lock().unwrap_or_else(PoisonError::into_inner);
         for ((queue, tap), impairment) in queues.iter_mut().zip(&mut taps).zip(&impairments) {
             for _ in 0..BATCH {
-                // Nothing more to read, or the device is down.
-                let Ok(len) = tap.read(&mut buffer) else { break };
+                let len = match tap.read(&mut buffer) {
+                    Ok(len) => len,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    // The device is gone, with its host.
+                    Err(_) => return,
+                };
                 let Some(frame) = buffer.get(..len) else { break };
                 if !queue.admit(frame, impairment, Instant::now(), &mut random) {
                     shared.dropped.fetch_add(1, Ordering::Relaxed);

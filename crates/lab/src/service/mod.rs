@@ -63,7 +63,8 @@ where
         while stop.readable(&listener) {
             let Ok((stream, _)) = listener.accept() else { continue };
             let (serve, stop) = (serve.clone(), stop.clone());
-            std::thread::spawn(move || {
+            // Without a thread for it the connection is closed, as on any server at its limit.
+            let _ = std::thread::Builder::new().spawn(move || {
                 // A client that leaves or breaks the protocol only ends its own connection.
                 let _ = stream.set_nodelay(true);
                 let _ = serve(Connection { stream, stop });
