@@ -11,6 +11,7 @@ mod import;
 mod key_file;
 mod logging;
 mod output;
+mod progress;
 mod state;
 
 use std::process::ExitCode;

@@ -13,7 +13,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
-use crate::failure::Failure;
+use crate::{failure::Failure, progress};
 
 const DEFAULT: &str = "/run/breakout";
 const OVERRIDE: &str = "BREAKOUT_STATE_DIR";
@@ -36,6 +36,7 @@ impl StateDir {
 
     /// Waits until no daemon holds the lock any more.
     pub fn wait_until_gone(&self, limit: Duration) -> Result<(), Failure> {
+        let _waiting = progress::waiting_for("the daemon to end");
         let deadline = Instant::now() + limit;
         loop {
             match self.is_running() {

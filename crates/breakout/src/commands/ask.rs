@@ -6,6 +6,7 @@ use control::{Client, ClientError, Command, RefusalKind, Reply};
 
 use crate::{
     failure::{Failure, Problem},
+    progress,
     state::StateDir,
 };
 
@@ -16,6 +17,7 @@ const RELOAD_LIMIT: Duration = Duration::from_secs(35);
 /// Asks the daemon of the state directory; a refusal is a failure.
 pub fn daemon(state: &StateDir, command: Command) -> Result<Reply, Failure> {
     let limit = if command == Command::Reload { RELOAD_LIMIT } else { LIMIT };
+    let _waiting = progress::waiting_for("the daemon's answer");
     Client::connect(&state.control_socket())
         .and_then(|mut client| client.call(command, limit))
         .map_err(failure)

@@ -16,8 +16,8 @@ use crate::{
 #[derive(Args, Debug)]
 #[command(after_help = exit::HELP)]
 pub struct Gateway {
-    /// The gateway's configuration (TOML): [interface] address, listen_port, private_key_file; [[peers]] public_key,
-    /// preshared_key_file, allowed_ips
+    /// The gateway's configuration (TOML): `[interface]` address, listen_port, private_key_file; `[[peers]]`
+    /// public_key, preshared_key_file, allowed_ips
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     #[command(flatten)]

@@ -43,6 +43,7 @@ async fn resolve(endpoint: &Endpoint) -> Result<SocketAddr, Failure> {
     };
     let failed = || Failure::system(format!("the gateway's name {host} cannot be resolved"));
     let remedy = "check the network and the name; an address in `endpoint` needs no resolving";
+    tracing::info!(host, "resolving the gateway's name");
     let mut found = timeout(LOOKUP_LIMIT, lookup_host((host, port)))
         .await
         .map_err(|_| {
