@@ -64,7 +64,7 @@ install_peers() {
     if ! "$venv/bin/python3" -c 'import aiortc' 2>/dev/null; then
         say "installing the WebRTC caller (aiortc) into $venv"
         python3 -m venv "$venv"
-        "$venv/bin/pip" install --quiet --requirement tests/requirements.txt
+        "$venv/bin/pip" install --quiet --requirement crates/breakout/tests/peers/requirements.txt
     fi
     cargo_peer gotatun gotatun-cli 0.10.2
     cargo_peer boringtun-cli boringtun-cli 0.7.1
