@@ -6,16 +6,16 @@ use tracing_subscriber::EnvFilter;
 /// How much is logged to standard error.
 #[derive(Args, Debug)]
 pub struct Logging {
-    /// Say more on standard error; twice for everything
+    /// Say more on standard error (-v, -vv)
     ///
-    /// The levels, each with those before it:
-    /// error: the daemon cannot go on;
-    /// warn: something is lost or not as it should be, and a person may have to act;
-    /// info (the default): what a person would want to read once: up, down, reloads, the tunnel's and the underlay's changes;
-    /// debug (-v): each decision of the control plane, clients, netlink messages;
-    /// trace (-vv): all there is.
-    /// No level logs packets. RUST_LOG, if set, decides instead (`RUST_LOG=routes=debug,info`).
-    #[arg(long, short, action = ArgAction::Count)]
+    /// Each level says also what those before it say:
+    ///   error        it cannot go on
+    ///   warn         something is lost or not as it should be; a person may have to act
+    ///   info         (the default) up, down, reloads, changes of the tunnel and the underlay
+    ///   debug  -v    each step of the control plane, clients, refused datagrams
+    ///   trace  -vv   all there is
+    /// No level shows what packets carry. RUST_LOG, if set, decides instead: RUST_LOG=routes=debug,info
+    #[arg(long, short, action = ArgAction::Count, verbatim_doc_comment)]
     verbose: u8,
 }
 
