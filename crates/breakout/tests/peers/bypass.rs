@@ -1,0 +1,237 @@
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::thread::{JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use lab::addresses::{AGENT, AGENT_TUNNEL, MEDIA, NEIGHBOUR, ROUTER};
+use lab::service::stun;
+use lab::traffic::voice::{Call, INTERVAL};
+use lab::traffic::{EF_TOS, Outcome, Ports};
+use lab::{Captured, Wiring};
+use packet::protocol::{ICMP, UDP};
+use socket2::SockRef;
+
+use crate::common::{EF, Scene, count, ok, program, said, shared};
+
+const LIVE: SocketAddr = SocketAddr::new(IpAddr::V4(MEDIA), Ports::VOICE_UNMARKED);
+/// Nobody listens there.
+const DEAD: SocketAddr = SocketAddr::new(IpAddr::V4(MEDIA), 20_100);
+const OTHER_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 11);
+
+#[test]
+fn a_dead_candidate_beside_a_live_call_loses_nothing() {
+    const PACKETS: u16 = 250;
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    // Otherwise the far end reports one dead packet in a second only.
+    ok(scene.internet.media.sysctl("net/ipv4/icmp_ratelimit", "0"));
+    scene.raise();
+
+    let call = || -> std::io::Result<usize> {
+        let socket = UdpSocket::bind((AGENT_TUNNEL, 0))?;
+        let ear = listen(socket.try_clone()?, INTERVAL * u32::from(PACKETS) + Duration::from_secs(2));
+        socket.send_to(&stun::request(stun::transaction(0)), LIVE)?;
+        for number in 0..PACKETS {
+            socket.send_to(&stun::request(stun::transaction(1)), DEAD)?;
+            socket.send_to(&rtp(number), LIVE)?;
+            sleep(INTERVAL);
+        }
+        Ok(ear.join().unwrap().into_iter().filter(|(_, from)| *from == LIVE).collect::<BTreeSet<_>>().len())
+    };
+    let (wire, echoed) =
+        scene.on_wire(|| ok(scene.internet.agent.thread("call", call)).join().unwrap().unwrap());
+    assert_eq!(echoed, usize::from(PACKETS));
+    let errors = count(&wire, |r| r.outgoing && r.protocol == ICMP && r.source.ip() == MEDIA);
+    assert!(
+        errors > usize::from(PACKETS) / 2,
+        "the far end refused {errors} packets only: nothing was tested"
+    );
+    let sources = sources(&wire);
+    assert_eq!(sources.len(), 1, "not one external socket: {sources:?}");
+}
+
+#[test]
+fn who_sends_to_a_dead_candidate_is_told() {
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    scene.raise();
+    for from in [AGENT_TUNNEL, AGENT] {
+        let ask = move || -> std::io::Error {
+            let socket = UdpSocket::bind((from, 0)).unwrap();
+            socket.connect(DEAD).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket.send(&stun::request(stun::transaction(0))).unwrap();
+            socket.recv(&mut [0; 64]).expect_err("somebody answered")
+        };
+        let error = ok(scene.internet.agent.thread("ask", ask)).join().unwrap();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "from {from}: {error}");
+    }
+}
+
+#[test]
+fn a_call_outlives_a_short_loss_of_the_address() {
+    let _turn = shared();
+    let Some(_) = program("ip", "iproute2") else { return };
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    scene.raise();
+    let (wire, outcome) = scene.on_wire(|| {
+        let call = start_call(&scene, 500);
+        sleep(Duration::from_secs(2));
+        let before = mapping(&scene);
+        ip(&scene, &format!("address del {AGENT}/24 dev eth0"));
+        sleep(Duration::from_secs(4));
+        ip(&scene, &format!("address add {AGENT}/24 dev eth0"));
+        ip(&scene, &format!("route add default via {ROUTER}"));
+        sleep(Duration::from_secs(2));
+        assert_eq!(mapping(&scene), before, "the mapping did not live on");
+        call.join().unwrap()
+    });
+    assert_eq!(sources(&wire).len(), 1, "{:?}", sources(&wire));
+    // Four seconds without an address, and what it takes to notice that it is back.
+    let lost = outcome.sent - outcome.answered;
+    assert!((150..=260).contains(&lost), "{lost} of {} lost", outcome.sent);
+}
+
+#[test]
+fn another_address_makes_a_new_flow_without_a_refusal() {
+    let _turn = shared();
+    let Some(_) = program("ip", "iproute2") else { return };
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    // Otherwise the kernel drops an address together with the first one of its network.
+    ok(scene.internet.agent.sysctl("net/ipv4/conf/eth0/promote_secondaries", "1"));
+    scene.raise();
+    let (wire, outcome) = scene.on_wire(|| {
+        let call = start_call(&scene, 300);
+        sleep(Duration::from_secs(2));
+        let before = mapping(&scene);
+        assert_eq!(before.ip(), AGENT);
+        ip(&scene, &format!("address add {OTHER_ADDRESS}/24 dev eth0"));
+        ip(&scene, &format!("address del {AGENT}/24 dev eth0"));
+        sleep(Duration::from_secs(2));
+        assert_eq!(mapping(&scene).ip(), OTHER_ADDRESS);
+        call.join().unwrap()
+    });
+    assert!(outcome.failure.is_none(), "the application was refused: {:?}", outcome.failure);
+    let lost = outcome.sent - outcome.answered;
+    assert!(lost <= 25, "{lost} of {} lost: more than half a second", outcome.sent);
+    let sources: Vec<IpAddr> = sources(&wire).into_iter().map(|source| source.ip()).collect();
+    assert_eq!(sources, [IpAddr::from(AGENT), OTHER_ADDRESS.into()]);
+}
+
+#[test]
+fn strangers_do_not_reach_the_application() {
+    const DATAGRAMS: u64 = 20;
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    scene.raise();
+    let agent = &scene.internet.agent;
+    let plain = ok(agent.run(|| UdpSocket::bind((AGENT, 0)))).unwrap();
+    let reachable = plain.local_addr().unwrap();
+    let socket = ok(agent.run(|| UdpSocket::bind((AGENT_TUNNEL, 0)))).unwrap();
+    let ear = listen(socket.try_clone().unwrap(), Duration::from_secs(3));
+    let control = listen(plain, Duration::from_secs(3));
+    socket.send_to(&stun::request(stun::transaction(0)), LIVE).unwrap();
+    socket.send_to(&rtp(1), LIVE).unwrap();
+    sleep(Duration::from_millis(300));
+
+    let external = mapping(&scene);
+    let neighbour = ok(scene.internet.router.run(|| UdpSocket::bind((NEIGHBOUR, 0)))).unwrap();
+    let (wire, ()) = scene.on_wire(|| {
+        for number in 0..DATAGRAMS {
+            neighbour.send_to(&rtp(number as u16), external).unwrap();
+        }
+        neighbour.send_to(&rtp(1), reachable).unwrap();
+    });
+    assert_eq!(count(&wire, |r| r.destination == external && r.source.ip() == NEIGHBOUR), DATAGRAMS as usize);
+    assert_eq!(scene.dropped("stranger"), DATAGRAMS);
+    let heard = ear.join().unwrap();
+    assert!(!heard.is_empty() && heard.iter().all(|(_, from)| *from == LIVE), "{heard:?}");
+    assert_eq!(control.join().unwrap().len(), 1, "the neighbour cannot reach the agent at all");
+}
+
+#[test]
+fn fragmented_media_is_refused_and_counted() {
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    scene.raise();
+    let send = |size: usize| {
+        let send = move || -> std::io::Result<usize> {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            SockRef::from(&socket).set_tos_v4(u32::from(EF_TOS))?;
+            socket.connect((MEDIA, Ports::VOICE_EF))?;
+            socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+            let mut datagram = rtp(1);
+            datagram.resize(size, 0);
+            socket.send(&datagram)?;
+            socket.recv(&mut [0; 8192])
+        };
+        ok(scene.internet.agent.thread("send", send)).join().unwrap()
+    };
+    let to_media = |wire: &Captured| count(wire, |r| r.destination.ip() == MEDIA);
+    let (wire, whole) = scene.on_wire(|| send(1200));
+    assert_eq!(whole.unwrap(), 1200);
+    assert_eq!(to_media(&wire), 1);
+    assert_eq!(scene.dropped("fragmented-media"), 0);
+
+    let (wire, fragmented) = scene.on_wire(|| send(4000));
+    let refusal = fragmented.expect_err("a fragmented datagram was answered");
+    assert!(matches!(refusal.kind(), ErrorKind::HostUnreachable | ErrorKind::PermissionDenied), "{refusal}");
+    assert_eq!((to_media(&wire), wire.unparsed), (0, 0));
+    assert!(scene.dropped("fragmented-media") > 0, "{:?}", scene.status().drops);
+}
+
+/// A call from the TUN's address, as long as `packets` of 20 ms.
+fn start_call(scene: &Scene, packets: u16) -> JoinHandle<Outcome> {
+    let call = Call { to: LIVE, from: Some(AGENT_TUNNEL), tos: 0, packets };
+    ok(scene.internet.agent.thread("call", move || call.run()))
+}
+
+/// The external endpoint of the only live media flow: the one heard last.
+fn mapping(scene: &Scene) -> SocketAddr {
+    let flows = scene.flows();
+    let live = flows.iter().filter(|flow| flow.destination == LIVE);
+    let latest = live.min_by(|a, b| a.idle_seconds.total_cmp(&b.idle_seconds));
+    latest.and_then(|flow| flow.mapping).unwrap_or_else(|| panic!("no mapping in {flows:#?}"))
+}
+
+/// The agent's external endpoints towards media, all of whose packets must be marked.
+fn sources(wire: &Captured) -> BTreeSet<SocketAddr> {
+    let outbound =
+        wire.records.iter().filter(|r| !r.outgoing && r.protocol == UDP && r.destination.ip() == MEDIA);
+    outbound.inspect(|r| assert_eq!(r.dscp(), EF, "{r:?}")).map(|r| r.source).collect()
+}
+
+/// What comes to a socket for `time`: sequence number and sender, of RTP only.
+fn listen(socket: UdpSocket, time: Duration) -> JoinHandle<Vec<(u16, SocketAddr)>> {
+    std::thread::spawn(move || {
+        let (until, mut heard, mut datagram) = (Instant::now() + time, Vec::new(), [0; 2048]);
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            socket.set_read_timeout(Some(left)).unwrap();
+            match socket.recv_from(&mut datagram) {
+                Ok((12.., from)) if datagram[0] == 0x80 => {
+                    heard.push((u16::from_be_bytes([datagram[2], datagram[3]]), from));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        heard
+    })
+}
+
+/// RFC 3550 §5.1.
+fn rtp(number: u16) -> Vec<u8> {
+    let [high, low] = number.to_be_bytes();
+    let mut packet = vec![0x80, 111, high, low, 0, 0, 0, 0, 1, 2, 3, 4];
+    packet.resize(172, 0xd5);
+    packet
+}
+
+fn ip(scene: &Scene, arguments: &str) {
+    let mut command = Command::new("ip");
+    command.args(arguments.split(' '));
+    said(&ok(scene.internet.agent.output(command)));
+}

@@ -1,0 +1,115 @@
+//! Signaling, when the tunnel cannot carry it or it does not belong there.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use lab::Wiring;
+use lab::addresses::{AGENT_TUNNEL, MEDIA, SIGNALING};
+use lab::service::answer_udp;
+use lab::traffic::datagram::sip_options;
+use lab::traffic::stream::{Pace, connect, https};
+use lab::traffic::voice::Call;
+use lab::traffic::{EF_TOS, Ports};
+use packet::protocol::TCP;
+
+use crate::common::{Scene, assert_hidden, assert_shown, count, eventually, exe, is_signaling, ok, shared};
+
+/// Applications wait a second at least; a refusal that comes later is none.
+const AT_ONCE: Duration = Duration::from_millis(500);
+const ONCE: Pace = Pace { requests: 1, pause: Duration::ZERO };
+
+#[test]
+fn a_connection_older_than_the_tunnel_is_reset_at_once() {
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    let http = (SIGNALING, 80).into();
+    let request = b"GET / HTTP/1.1\r\n\r\n";
+    let mut stream = ok(scene.internet.agent.run(move || connect(http))).unwrap();
+    let (wire, ()) = scene.on_wire(|| {
+        stream.write_all(request).unwrap();
+        stream.read_exact(&mut [0; 15]).unwrap();
+    });
+    assert_shown(&wire, TCP);
+
+    scene.raise();
+    scene.reaches_signaling().unwrap();
+    let (wire, (error, after)) = scene.on_wire(|| {
+        let begun = Instant::now();
+        stream.write_all(request).unwrap();
+        // What was left of the first answer may come first.
+        let error = loop {
+            match stream.read(&mut [0; 256]) {
+                Ok(0) => panic!("the connection was closed in order"),
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        (error, begun.elapsed())
+    });
+    assert!(error.kind() == ErrorKind::ConnectionReset && after < AT_ONCE, "{error} after {after:?}");
+    assert_eq!(count(&wire, is_signaling), 0);
+    assert!(scene.dropped("foreign-source") > 0);
+}
+
+#[test]
+fn without_a_gateway_signaling_is_refused_and_voice_goes_on() {
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    let (wire, reached) = scene.on_wire(|| scene.reaches_signaling());
+    reached.unwrap();
+    assert_shown(&wire, TCP);
+
+    ok(scene.start_daemon(exe(), ""));
+    let (wire, ()) = scene.on_wire(|| {
+        eventually(Duration::from_secs(12), || {
+            let tls = scene.identity.client.clone();
+            let both = move || {
+                [https((SIGNALING, 443).into(), &tls, ONCE), sip_options((SIGNALING, 5060).into(), ONCE)]
+            };
+            for outcome in ok(scene.internet.agent.thread("both", both)).join().unwrap() {
+                let failure = outcome.failure.ok_or("there is neither an answer nor a refusal")?;
+                if !failure.refused || failure.after > AT_ONCE {
+                    return Err(failure.to_string());
+                }
+            }
+            Ok(())
+        });
+        assert_eq!(scene.status().tunnel.state, "down");
+        let media = SocketAddr::from((MEDIA, Ports::VOICE_EF));
+        let call = move || Call { to: media, from: None, tos: EF_TOS, packets: 100 }.run();
+        let voice = ok(scene.internet.agent.thread("call", call)).join().unwrap();
+        assert!(voice.answered == voice.sent && voice.sent > 100, "{voice:?}");
+    });
+    assert_hidden(&wire);
+
+    ok(scene.start_gateway(lab::Gateway::Breakout, exe()));
+    eventually(Duration::from_secs(12), || scene.reaches_signaling());
+}
+
+#[test]
+fn large_datagrams_pass_the_tunnel_in_fragments() {
+    const SIZE: usize = 4000;
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    let to = SocketAddr::from((SIGNALING, 8061));
+    ok(answer_udp(&scene.internet.signaling, to, 0, |datagram, _| Some(datagram.to_vec())));
+    scene.raise();
+    let (wire, echo) = scene.on_wire(|| {
+        let ask = move || -> std::io::Result<(Vec<u8>, Vec<u8>)> {
+            let socket = UdpSocket::bind((AGENT_TUNNEL, 0))?;
+            socket.connect(to)?;
+            socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+            let sent: Vec<u8> = (0..SIZE).map(|at| (at % 251) as u8).collect();
+            socket.send(&sent)?;
+            let mut received = vec![0; 2 * SIZE];
+            let length = socket.recv(&mut received)?;
+            received.truncate(length);
+            Ok((sent, received))
+        };
+        ok(scene.internet.agent.thread("ask", ask)).join().unwrap()
+    });
+    assert_hidden(&wire);
+    let (sent, received) = echo.unwrap();
+    assert!(sent == received, "{} bytes came back", received.len());
+}

@@ -1,0 +1,103 @@
+//! What of a machine's network a program can change, by other programs' account.
+
+use std::collections::BTreeMap;
+use std::fs::{read_dir, read_to_string};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use lab::Host;
+
+use crate::common::{eventually, ok, program, said};
+
+/// Each thing's name and what it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Machine(BTreeMap<String, String>);
+
+/// Programs and their arguments; `ip` without statistics, `nft` without handles.
+const QUESTIONS: [(&str, &[&str]); 7] = [
+    ("ip", &["-details", "link"]),
+    ("ip", &["address"]),
+    ("ip", &["-4", "route", "show", "table", "all"]),
+    ("ip", &["-6", "route", "show", "table", "all"]),
+    ("ip", &["-4", "rule"]),
+    ("ip", &["-6", "rule"]),
+    ("nft", &["list", "ruleset"]),
+];
+const SYSCTLS: &str = "/proc/sys/net";
+/// Sysctls that count something.
+const COUNTERS: [&str; 1] = ["/proc/sys/net/netfilter/nf_conntrack_count"];
+/// Duplicate address detection takes a second or two.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Machine {
+    /// `None`, said on standard error, without `ip` or `nft`.
+    pub fn look(host: &Host) -> Option<Self> {
+        program("ip", "iproute2")?;
+        program("nft", "nftables")?;
+        let all = eventually(PATIENCE, || {
+            let all = ask(host);
+            let is_settled = !all.values().any(|answer| answer.contains("tentative"));
+            if is_settled { Ok(all) } else { Err("an address stays tentative".to_owned()) }
+        });
+        Some(Self(all))
+    }
+
+    /// What is different, a line each.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let names: Vec<&String> =
+            self.0.keys().chain(other.0.keys().filter(|name| !self.0.contains_key(*name))).collect();
+        let mut differences = Vec::new();
+        for name in names {
+            let lines = |machine: &Self| -> Vec<String> {
+                machine.0.get(name).map(|text| text.lines().map(str::to_owned).collect()).unwrap_or_default()
+            };
+            let (old, new) = (lines(self), lines(other));
+            differences.extend(
+                old.iter().filter(|line| !new.contains(line)).map(|line| format!("{name}: - {line}")),
+            );
+            differences.extend(
+                new.iter().filter(|line| !old.contains(line)).map(|line| format!("{name}: + {line}")),
+            );
+            if old.len() != new.len() {
+                differences.push(format!("{name}: {} lines before, {} now", old.len(), new.len()));
+            }
+        }
+        differences
+    }
+}
+
+fn ask(host: &Host) -> BTreeMap<String, String> {
+    let mut all = ok(host.run(sysctls));
+    assert!(all.keys().any(|name| name.ends_with("/eth0/rp_filter")), "no sysctls were read");
+    for (program, arguments) in QUESTIONS {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        all.insert(format!("{program} {}", arguments.join(" ")), said(&ok(host.output(command))));
+    }
+    all
+}
+
+fn sysctls() -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut directories = vec![PathBuf::from(SYSCTLS)];
+    while let Some(directory) = directories.pop() {
+        for entry in read_dir(directory).unwrap().flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                directories.push(path);
+            } else if let Some(value) = read(&path) {
+                found.insert(path.display().to_string(), value);
+            }
+        }
+    }
+    found
+}
+
+/// Some can only be written, some are unset.
+fn read(path: &Path) -> Option<String> {
+    if COUNTERS.iter().any(|counter| path == Path::new(counter)) {
+        return None;
+    }
+    read_to_string(path).ok()
+}
