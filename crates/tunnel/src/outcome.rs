@@ -2,6 +2,8 @@ use std::time::Instant;
 
 use boringtun::noise::errors::WireGuardError;
 
+use crate::message::Message;
+
 /// What became of a packet given to [`Peer::seal`](crate::Peer::seal).
 #[derive(Debug, PartialEq, Eq)]
 pub enum Sealed<'a> {
@@ -38,6 +40,18 @@ pub enum Opened<'a> {
     Reply(&'a [u8]),
     /// Taken in, nothing to send.
     Nothing,
+}
+
+impl Opened<'_> {
+    /// Whether it proves that the peer is where the datagram came from: a cookie, asked for or received, does not, since anyone who sees
+    /// our messages and knows the peer's public key can make one.
+    pub fn is_authentic(&self) -> bool {
+        match self {
+            Self::Packet(_) | Self::Keepalive => true,
+            Self::Reply(reply) => !matches!(Message::parse(reply), Some(Message::CookieReply { .. })),
+            Self::Nothing => false,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -137,5 +151,18 @@ impl Stats {
             OpenError::Buffer | OpenError::UnknownPeer | OpenError::SourceNotAllowed => return,
         };
         *counter += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_proves_nothing_of_its_sender() {
+        let (mut response, mut cookie) = ([0; 92], [0; 64]);
+        (response[0], cookie[0]) = (2, 3);
+        assert!(Opened::Reply(&response).is_authentic() && Opened::Keepalive.is_authentic());
+        assert!(!Opened::Reply(&cookie).is_authentic() && !Opened::Nothing.is_authentic());
     }
 }

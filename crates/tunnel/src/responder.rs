@@ -126,7 +126,7 @@ impl Responder {
         };
         let member = self.members.get_mut(number).ok_or(OpenError::NoSession)?;
         let opened = member.peer.open_from(datagram, Some(from.ip()), out, now)?;
-        if authentic(&opened) {
+        if opened.is_authentic() {
             member.endpoint = Some(from);
             member.peer.heard();
         }
@@ -250,13 +250,4 @@ enum Sender {
     Known(usize),
     /// A cookie of this length was written for it.
     Cookie(usize),
-}
-
-/// Whether it proves that the peer is where the datagram came from: a cookie, asked for or received, does not.
-fn authentic(opened: &Opened) -> bool {
-    match opened {
-        Opened::Packet(_) | Opened::Keepalive => true,
-        Opened::Reply(reply) => !matches!(Message::parse(reply), Some(Message::CookieReply { .. })),
-        Opened::Nothing => false,
-    }
 }
