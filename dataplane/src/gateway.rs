@@ -17,7 +17,7 @@ use tunnel::{Opened, Responder, Sealed};
 use crate::BATCH;
 use crate::buffers::Buffers;
 use crate::clock::Clock;
-use crate::io::receive::Receiver;
+use crate::io::receive::{Receiver, may_be_more};
 use crate::io::send::{Datagram, Retry, Sender};
 use crate::io::sockets;
 use crate::io::tun::{COMPLETE, Tun, VNET_HEADER, split_record};
@@ -191,9 +191,9 @@ impl Worker {
     }
 
     fn take_from_peers(&mut self, now: Instant) {
-        let count = self.receiver.receive(self.socket.as_fd(), &mut self.datagrams, 0).unwrap_or(0);
-        self.peers_ready = count == BATCH;
-        for place in 0..count {
+        let received = self.receiver.receive(self.socket.as_fd(), &mut self.datagrams, 0);
+        self.peers_ready = may_be_more(&received);
+        for place in 0..received.unwrap_or(0) {
             self.open(place, now);
         }
     }
@@ -243,7 +243,10 @@ impl Worker {
 
     fn meet_deadlines(&mut self, now: Instant) {
         self.outgoing.clear();
-        while self.outgoing.len() < BATCH && self.responder.deadline().is_some_and(|due| due <= now) {
+        for _ in 0..BATCH {
+            if self.responder.deadline().is_none_or(|due| due > now) {
+                break;
+            }
             let out = self.sealed.get_mut(self.outgoing.len());
             let Some((peer, datagram)) = self.responder.on_deadline(out, now) else { continue };
             let length = datagram.len();

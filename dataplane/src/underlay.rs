@@ -20,4 +20,9 @@ impl Underlay {
             IpAddr::V6(_) => self.v6.map(IpAddr::V6),
         }
     }
+
+    /// Whether the machine has this address: a source address may lie on an interface that is not physical, as on the loopback of a routed host.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address) || self.source_for(address) == Some(address)
+    }
 }

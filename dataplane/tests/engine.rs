@@ -13,8 +13,8 @@ mod scenario;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use dataplane::DropReason;
 use dataplane::engine::{Action, Engine, LINGER, Limits, MappingId, Refusal};
+use dataplane::{DropReason, Underlay};
 use packet::{Checksum, Packet, PacketMut, Tos, build};
 use scenario::{CABLE, MEDIA, OTHER_MEDIA, SIGNALING, STRANGER, TUN, WIFI, policy, stun, tcp, udp, underlay};
 
@@ -260,6 +260,54 @@ fn at_the_limit_no_live_flow_gives_way() {
     assert_eq!(bench.send(signaling(1)), Action::Tunnel);
     assert_eq!(bench.send(signaling(4)), Action::Tunnel, "an idle one gave way");
     assert_eq!(bench.send(signaling(1)), Action::Tunnel, "a live one did not");
+}
+
+#[test]
+fn at_the_limit_no_live_mapping_gives_way_and_no_port_is_asked_for() {
+    let mut bench = Bench::with(Limits { flows: 100, mappings: 2 });
+    let (first, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    let (second, _) = bench.call(at(TUN, 5001), at(MEDIA, 20_000));
+    let third = || udp(at(TUN, 5002), at(MEDIA, 20_000), 0, &stun());
+    assert_eq!(bench.send(third()), Action::Refuse(Refusal::Prohibited));
+    bench.now += Duration::from_secs(121);
+    bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun()));
+    let (reused, _) = bench.call(at(TUN, 5002), at(MEDIA, 20_000));
+    assert_eq!((reused.slot, reused.generation), (second.slot, second.generation + 1));
+    let live = bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun()));
+    assert!(matches!(live, Action::Bypass { mapping, .. } if mapping == first));
+    assert_eq!(
+        bench.engine.from_bypass(second, at(MEDIA, 20_000), 200, bench.now),
+        Err(DropReason::Stranger)
+    );
+}
+
+#[test]
+fn a_port_that_was_given_back_is_asked_for_again() {
+    let mut bench = Bench::new();
+    let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    bench.engine.given_back(mapping);
+    bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+}
+
+#[test]
+fn an_error_is_told_only_about_a_remote_that_was_talked_to() {
+    let mut bench = Bench::new();
+    let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    assert_eq!(bench.engine.told_of_error(mapping, MEDIA), Some(at(TUN, 5000)));
+    assert_eq!(bench.engine.told_of_error(mapping, OTHER_MEDIA), None);
+}
+
+/// A routed host's source address may lie on its loopback, which is no physical interface.
+#[test]
+fn the_source_address_counts_as_present_wherever_it_lies() {
+    let mut bench = Bench::new();
+    let elsewhere = Underlay { addresses: vec![CABLE], ..underlay(Some(WIFI)) };
+    bench.engine.set_underlay(elsewhere.clone(), bench.now);
+    let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    bench.engine.set_underlay(elsewhere, bench.now);
+    let voice = bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun()));
+    assert!(matches!(voice, Action::Bypass { mapping: used, .. } if used == mapping));
+    assert_eq!(bench.send(udp(at(WIFI, 5009), at(MEDIA, 20_000), 0, &stun())), Action::Identity);
 }
 
 #[test]

@@ -59,6 +59,15 @@ impl Mapping {
     }
 }
 
+impl Slot {
+    /// Whether it is free, or its tenant idle for long enough.
+    fn gives_way(&self, now: Instant) -> bool {
+        self.mapping
+            .as_ref()
+            .is_none_or(|mapping| now.saturating_duration_since(mapping.last_out) >= MIN_IDLE_TO_EVICT)
+    }
+}
+
 impl Mappings {
     pub(super) fn new(limit: usize) -> Self {
         Self {
@@ -92,9 +101,14 @@ impl Mappings {
         self.get(id).is_none_or(|mapping| mapping.vanished.is_some())
     }
 
+    /// Whether one more could be inserted.
+    pub(super) fn has_room(&self, now: Instant) -> bool {
+        self.slots.len() < self.limit || self.slots.iter().any(|slot| slot.gives_way(now))
+    }
+
     pub(super) fn insert(&mut self, mapping: Mapping, now: Instant) -> Option<MappingId> {
-        let place = self.slots.iter().position(|slot| slot.mapping.is_none());
-        let place = match place {
+        let free = self.slots.iter().position(|slot| slot.mapping.is_none());
+        let place = match free {
             Some(place) => place,
             None if self.slots.len() < self.limit => {
                 self.slots.push(Slot::default());
@@ -125,11 +139,11 @@ impl Mappings {
         mapping.remotes.push(remote);
     }
 
-    pub(super) fn follow_addresses(&mut self, present: &[IpAddr], now: Instant) {
+    pub(super) fn follow_addresses(&mut self, underlay: &Underlay, now: Instant) {
         for (place, slot) in self.slots.iter_mut().enumerate() {
             let id = MappingId { slot: place as u16, generation: slot.generation };
             let Some(mapping) = &mut slot.mapping else { continue };
-            if !present.contains(&mapping.external.ip()) {
+            if !underlay.has(mapping.external.ip()) {
                 mapping.vanished.get_or_insert(now);
                 self.next_sweep = self.next_sweep.map(|due| due.min(now + LINGER));
             } else if mapping.vanished.take().is_some() {
@@ -161,18 +175,19 @@ impl Mappings {
     }
 
     fn evict(&mut self, now: Instant) -> Option<usize> {
-        let idle = |slot: &Slot| {
-            slot.mapping
-                .as_ref()
-                .map_or(Duration::ZERO, |mapping| now.saturating_duration_since(mapping.last_out))
-        };
-        let (place, slot) = self.slots.iter().enumerate().max_by_key(|(_, slot)| idle(slot))?;
-        if idle(slot) < MIN_IDLE_TO_EVICT {
-            return None;
-        }
+        let candidates = self.slots.iter().enumerate().filter(|(_, slot)| slot.gives_way(now));
+        let (place, _) =
+            candidates.min_by_key(|(_, slot)| slot.mapping.as_ref().map(|mapping| mapping.last_out))?;
         let id = self.remove(place)?;
         self.evicted.push(id);
         Some(place)
+    }
+
+    /// Ends a mapping before its time.
+    pub(super) fn end(&mut self, id: MappingId) {
+        if self.get(id).is_some() {
+            self.remove(usize::from(id.slot));
+        }
     }
 
     fn remove(&mut self, place: usize) -> Option<MappingId> {

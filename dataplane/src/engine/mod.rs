@@ -137,11 +137,12 @@ impl Engine {
         external: SocketAddr,
         now: Instant,
     ) -> Option<MappingId> {
-        let id = self.mappings.insert(Mapping::new(internal, external, now), now);
-        if id.is_none() {
-            self.counters.count_drop(DropReason::TableFull);
-        }
-        id
+        self.mappings.insert(Mapping::new(internal, external, now), now)
+    }
+
+    /// The port reserved last cannot be used after all.
+    pub fn given_back(&mut self, mapping: MappingId) {
+        self.mappings.end(mapping);
     }
 
     /// No port could be reserved for the packet's flow: refuse it.
@@ -175,9 +176,11 @@ impl Engine {
         internal
     }
 
-    /// To whom an error about a datagram that left through `mapping` is to be told.
-    pub fn internal_of(&self, mapping: MappingId) -> Option<SocketAddr> {
-        self.mappings.get(mapping).map(|mapping| mapping.internal)
+    /// To whom an error about a datagram from `mapping` to `remote` is to be told; `None` if nothing went there: the error is forged or
+    /// late.
+    pub fn told_of_error(&self, mapping: MappingId, remote: IpAddr) -> Option<SocketAddr> {
+        let mapping = self.mappings.get(mapping).filter(|mapping| mapping.talked_to(remote))?;
+        Some(mapping.internal)
     }
 
     /// The tunnel is down and cannot take a packet that was meant for it.
@@ -190,7 +193,7 @@ impl Engine {
 
     /// Takes note of the physical side as it is now. Mappings whose address is gone linger; those whose address is back serve on.
     pub fn set_underlay(&mut self, underlay: Underlay, now: Instant) {
-        self.mappings.follow_addresses(&underlay.addresses, now);
+        self.mappings.follow_addresses(&underlay, now);
         self.underlay = underlay;
     }
 
@@ -270,7 +273,7 @@ impl Engine {
             Path::Bypass if headers.fragment.is_some() => {
                 return self.refuse(&headers, DropReason::FragmentedMedia, Refusal::Prohibited, now);
             }
-            Path::Bypass if !ours && !self.underlay.addresses.contains(&headers.source) => {
+            Path::Bypass if !ours && !self.underlay.has(headers.source) => {
                 return self.refuse(&headers, DropReason::ForeignSource, Refusal::Prohibited, now);
             }
             Path::Tunnel | Path::Bypass => {}
@@ -280,6 +283,9 @@ impl Engine {
         let mapping = if verdict.path == Path::Bypass && ours {
             match self.mapping_for(tuple.source) {
                 Ok(mapping) => Some(mapping),
+                Err(Some(_)) if !self.mappings.has_room(now) => {
+                    return self.refuse(&headers, DropReason::TableFull, Refusal::Prohibited, now);
+                }
                 Err(Some(external)) => return Action::Reserve { internal: tuple.source, external },
                 Err(None) => {
                     self.counters.count_drop(DropReason::NoUnderlay);
@@ -315,7 +321,7 @@ impl Engine {
         let tos = flow.mark.apply(headers.tos);
         let destination = flow.tuple.destination;
         let Some(mapping) = flow.mapping else {
-            if !self.underlay.addresses.contains(&headers.source) {
+            if !self.underlay.has(headers.source) {
                 self.counters.count_drop(DropReason::NoUnderlay);
                 return Action::Drop;
             }

@@ -1,6 +1,6 @@
 use std::io;
 use std::mem;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::address::from_kernel;
@@ -9,7 +9,7 @@ use super::cmsg::Control;
 /// An error about a datagram that left earlier (ip(7), IP_RECVERR).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SendError {
-    /// Where the datagram was to go.
+    /// Where the datagram was to go; unspecified if the kernel does not say.
     pub(crate) destination: SocketAddr,
     /// How much of its payload is quoted, in bytes.
     pub(crate) quoted: usize,
@@ -32,7 +32,8 @@ pub(crate) enum Cause {
     Other,
 }
 
-/// Takes the oldest error off a socket's queue, its datagram's payload into `payload`; `None` when the queue is empty.
+/// Takes the oldest error off a socket's queue, its datagram's payload into `payload`; `None` when the queue is empty. As long as it is not,
+/// the kernel makes each error the socket's pending one as the one before is taken.
 pub(crate) fn take(socket: BorrowedFd<'_>, payload: &mut [u8]) -> Option<SendError> {
     // SAFETY: all-zero bytes are valid for these plain C structures.
     let (mut name, mut header): (libc::sockaddr_storage, libc::msghdr) =
@@ -50,7 +51,7 @@ pub(crate) fn take(socket: BorrowedFd<'_>, payload: &mut [u8]) -> Option<SendErr
         libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
     };
     let quoted = usize::try_from(received).ok()?;
-    let destination = from_kernel(&name)?;
+    let destination = from_kernel(&name).unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into());
     let cause = control.messages(header.msg_controllen).find_map(cause).unwrap_or(Cause::Other);
     Some(SendError { destination, quoted, cause })
 }

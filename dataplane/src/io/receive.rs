@@ -18,6 +18,15 @@ pub(crate) struct Receiver {
     controls: Box<[Control]>,
 }
 
+/// Whether a socket is to be read again, since its readiness is told only once. An error other than `WouldBlock` stood in the datagrams' way
+/// and is gone with this.
+pub(crate) fn may_be_more(received: &io::Result<usize>) -> bool {
+    match received {
+        Ok(count) => *count == BATCH,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+    }
+}
+
 /// One received datagram's length, sender and marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Received {

@@ -10,6 +10,21 @@ const TUNNEL_BUFFER: usize = 2 << 20;
 /// One call is 50 packets/s of 200 B; a burst of 100 of them counts as about 80 kB.
 const MAPPING_BUFFER: usize = 256 << 10;
 
+/// Lets this process open as many descriptors as the system allows it; returns how many. The soft limit is 1024 by default, for the sake of
+/// programs that use select(2).
+pub(crate) fn raise_descriptor_limit() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit for the kernel to fill, and to read.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) == 0 {
+            limit = raised;
+        }
+    }
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+}
+
 /// The tunnel's socket, on any address and port. Its datagrams may be fragmented on the way, as the kernel's WireGuard allows too.
 pub(crate) fn tunnel(like: IpAddr, fwmark: u32) -> io::Result<Socket> {
     let any: IpAddr = match like {

@@ -23,6 +23,8 @@ use crate::{BATCH, DropReason};
 /// Room in front of a received payload for what the TUN wants before it: virtio, IPv6 and UDP header.
 const HEADROOM: usize = VNET_HEADER + 48;
 const DATAGRAM: usize = HEADROOM + 65_535;
+/// More than a socket's buffer holds (each counts as 768 bytes or more), so that the queue is emptied, yet a flood does not keep us here.
+const MAX_ERRORS: usize = 1024;
 
 /// The mappings' sockets: payloads out as they were read, answers back behind a header written in front of them.
 pub(super) struct Bypass {
@@ -96,7 +98,12 @@ impl Bypass {
         let Some(mapping) = engine.reserved(internal, bound, now) else {
             return Err(io::Error::other("all mappings are in use"));
         };
-        registry.register(&mut SourceFd(&socket.as_raw_fd()), token(mapping), Interest::READABLE)?;
+        let watched =
+            registry.register(&mut SourceFd(&socket.as_raw_fd()), token(mapping), Interest::READABLE);
+        if let Err(error) = watched {
+            engine.given_back(mapping);
+            return Err(error);
+        }
         let slot = usize::from(mapping.slot);
         if self.sockets.len() <= slot {
             self.sockets.resize_with(slot + 1, || None);
@@ -116,7 +123,13 @@ impl Bypass {
         }
     }
 
-    pub(super) fn set_ready(&mut self, slot: usize) {
+    /// Notes an event of the mapping's socket.
+    pub(super) fn set_ready(&mut self, slot: usize, failed: bool, shared: &mut Shared) {
+        // A send may have taken the pending error without telling us (sendmmsg does where it sent something before), so that no receive
+        // reports it any more; its queue is full all the same.
+        if failed && let Some(Some((mapping, socket))) = self.sockets.get(slot) {
+            tell_errors(*mapping, socket, &mut self.quote, shared);
+        }
         if !self.ready.contains(&slot) {
             self.ready.push(slot);
         }
@@ -130,7 +143,10 @@ impl Bypass {
     pub(super) fn send(&mut self, outgoing: &[Outgoing], records: &Buffers, shared: &mut Shared) {
         for run in outgoing.chunk_by(|a, b| a.mapping == b.mapping) {
             let Some(first) = run.first() else { continue };
-            let Some((mapping, socket)) = socket_of(&self.sockets, first.mapping) else { continue };
+            let Some((mapping, socket)) = socket_of(&self.sockets, first.mapping) else {
+                run.iter().for_each(|_| shared.counters.count_drop(DropReason::SendFailed));
+                continue;
+            };
             let datagrams = run.iter().map(|out| Datagram {
                 payload: payload(records, out),
                 destination: out.destination,
@@ -236,10 +252,11 @@ fn with_headers<'a>(buffer: &'a mut [u8], received: &Received, internal: SocketA
     buffer.get(record_at..HEADROOM + received.len)
 }
 
-/// Empties a socket's error queue; each error goes to the application whose datagram it is about.
+/// Empties a socket's error queue; each error goes to the application whose datagram it is about, if there was one.
 fn tell_errors(mapping: MappingId, socket: &Socket, quote: &mut [u8], shared: &mut Shared) {
-    while let Some(error) = error_queue::take(socket.as_fd(), quote) {
-        let Some(internal) = shared.engine.internal_of(mapping) else { continue };
+    for _ in 0..MAX_ERRORS {
+        let Some(error) = error_queue::take(socket.as_fd(), quote) else { return };
+        let Some(internal) = shared.engine.told_of_error(mapping, error.destination.ip()) else { continue };
         let payload = quote.get(..error.quoted).unwrap_or_default();
         let sent = build::SentUdp { source: internal, destination: error.destination, payload };
         let (from, icmp) = match error.cause {

@@ -62,7 +62,7 @@ pub type Feature = (&'static str, bool, String);
 pub(crate) enum Command {
     Swap(Arc<Snapshot>, Sender<usize>),
     Underlay(Underlay),
-    Endpoint(SocketAddr),
+    Endpoint(SocketAddr, Sender<Result<(), PumpError>>),
     Flows(Sender<Vec<FlowReport>>),
     Tunnel(Sender<TunnelReport>),
     Stop,
@@ -100,9 +100,9 @@ impl Handle {
         self.tell(Command::Underlay(underlay))
     }
 
-    /// Moves the tunnel to another address of the gateway.
+    /// Moves the tunnel to another address of the gateway; on an error (no IPv6 here, say) it stays where it was.
     pub fn set_endpoint(&self, endpoint: SocketAddr) -> Result<(), PumpError> {
-        self.tell(Command::Endpoint(endpoint))
+        self.ask(|reply| Command::Endpoint(endpoint, reply))?
     }
 
     pub fn flows(&self) -> Result<Vec<FlowReport>, PumpError> {

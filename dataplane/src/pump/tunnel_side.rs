@@ -12,7 +12,7 @@ use tunnel::{Opened, Peer, Sealed, State};
 use super::worker::Shared;
 use super::{PumpError, io_error};
 use crate::buffers::Buffers;
-use crate::io::receive::Receiver;
+use crate::io::receive::{Receiver, may_be_more};
 use crate::io::send::{Datagram, Retry, Sender};
 use crate::io::sockets;
 use crate::io::tun::{COMPLETE, VNET_HEADER};
@@ -66,6 +66,7 @@ impl TunnelSide {
         })
     }
 
+    /// On an error the peer stays where it was.
     pub(super) fn move_to(
         &mut self,
         endpoint: SocketAddr,
@@ -116,8 +117,9 @@ impl TunnelSide {
 
     /// Opens one batch of what the gateway sent and writes it to the TUN.
     pub(super) fn receive(&mut self, shared: &mut Shared, now: Instant) {
-        let count = self.receiver.receive(self.socket.as_fd(), &mut self.datagrams, 0).unwrap_or(0);
-        self.ready = count == BATCH;
+        let received = self.receiver.receive(self.socket.as_fd(), &mut self.datagrams, 0);
+        self.ready = may_be_more(&received);
+        let count = received.unwrap_or(0);
         for place in 0..count {
             let Some(received) = self.receiver.get(place) else { continue };
             let datagram = self.datagrams.get(place).get(..received.len).unwrap_or_default();
@@ -130,8 +132,10 @@ impl TunnelSide {
                     continue;
                 }
             };
-            // The peer proved itself: from now on it is answered where it is (roaming).
-            self.endpoint = received.from;
+            // Roaming: from now on the peer is answered where it is.
+            if opened.is_authentic() {
+                self.endpoint = received.from;
+            }
             match opened {
                 Opened::Packet(packet) => {
                     let length = packet.len();
@@ -159,7 +163,10 @@ impl TunnelSide {
 
     pub(super) fn meet_deadlines(&mut self, shared: &mut Shared, now: Instant) {
         self.sealed_lengths.clear();
-        while self.sealed_lengths.len() < BATCH && self.peer.deadline().is_some_and(|due| due <= now) {
+        for _ in 0..BATCH {
+            if self.peer.deadline().is_none_or(|due| due > now) {
+                break;
+            }
             let out = self.sealed.get_mut(self.sealed_lengths.len());
             let datagram = self.peer.on_deadline(out, now);
             self.sealed_lengths.extend(datagram.map(<[u8]>::len));

@@ -15,6 +15,7 @@ use super::{Command, Feature, PumpError, Setup, io_error};
 use crate::buffers::Buffers;
 use crate::clock::Clock;
 use crate::engine::{Action, Engine, Limits, MappingId};
+use crate::io::sockets;
 use crate::io::tun::{Tun, VNET_HEADER, split_record};
 use crate::{BATCH, Counters, DropReason};
 
@@ -26,6 +27,11 @@ const TUN: Token = Token(1);
 const TUNNEL: Token = Token(2);
 /// Mapping `slot` has the token `FIRST_MAPPING + slot`.
 const FIRST_MAPPING: usize = 3;
+
+/// Left to the rest of the process where descriptors are few.
+const OTHER_DESCRIPTORS: usize = 128;
+/// An exhausted system refuses each packet's port; it is told once in this time.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 /// The pump's thread: waits, then lets each side that has packets move one batch, voice first, until none has any.
 pub(super) struct Worker {
@@ -40,6 +46,7 @@ pub(super) struct Worker {
     for_tunnel: Vec<usize>,
     for_bypass: Vec<Outgoing>,
     whole: Vec<Whole>,
+    next_warning: Option<Instant>,
     tunnel: TunnelSide,
     bypass: Bypass,
     shared: Shared,
@@ -71,11 +78,15 @@ impl Worker {
         let tunnel = TunnelSide::open(peer, setup.endpoint, setup.fwmark, poll.registry(), TUNNEL)?;
         let bypass = Bypass::open(setup.fwmark);
         let features = bypass.features();
+        let (default, descriptors) = (Limits::default(), sockets::raise_descriptor_limit());
         let engine = Engine::new(
             setup.snapshot,
             setup.addresses,
             setup.underlay,
-            Limits::default(),
+            Limits {
+                mappings: default.mappings.min(descriptors.saturating_sub(OTHER_DESCRIPTORS)),
+                ..default
+            },
             Arc::clone(&counters),
         );
         let worker = Self {
@@ -89,6 +100,7 @@ impl Worker {
             for_tunnel: Vec::with_capacity(BATCH),
             for_bypass: Vec::with_capacity(BATCH),
             whole: Vec::with_capacity(BATCH),
+            next_warning: None,
             tunnel,
             bypass,
             shared: Shared { tun: setup.tun, engine, counters, refuser: Refuser::new() },
@@ -112,13 +124,15 @@ impl Worker {
             for event in &events {
                 match event.token() {
                     WAKER => {
-                        if self.obey(now)? {
+                        if self.obey(now) {
                             return Ok(());
                         }
                     }
                     TUN => self.tun_ready = true,
                     TUNNEL => self.tunnel.ready = true,
-                    Token(token) => self.bypass.set_ready(token - FIRST_MAPPING),
+                    Token(token) => {
+                        self.bypass.set_ready(token - FIRST_MAPPING, event.is_error(), &mut self.shared);
+                    }
                 }
             }
             self.bypass.receive(&mut self.shared, now);
@@ -190,7 +204,10 @@ impl Worker {
             action = match self.bypass.reserve(internal, external, engine, registry, token, now) {
                 Ok(()) => engine.outbound(&mut packet, now),
                 Err(error) => {
-                    tracing::warn!(%internal, %external, %error, "no external port for a voice flow");
+                    if self.next_warning.is_none_or(|next| next <= now) {
+                        self.next_warning = Some(now + BETWEEN_WARNINGS);
+                        tracing::warn!(%internal, %external, %error, "no external port for a voice flow");
+                    }
                     engine.unreserved(packet.headers(), now)
                 }
             };
@@ -215,7 +232,7 @@ impl Worker {
     }
 
     /// Does what the control plane asked; `true`: stop.
-    fn obey(&mut self, now: Instant) -> Result<bool, PumpError> {
+    fn obey(&mut self, now: Instant) -> bool {
         while let Ok(command) = self.inbox.try_recv() {
             match command {
                 Command::Swap(snapshot, reply) => {
@@ -225,17 +242,19 @@ impl Worker {
                     self.tunnel.peer.set_underlay(underlay.gateway_reachable, now);
                     self.shared.engine.set_underlay(underlay, now);
                 }
-                Command::Endpoint(endpoint) => self.tunnel.move_to(endpoint, self.poll.registry(), TUNNEL)?,
+                Command::Endpoint(endpoint, reply) => {
+                    let _ = reply.send(self.tunnel.move_to(endpoint, self.poll.registry(), TUNNEL));
+                }
                 Command::Flows(reply) => {
                     let _ = reply.send(self.shared.engine.flows(now));
                 }
                 Command::Tunnel(reply) => {
                     let _ = reply.send(self.tunnel.report(now));
                 }
-                Command::Stop => return Ok(true),
+                Command::Stop => return true,
             }
         }
-        Ok(false)
+        false
     }
 }
 
