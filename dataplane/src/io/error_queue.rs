@@ -101,3 +101,48 @@ fn offender_address(bytes: &[u8]) -> Option<IpAddr> {
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut storage).cast::<u8>(), len) };
     from_kernel(&storage).map(|address| address.ip())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    use packet::Tos;
+
+    use super::*;
+    use crate::io::send::{Datagram, Retry, Sender};
+    use crate::io::sockets;
+
+    const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    /// On the loopback an ICMP error is there before the send returns.
+    #[test]
+    fn the_error_of_one_remote_fails_the_next_send_to_another_until_it_is_taken() {
+        let socket = sockets::mapping(LOCALHOST, 0, 0).unwrap();
+        let (dead, live) = (closed_port(), UdpSocket::bind((LOCALHOST, 0)).unwrap());
+        let mut sender = Sender::new();
+        let mut send = |payload, destination, errors: &mut Vec<SendError>| {
+            let datagram = Datagram { payload, destination, tos: Tos(0xb8), ttl: Some(64) };
+            let mut tries = 0;
+            sender.load(std::iter::once(datagram)).send(socket.as_fd(), |_, error| {
+                assert!(may_be_anothers(error), "{error}");
+                errors.extend(std::iter::from_fn(|| take(socket.as_fd(), &mut [0; 100])));
+                tries += 1;
+                assert_eq!(tries, 1, "once is enough");
+                Retry::Yes
+            });
+        };
+        let mut errors = Vec::new();
+        send(b"to nobody", dead, &mut errors);
+        send(b"voice", live.local_addr().unwrap(), &mut errors);
+
+        let mut received = [0; 10];
+        assert_eq!(live.recv(&mut received).unwrap(), 5);
+        let cause = Cause::Icmp { from: LOCALHOST, kind: 3, code: 3, rest: 0 };
+        assert_eq!(errors, [SendError { destination: dead, quoted: 9, cause }]);
+    }
+
+    fn closed_port() -> SocketAddr {
+        UdpSocket::bind((LOCALHOST, 0)).unwrap().local_addr().unwrap()
+    }
+}

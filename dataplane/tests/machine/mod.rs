@@ -1,0 +1,217 @@
+//! A machine with a running pump in a namespace of its own, and a far end in another.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use dataplane::{DropReason, Handle, Pump, Setup, Tun, Underlay};
+use policy::{Config, Snapshot};
+use tunnel::{Peer, PeerConfig, PrivateKey};
+
+pub const WIFI_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 77, 10));
+pub const MEDIA_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(52, 129, 96, 10));
+pub const DEAD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(52, 129, 96, 11));
+pub const SIGNALING_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
+
+const FWMARK: u32 = 0x77;
+
+/// One family's addresses.
+#[derive(Clone, Copy)]
+pub struct Family {
+    pub tun: IpAddr,
+    pub wifi: IpAddr,
+    pub media: IpAddr,
+    /// A media address where nobody listens.
+    pub dead: IpAddr,
+    pub signaling: IpAddr,
+}
+
+pub const V4: Family = Family {
+    tun: IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1)),
+    wifi: WIFI_V4,
+    media: MEDIA_V4,
+    dead: DEAD_V4,
+    signaling: SIGNALING_V4,
+};
+pub const V6: Family = Family {
+    tun: v6(0x99, 1),
+    wifi: v6(0x77, 10),
+    media: v6(0x96, 10),
+    dead: v6(0x96, 11),
+    signaling: v6(0x113, 10),
+};
+
+const CONFIG: &str = r#"
+[interface]
+address = ["10.99.0.1/32", "2001:db8:99::1/128"]
+[tunnel]
+private_key_file = "agent.key"
+peer_public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
+endpoint = "192.168.77.1:51820"
+[sets.genesys-media]
+cidrs = ["52.129.96.0/20", "2001:db8:96::/64"]
+[sets.genesys-signaling]
+cidrs = ["203.0.113.0/24", "2001:db8:113::/64"]
+"#;
+
+/// The test's thread is in the machine's namespace. The tunnel is down, for want of a route to its gateway.
+pub struct Machine {
+    pub pump: Handle,
+    far: FarEnd,
+}
+
+impl Machine {
+    /// `None`, with the reason told, where it cannot be made.
+    pub fn new() -> Option<Self> {
+        // SAFETY: takes no pointers.
+        if unsafe { libc::geteuid() } != 0 {
+            skip("making network namespaces needs root");
+            return None;
+        }
+        if Command::new("ip").arg("-V").output().is_err() {
+            skip("the program ip (iproute2) is missing");
+            return None;
+        }
+        enter_namespace();
+        let far = FarEnd::start();
+        let thread = far.thread;
+        ip(&format!("link add wifi type veth peer name wan netns {thread}"));
+        far.run(|| {
+            // Every closed port answers, however often.
+            fs::write("/proc/sys/net/ipv4/icmp_ratemask", "0").unwrap();
+            ip("link set lo up");
+            ip("link set wan up");
+            ip("address add 192.168.77.1/24 dev wan");
+            ip("address add 2001:db8:77::1/64 dev wan nodad");
+            for address in
+                ["52.129.96.10/32", "52.129.96.11/32", "2001:db8:96::10/128", "2001:db8:96::11/128"]
+            {
+                ip(&format!("address add {address} dev lo"));
+            }
+        });
+        ip("link set lo up");
+        ip("link set wifi up");
+        ip("address add 192.168.77.10/24 dev wifi");
+        ip("address add 2001:db8:77::10/64 dev wifi nodad");
+        ip("route add default via 192.168.77.1");
+        ip("route add default via 2001:db8:77::1");
+        let pump = start_pump();
+        Some(Self { pump, far })
+    }
+
+    pub fn far_socket(&self, address: IpAddr, port: u16) -> UdpSocket {
+        let socket = self.far.run(move || UdpSocket::bind((address, port)).unwrap());
+        crate::marked::prepare(&socket, Duration::from_secs(5));
+        socket
+    }
+
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.pump.counters().drops().find(|(counted, _)| *counted == reason).unwrap().1
+    }
+}
+
+pub fn skip(why: &str) {
+    assert!(std::env::var_os("BREAKOUT_REQUIRE_ALL").is_none(), "skipped, because {why}");
+    eprintln!("skipped, because {why}");
+}
+
+/// How many descriptors this process may open.
+pub fn descriptors() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit for the kernel to fill.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    limit.rlim_cur as usize
+}
+
+const fn v6(network: u16, host: u16) -> IpAddr {
+    // Hosts are written in hexadecimal as they would be in decimal: 10 is ::10.
+    let host = host / 10 * 16 + host % 10;
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, network, 0, 0, 0, 0, host))
+}
+
+fn start_pump() -> Handle {
+    let tun = Tun::open(None).unwrap();
+    let name = tun.name().to_owned();
+    ip(&format!("link set {name} mtu 1420 up"));
+    ip(&format!("address add 10.99.0.1/32 dev {name}"));
+    ip(&format!("address add 2001:db8:99::1/128 dev {name} nodad"));
+    for prefix in ["52.129.96.0/20", "203.0.113.0/24", "2001:db8:96::/64", "2001:db8:113::/64"] {
+        ip(&format!("route add {prefix} dev {name} table 100"));
+    }
+    for family in ["-4", "-6"] {
+        ip(&format!("{family} rule add not fwmark {FWMARK} table 100 priority 100"));
+    }
+    let (config, _) = Config::parse(CONFIG, "test.toml").unwrap();
+    let peer = PeerConfig {
+        private_key: PrivateKey::generate().unwrap(),
+        peer_public_key: PrivateKey::generate().unwrap().public_key(),
+        preshared_key: None,
+        keepalive: None,
+        index: 1,
+        mtu: 1420,
+    };
+    let addresses = |family: Family| (family.tun, family.wifi);
+    let ((tun_v4, wifi_v4), (tun_v6, wifi_v6)) = (addresses(V4), addresses(V6));
+    let (IpAddr::V4(v4), IpAddr::V6(v6)) = (wifi_v4, wifi_v6) else { unreachable!() };
+    Pump::start(Setup {
+        tun,
+        addresses: vec![tun_v4, tun_v6],
+        mtu: 1420,
+        peer: Peer::new(peer, Instant::now()),
+        endpoint: SocketAddr::from(([192, 168, 77, 1], 51_820)),
+        snapshot: Arc::new(Snapshot::compile(&config)),
+        fwmark: FWMARK,
+        underlay: Underlay {
+            v4: Some(v4),
+            v6: Some(v6),
+            addresses: vec![wifi_v4, wifi_v6],
+            gateway_reachable: false,
+        },
+        on_exit: Box::new(|result| result.unwrap()),
+    })
+    .unwrap()
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread in a namespace of its own.
+struct FarEnd {
+    jobs: Sender<Job>,
+    thread: libc::pid_t,
+}
+
+impl FarEnd {
+    fn start() -> Self {
+        let ((jobs, inbox), (ready, started)) = (channel::<Job>(), channel());
+        thread::spawn(move || {
+            enter_namespace();
+            // SAFETY: takes no arguments.
+            ready.send(unsafe { libc::gettid() }).unwrap();
+            inbox.into_iter().for_each(|job| job());
+        });
+        Self { jobs, thread: started.recv().unwrap() }
+    }
+
+    fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (reply, answer) = channel();
+        self.jobs.send(Box::new(move || reply.send(job()).unwrap())).unwrap();
+        answer.recv().unwrap()
+    }
+}
+
+/// Gives this thread, and those it will start, a network namespace of its own, which ends with them.
+fn enter_namespace() {
+    // SAFETY: takes no pointers.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", std::io::Error::last_os_error());
+    for name in ["all", "default"] {
+        fs::write(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "2").unwrap();
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}

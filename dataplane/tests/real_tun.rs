@@ -1,0 +1,186 @@
+//! The pump on a real TUN, between namespaces: what applications and far ends see of it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that fails here should stop"
+)]
+
+mod machine;
+mod marked;
+
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use dataplane::DropReason;
+use machine::{DEAD_V4, MEDIA_V4, Machine, SIGNALING_V4, V4, V6, WIFI_V4};
+use policy::Path;
+use socket2::{Domain, Socket, Type};
+
+const STUN: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7];
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[test]
+fn voice_goes_out_and_its_answers_come_back_whole_and_marked() {
+    let Some(machine) = Machine::new() else { return };
+    for family in [V4, V6] {
+        let (app, far) = (open(family.tun, 5000), machine.far_socket(family.media, 20_000));
+        marked::set(&app, 0x02, 33);
+        app.send_to(&STUN, at(family.media, 20_000)).unwrap();
+        let sent = marked::receive(&far);
+        assert_eq!((sent.payload.as_slice(), sent.from), (STUN.as_slice(), at(family.wifi, 5000)));
+        assert_eq!((sent.tos, sent.ttl), (0xba, 33), "EF with the application's ECN and TTL");
+
+        let answer: Vec<u8> = (0..1201u16).map(|byte| byte as u8).collect();
+        marked::set(&far, 0x89, 40);
+        far.send_to(&answer, sent.from).unwrap();
+        let received = marked::receive(&app);
+        assert_eq!((received.payload, received.from), (answer, at(family.media, 20_000)));
+        assert_eq!((received.tos, received.ttl), (0x89, 40));
+    }
+}
+
+/// Browsers bind a socket to each address of the machine.
+#[test]
+fn under_the_physical_address_voice_leaves_as_it_is_and_is_answered() {
+    let Some(machine) = Machine::new() else { return };
+    for family in [V4, V6] {
+        let (app, far) = (open(family.wifi, 6000), machine.far_socket(family.media, 20_000));
+        app.send_to(&STUN, at(family.media, 20_000)).unwrap();
+        let sent = marked::receive(&far);
+        assert_eq!(
+            (sent.payload.as_slice(), sent.from, sent.tos),
+            (STUN.as_slice(), at(family.wifi, 6000), 0xb8)
+        );
+        far.send_to(b"answer", sent.from).unwrap();
+        assert_eq!(marked::receive(&app).payload, b"answer");
+    }
+    assert_eq!(machine.pump.counters().path(Path::Bypass).out_packets, 2, "both went through the pump");
+}
+
+#[test]
+fn a_closed_port_is_told_to_a_connected_socket() {
+    let Some(_machine) = Machine::new() else { return };
+    for family in [V4, V6] {
+        let app = open(family.tun, 5000);
+        app.connect(at(family.dead, 20_000)).unwrap();
+        app.send(&STUN).unwrap();
+        assert_eq!(app.recv(&mut [0; 100]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+/// ICE tries several candidates from one socket; the errors of one make the kernel fail sends to the others.
+#[test]
+fn a_dead_remote_beside_a_live_one_loses_nothing() {
+    let Some(machine) = Machine::new() else { return };
+    let (app, far) = (open(V4.tun, 5000), machine.far_socket(MEDIA_V4, 20_000));
+    for burst in 0..50u8 {
+        let probes: HashSet<Vec<u8>> =
+            (0..20).map(|number| [&STUN[..18], &[burst, number]].concat()).collect();
+        for probe in &probes {
+            app.send_to(probe, at(DEAD_V4, 20_000)).unwrap();
+            app.send_to(probe, at(MEDIA_V4, 20_000)).unwrap();
+        }
+        let received: HashSet<_> = probes.iter().map(|_| marked::receive(&far).payload).collect();
+        assert_eq!(received, probes);
+    }
+    assert_eq!(machine.drops(DropReason::SendFailed), 0);
+}
+
+/// The send to the live remote takes the dead one's pending error from the mapping's socket; the application is told all the same.
+#[test]
+fn an_error_is_told_though_another_send_met_it() {
+    let Some(machine) = Machine::new() else { return };
+    let far = machine.far_socket(MEDIA_V4, 20_000);
+    let (dead, live) = (open_shared(V4.tun, 5000), open_shared(V4.tun, 5000));
+    dead.connect(at(DEAD_V4, 20_000)).unwrap();
+    live.connect(at(MEDIA_V4, 20_000)).unwrap();
+    for _ in 0..300 {
+        dead.send(&STUN).unwrap();
+        live.send(&STUN).unwrap();
+        marked::receive(&far);
+        assert_eq!(dead.recv(&mut [0; 100]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
+fn a_refusal_reaches_the_application_at_once() {
+    let Some(machine) = Machine::new() else { return };
+    for (family, prohibited) in [(V4, libc::EHOSTUNREACH), (V6, libc::EACCES)] {
+        for refused in [at(family.media, 22), at(family.signaling, 443)] {
+            let begun = Instant::now();
+            let error = std::net::TcpStream::connect_timeout(&refused, PATIENCE).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "TCP to {refused}");
+            assert!(begun.elapsed() < PATIENCE);
+
+            let app = open(family.tun, 0);
+            app.connect(SocketAddr::new(refused.ip(), 5060)).unwrap();
+            app.send(b"OPTIONS").unwrap();
+            let error = app.recv(&mut [0; 100]).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(prohibited), "UDP to {refused}");
+        }
+    }
+    assert_eq!(machine.drops(DropReason::TunnelDown), 4);
+}
+
+/// A socket that a connection older than the tunnel left under the physical address.
+#[test]
+fn signaling_under_the_physical_address_is_refused() {
+    let Some(machine) = Machine::new() else { return };
+    let app = open(WIFI_V4, 0);
+    app.connect(at(SIGNALING_V4, 5060)).unwrap();
+    app.send(b"OPTIONS").unwrap();
+    assert_eq!(app.recv(&mut [0; 100]).unwrap_err().raw_os_error(), Some(libc::EHOSTUNREACH));
+    assert_eq!(machine.drops(DropReason::ForeignSource), 1);
+}
+
+#[test]
+fn there_may_be_more_calls_than_the_default_descriptor_limit() {
+    const CALLS: usize = 1500;
+    let Some(machine) = Machine::new() else { return };
+    if machine::descriptors() < 2 * CALLS + 500 {
+        return machine::skip("this process may not open enough descriptors");
+    }
+    let far = machine.far_socket(MEDIA_V4, 20_000);
+    let apps: Vec<_> = (0..CALLS).map(|_| open(V4.tun, 0)).collect();
+    let mut seen = HashSet::new();
+    for app in &apps {
+        app.send_to(&STUN, at(MEDIA_V4, 20_000)).unwrap();
+        seen.insert(marked::receive(&far).from);
+    }
+    assert_eq!(seen.len(), CALLS);
+}
+
+#[test]
+fn a_gateway_that_cannot_be_reached_from_here_does_not_stop_voice() {
+    let Some(machine) = Machine::new() else { return };
+    machine.pump.set_endpoint("[2001:db8:77::1]:51820".parse().unwrap()).unwrap();
+    machine.pump.set_endpoint("192.168.77.1:51820".parse().unwrap()).unwrap();
+    let (app, far) = (open(V4.tun, 5000), machine.far_socket(MEDIA_V4, 20_000));
+    app.send_to(&STUN, at(MEDIA_V4, 20_000)).unwrap();
+    assert_eq!(marked::receive(&far).payload, STUN);
+}
+
+fn open(address: IpAddr, port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((address, port)).unwrap();
+    marked::prepare(&socket, PATIENCE);
+    socket
+}
+
+/// A socket that shares its address with others of its kind.
+fn open_shared(address: IpAddr, port: u16) -> UdpSocket {
+    let socket = Socket::new(Domain::for_address(at(address, port)), Type::DGRAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&at(address, port).into()).unwrap();
+    let socket = UdpSocket::from(socket);
+    marked::prepare(&socket, PATIENCE);
+    socket
+}
+
+fn at(address: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(address, port)
+}
