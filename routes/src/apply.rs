@@ -46,6 +46,7 @@ pub struct Routes {
     captured: Vec<Captured>,
     tun: u32,
     firewall: Result<nft::Owned, nft::Error>,
+    took_over: bool,
 }
 
 impl Settings {
@@ -69,8 +70,8 @@ impl Routes {
         let netlink = Netlink::new()?;
         let mut done = Vec::new();
         match raise(&netlink, &mut state, &settings, captured, &mut done).await {
-            Ok((tun, firewall)) => {
-                Ok(Self { netlink, state, settings, captured: captured.to_vec(), tun, firewall })
+            Ok(Raised { tun, firewall, took_over }) => {
+                Ok(Self { netlink, state, settings, captured: captured.to_vec(), tun, firewall, took_over })
             }
             Err(error) => {
                 lower_tun(&netlink, &settings).await.unwrap_or_else(|error| warn!("could not undo: {error}"));
@@ -91,14 +92,18 @@ impl Routes {
     }
 
     /// Puts back what others have removed, and makes `rp_filter` loose on new interfaces: to be called after each
-    /// [`netlink::Watch::changed`]. Answers with what was missing. Fails with [`Error::TunGone`] when there is no TUN to lead to.
+    /// [`netlink::Watch::changed`], and again after an error. Answers with what was missing. What refuses comes first and stays,
+    /// whatever fails after it. Fails with [`Error::TunGone`] when there is no TUN to lead to.
     pub async fn repair(&mut self) -> Result<Vec<String>, Error> {
+        let mut guards = Vec::new();
+        let present = Present::read(&self.netlink).await?;
+        let plan = plan(&self.settings, &self.captured, self.tun);
+        let guarded = change::make(&self.netlink, present.missing_guards(&plan), &mut guards).await;
+        let mut repaired: Vec<_> = guards.iter().map(ToString::to_string).collect();
+        guarded?;
+
         let links = self.netlink.links().await?;
         let tun = links.iter().find(|link| link.index == self.tun).ok_or_else(|| self.tun_gone())?;
-        let mut repaired: Vec<_> = sysctl::loosen(&mut self.state, &links)?
-            .into_iter()
-            .map(|name| format!("loose rp_filter of {name}"))
-            .collect();
         let present = self.netlink.addresses().await?;
         for address in &self.settings.addresses {
             if !present.iter().any(|found| found.index == self.tun && found.net == *address) {
@@ -110,8 +115,9 @@ impl Routes {
         }
         // An IPv6 address vanishes with a link that is set down or made too narrow: both go together.
         raise_tun(&self.netlink, &self.settings, tun).await?;
-        let captured = self.captured.clone();
-        repaired.extend(self.reach(&captured).await?.iter().map(ToString::to_string));
+        repaired.extend(self.reach(&self.captured).await?.iter().map(ToString::to_string));
+        let loosened = sysctl::loosen(&mut self.state, &links)?;
+        repaired.extend(loosened.into_iter().map(|name| format!("loose rp_filter of {name}")));
         Ok(repaired)
     }
 
@@ -134,6 +140,12 @@ impl Routes {
     /// Why packets for the TUN's addresses that arrive on other interfaces are not dropped; `None`: they are.
     pub fn firewall_missing(&self) -> Option<&nft::Error> {
         self.firewall.as_ref().err()
+    }
+
+    /// Whether a run that crashed had left signaling refused. Who cannot go on then should drop this rather than open
+    /// the way again with [`Routes::teardown`].
+    pub fn took_over(&self) -> bool {
+        self.took_over
     }
 
     /// The TUN's index.
@@ -177,6 +189,12 @@ pub async fn clean(state_directory: &Path) -> Result<Cleaned, Error> {
     Ok(Cleaned { sysctls, ..removed })
 }
 
+struct Raised {
+    tun: u32,
+    firewall: Result<nft::Owned, nft::Error>,
+    took_over: bool,
+}
+
 /// What refuses comes first, then the firewall, then the TUN's addresses, and only then its routes.
 async fn raise(
     netlink: &Netlink,
@@ -184,7 +202,7 @@ async fn raise(
     settings: &Settings,
     captured: &[Captured],
     done: &mut Vec<Change>,
-) -> Result<(u32, Result<nft::Owned, nft::Error>), Error> {
+) -> Result<Raised, Error> {
     let links = netlink.links().await?;
     let gone = || Error::TunGone(settings.tun.clone());
     let tun = links.iter().find(|link| link.name == settings.tun).ok_or_else(gone)?;
@@ -203,7 +221,7 @@ async fn raise(
     raise_tun(netlink, settings, tun).await?;
     change::make(netlink, present.missing_tun_routes(&plan), done).await?;
     change::make(netlink, present.stale(&plan), done).await?;
-    Ok((tun.index, firewall))
+    Ok(Raised { tun: tun.index, firewall, took_over: !present.rules.is_empty() })
 }
 
 fn plan(settings: &Settings, captured: &[Captured], tun: u32) -> Plan {

@@ -2,18 +2,23 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    unistd::Uid,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+
+/// Who can open a file can lock it (flock(2)), and so keep the daemon from starting.
+const LOCK_MODE: u32 = 0o600;
 
 /// The lock on a state directory, and its journal. The kernel frees the lock with the process.
 #[derive(Debug)]
@@ -37,7 +42,7 @@ impl State {
     /// Each network namespace needs a directory of its own.
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Directory { path: directory.to_owned(), source };
-        fs::create_dir_all(directory).map_err(failed)?;
+        make(directory).and_then(|()| refuse_if_others_write(directory)).map_err(failed)?;
         let lock = lock(&directory.join("lock")).map_err(failed)?;
         let mut lock = match lock {
             Ok(lock) => lock,
@@ -102,9 +107,32 @@ impl State {
     }
 }
 
+/// Whatever the umask, others may look and no more.
+fn make(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(directory)
+}
+
+/// Who can write to it could put another control socket or journal in place.
+fn refuse_if_others_write(directory: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(directory)?;
+    let owner = metadata.uid();
+    if owner != 0 && owner != Uid::effective().as_raw() {
+        return Err(io::Error::other(format!("it belongs to user {owner}; chown it to root")));
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return Err(io::Error::other(format!(
+            "others may write to it, its mode is {mode:04o}; chmod go-w it"
+        )));
+    }
+    Ok(())
+}
+
 /// The lock, or the process that has it.
 fn lock(path: &Path) -> io::Result<Result<Flock<File>, Option<i32>>> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(LOCK_MODE).open(path)?;
+    file.set_permissions(Permissions::from_mode(LOCK_MODE))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Ok(lock)),
         Err((mut file, Errno::EWOULDBLOCK)) => {
@@ -136,6 +164,25 @@ mod tests {
         assert!(refused.to_string().contains(&format!("process {me}")));
         drop(first);
         State::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn others_can_neither_lock_it_out_nor_write_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        fs::write(directory.path().join("lock"), "").unwrap();
+        drop(State::open(directory.path()).unwrap());
+        assert_eq!(mode(&directory.path().join("lock")), 0o600);
+
+        for open in [0o777, 0o1777, 0o775] {
+            fs::set_permissions(directory.path(), Permissions::from_mode(open)).unwrap();
+            let refused = State::open(directory.path()).unwrap_err();
+            assert!(refused.to_string().contains(&format!("{open:04o}; chmod go-w")), "{refused}");
+        }
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).unwrap();
+        let inside = directory.path().join("deep/state");
+        drop(State::open(&inside).unwrap());
+        assert_eq!(mode(&inside) & 0o022, 0);
     }
 
     #[test]

@@ -1,26 +1,27 @@
 use std::time::Duration;
 
-use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
+use futures::{FutureExt, StreamExt, channel::mpsc::UnboundedReceiver};
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{MulticastGroup, sys::SocketAddr};
 use tokio::{
     task::JoinHandle,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until},
 };
 
 use super::Error;
 
-/// Changes come in bursts (a new address brings routes): this long without another ends one.
-const QUIET: Duration = Duration::from_millis(100);
-/// A burst without end is reported all the same.
-const BURST: Duration = Duration::from_secs(1);
+/// Changes come in bursts (a new address brings routes): what follows one this soon is told together.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Changes of links, addresses, routes and rules in one network namespace.
 #[derive(Debug)]
 pub struct Watch {
     changes: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     connection: JoinHandle<()>,
+    /// When a change may be told next.
+    next: Instant,
+    untold: bool,
 }
 
 impl Watch {
@@ -37,18 +38,24 @@ impl Watch {
             MulticastGroup::Ipv6Rule,
         ];
         let (connection, _, changes) = rtnetlink::new_multicast_connection(&groups).map_err(Error::Socket)?;
-        Ok(Self { changes, connection: tokio::spawn(connection) })
+        Ok(Self { changes, connection: tokio::spawn(connection), next: Instant::now(), untold: false })
     }
 
-    /// Waits for a change, then until 100 ms have passed without another (at most 1 s). Changes that the socket's
-    /// buffer had no room for count as one. Cancelling it may lose a burst's beginning, never its end.
+    /// Waits for a change. The first is told at once, since until a removed rule is put back, signaling is in the open;
+    /// those that follow within 20 ms are told together after that time. Changes that the socket's buffer had no room
+    /// for count as one. Cancelling it loses nothing.
     pub async fn changed(&mut self) -> Result<(), Error> {
         let closed = || Error::Closed { action: "watch for changes".to_owned() };
-        self.changes.next().await.ok_or_else(closed)?;
-        let end = Instant::now() + BURST;
-        while let Ok(change) = timeout_at(end.min(Instant::now() + QUIET), self.changes.next()).await {
+        if !self.untold {
+            self.changes.next().await.ok_or_else(closed)?;
+            self.untold = true;
+        }
+        sleep_until(self.next).await;
+        while let Some(change) = self.changes.next().now_or_never() {
             change.ok_or_else(closed)?;
         }
+        self.untold = false;
+        self.next = Instant::now() + PAUSE;
         Ok(())
     }
 }
