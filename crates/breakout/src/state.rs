@@ -62,6 +62,10 @@ impl StateDir {
     fn is_running(&self) -> io::Result<bool> {
         let file = match File::open(self.lock_file()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            // Only root may touch the lock; the control group sees the socket, which goes first.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Ok(self.control_socket().exists());
+            }
             opened => opened?,
         };
         match Flock::lock(file, FlockArg::LockSharedNonblock) {

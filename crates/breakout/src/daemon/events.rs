@@ -1,9 +1,10 @@
-use std::{io, pin::pin};
+use std::{future::pending, io, pin::pin, time::Duration};
 
 use control::{Call, Command, Refusal, RefusalKind, Reply, Server};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    time::{Instant, sleep_until},
 };
 
 use super::{
@@ -15,18 +16,44 @@ use crate::{exit::Exit, failure::Failure};
 /// Requests that wait for the one before them.
 const WAITING_CALLS: usize = 16;
 
+/// After what went wrong when the network changed is tried again: it may be what keeps signaling closed.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What the outside tells the daemon.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// From here on signals wait for [`follow`] instead of killing the process.
+    pub fn listen() -> Result<Self, Failure> {
+        let failed = |error: io::Error| Failure::system("cannot wait for signals").because(error);
+        let listen = |kind| signal(kind).map_err(failed);
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Follows signals, requests, the underlay and the pump until the daemon is to end. An error means that it cannot go on.
-pub async fn follow(running: &mut Running, server: &Server, mut exited: Exited) -> Result<(), Failure> {
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut hangup = listen(SignalKind::hangup())?;
+pub async fn follow(
+    running: &mut Running,
+    server: &Server,
+    mut exited: Exited,
+    mut signals: Signals,
+) -> Result<(), Failure> {
     let (calls, mut asked) = mpsc::channel(WAITING_CALLS);
     let mut serving = pin!(server.serve(calls));
+    let mut retry = None;
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => {
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            _ = signals.hangup.recv() => {
                 if let Err(failure) = reload::reload(running, server).await {
                     tracing::warn!("the configuration was not taken, the old one is whole: {}", failure.plain());
                 }
@@ -40,8 +67,9 @@ pub async fn follow(running: &mut Running, server: &Server, mut exited: Exited) 
             }
             changed = running.machine.watch.changed() => {
                 changed.map_err(|error| Failure::system("cannot follow the network's changes").because(error))?;
-                follow_network(running).await?;
+                retry = follow_network(running).await?;
             }
+            () = wait_until(retry) => retry = follow_network(running).await?,
             result = &mut exited => {
                 let why = match result {
                     Ok(Err(error)) => error.to_string(),
@@ -57,19 +85,29 @@ pub async fn follow(running: &mut Running, server: &Server, mut exited: Exited) 
     }
 }
 
-/// What goes wrong here is tried again with the next change; only a TUN that is gone ends the daemon.
-async fn follow_network(running: &mut Running) -> Result<(), Failure> {
+/// Returns when to try again what went wrong; only a TUN that is gone ends the daemon.
+async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failure> {
     match running.machine.follow().await {
-        Ok(false) => {}
+        Ok(false) => Ok(None),
         Ok(true) => {
             let underlay = running.machine.underlay();
             tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateway_reachable = underlay.gateway_reachable, "the underlay has changed");
             running.pump.set_underlay(underlay).map_err(|error| pump_failed(error.to_string()))?;
+            Ok(None)
         }
-        Err(error @ routes::Error::TunGone(_)) => return Err(pump_failed(error.to_string())),
-        Err(error) => tracing::error!(%error, "cannot follow a change of the network"),
+        Err(error @ routes::Error::TunGone(_)) => Err(pump_failed(error.to_string())),
+        Err(error) => {
+            tracing::error!(%error, "cannot follow a change of the network; trying again");
+            Ok(Some(Instant::now() + RETRY))
+        }
     }
-    Ok(())
+}
+
+async fn wait_until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
 }
 
 async fn answer(running: &mut Running, server: &Server, call: Call) {
@@ -110,8 +148,4 @@ fn pump_failed(why: String) -> Failure {
             "signaling is refused until the next `breakout up`, so that nothing of it leaves in the clear; `breakout down` lifts that",
         )
         .into()
-}
-
-fn listen(kind: SignalKind) -> Result<Signal, Failure> {
-    signal(kind).map_err(|error: io::Error| Failure::system("cannot wait for signals").because(error).into())
 }

@@ -160,6 +160,15 @@ impl Machine {
             refused("cannot put everything back", error).remedy("`breakout down` tries again what is left")
         })?)
     }
+
+    /// After a start that failed: leaves the machine as it was found, be that with signaling refused after a crash.
+    pub async fn give_up(self) {
+        if self.routes.took_over() {
+            tracing::warn!("signaling stays refused, as a crash had left it; `breakout down` lifts that");
+        } else if let Err(failure) = self.restore().await {
+            tracing::error!("{}", failure.plain());
+        }
+    }
 }
 
 async fn look(netlink: &Netlink, gateway: IpAddr, tun: u32) -> Result<routes::Underlay, Failure> {

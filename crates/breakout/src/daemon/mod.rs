@@ -19,8 +19,10 @@ use crate::{exit::Exit, failure::Failure, state::StateDir};
 /// so that signaling stays closed, when it fails.
 pub fn up(config: PathBuf) -> Result<Exit, Failure> {
     runtime()?.block_on(async {
-        let (mut running, server, exited) = start::start(config).await?;
-        events::follow(&mut running, &server, exited).await?;
+        let loaded = load::load(&config).await?;
+        let signals = events::Signals::listen()?;
+        let (mut running, server, exited) = start::start(config, loaded).await?;
+        events::follow(&mut running, &server, exited, signals).await?;
         running.end(server).await?;
         Ok(Exit::Ok)
     })

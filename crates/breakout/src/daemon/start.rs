@@ -2,15 +2,19 @@ use std::{path::PathBuf, time::Instant};
 
 use control::Server;
 use dataplane::{Handle, Pump, PumpError, Setup, Tun};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use policy::Fail;
 use tokio::sync::oneshot;
 use tunnel::{Peer, PeerConfig};
 
 use super::{
-    load::{Loaded, load},
+    load::Loaded,
     machine::{self, Machine},
 };
 use crate::{failure::Failure, output, state::StateDir};
+
+/// The pump's mappings, at most 4096, and room for all else.
+const FILES: rlim_t = 8192;
 
 /// A daemon that is up.
 pub struct Running {
@@ -28,15 +32,16 @@ pub struct Running {
 /// Resolves when the pump ends.
 pub type Exited = oneshot::Receiver<Result<(), PumpError>>;
 
-/// Raises everything; packets can move when this returns. Where a step fails, those before it are undone.
-pub async fn start(path: PathBuf) -> Result<(Running, Server, Exited), Failure> {
+/// Raises everything; packets can move when this returns. Where a step fails, those before it are undone, but for what a
+/// crash had left: a failed attempt to start again must not open what that keeps closed.
+pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Server, Exited), Failure> {
     let state = StateDir::from_environment();
-    let loaded = load(&path).await?;
     let lock = machine::lock(&state)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
 
+    raise_file_limit();
     let tun = open_tun(loaded.config.interface.name.as_deref())?;
     let interface = tun.name().to_owned();
     let (machine, mtu) = Machine::raise(lock, &tun, &loaded).await?;
@@ -48,14 +53,24 @@ pub async fn start(path: PathBuf) -> Result<(Running, Server, Exited), Failure> 
     let (pump, exited, server) = match started {
         Ok(started) => started,
         Err(failure) => {
-            machine.restore().await?;
+            machine.give_up().await;
             return Err(failure);
         }
     };
 
     let running = Running { path, loaded, interface, mtu, since: Instant::now(), machine, pump };
-    running.announce()?;
+    running.announce();
     Ok((running, server, exited))
+}
+
+/// Each voice mapping holds a socket: with the usual soft limit of 1024, whoever opens as many ports could keep the daemon
+/// from opening anything else.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(FILES)), hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
 }
 
 /// Opens the TUN, or says what is missing.
@@ -112,7 +127,7 @@ fn random_index() -> Result<u32, Failure> {
 }
 
 impl Running {
-    fn announce(&self) -> Result<(), Failure> {
+    fn announce(&self) {
         let addresses: Vec<_> =
             self.loaded.config.interface.address.iter().map(ToString::to_string).collect();
         let captured = self.loaded.snapshot.captured();
@@ -124,13 +139,16 @@ impl Running {
             failing_closed = closed,
             "up"
         );
-        output::text(&format!(
+        let told = output::text(&format!(
             "breakout is up: {} {}, mtu {}, gateway {}\n",
             self.interface,
             addresses.join(", "),
             self.mtu,
             self.loaded.endpoint
-        ))
+        ));
+        if let Err(failure) = told {
+            tracing::warn!("{}", failure.plain());
+        }
     }
 
     /// Puts the machine back as it was found.
