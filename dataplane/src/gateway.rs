@@ -46,14 +46,16 @@ impl Gateway {
         let poll = Poll::new().map_err(io_error("opening an epoll"))?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?);
         let socket = sockets::listening(setup.listen, 0).map_err(io_error("opening the gateway's port"))?;
-        for (fd, token) in [(socket.as_raw_fd(), PEERS), (setup.tun.as_fd().as_raw_fd(), TUN)] {
+        let clock = Clock::start().map_err(io_error("opening a timer"))?;
+        let tun = setup.tun.as_fd().as_raw_fd();
+        for (fd, token) in [(socket.as_raw_fd(), PEERS), (tun, TUN), (clock.as_raw_fd(), ALARM)] {
             poll.registry()
                 .register(&mut SourceFd(&fd), token, Interest::READABLE)
                 .map_err(io_error("watching the gateway's descriptors"))?;
         }
         let mut worker = Worker {
             poll,
-            clock: Clock::start(),
+            clock,
             stop: Arc::clone(&stop),
             tun: setup.tun,
             tun_ready: true,
@@ -97,6 +99,7 @@ impl Drop for Gateway {
 const WAKER: Token = Token(0);
 const TUN: Token = Token(1);
 const PEERS: Token = Token(2);
+const ALARM: Token = Token(3);
 const DATAGRAM: usize = 65_535;
 
 struct Worker {
@@ -121,10 +124,11 @@ struct Worker {
 impl Worker {
     fn run(&mut self) -> Result<(), PumpError> {
         let mut events = Events::with_capacity(16);
+        let mut now = self.clock.now();
         while !self.stop.load(Ordering::Relaxed) {
+            self.clock.ring_at(self.responder.deadline(), now);
             let busy = self.tun_ready || self.peers_ready;
-            let wait = if busy { Some(Duration::ZERO) } else { self.until_deadline() };
-            match self.poll.poll(&mut events, wait) {
+            match self.poll.poll(&mut events, busy.then_some(Duration::ZERO)) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     return Err(io_error("waiting for packets")(error));
                 }
@@ -133,8 +137,11 @@ impl Worker {
             for event in &events {
                 self.tun_ready |= event.token() == TUN;
                 self.peers_ready |= event.token() == PEERS;
+                if event.token() == ALARM {
+                    self.clock.rang();
+                }
             }
-            let now = self.clock.now();
+            now = self.clock.now();
             if self.tun_ready {
                 self.take_from_tun(now)?;
             }
@@ -144,11 +151,6 @@ impl Worker {
             self.meet_deadlines(now);
         }
         Ok(())
-    }
-
-    fn until_deadline(&self) -> Option<Duration> {
-        let due = self.responder.deadline()?;
-        Some(due.saturating_duration_since(self.clock.now()) + Duration::from_millis(1))
     }
 
     fn take_from_tun(&mut self, now: Instant) -> Result<(), PumpError> {

@@ -25,8 +25,9 @@ const RECORD: usize = VNET_HEADER + 65_535 + 15;
 const WAKER: Token = Token(0);
 const TUN: Token = Token(1);
 const TUNNEL: Token = Token(2);
+const ALARM: Token = Token(3);
 /// Mapping `slot` has the token `FIRST_MAPPING + slot`.
-const FIRST_MAPPING: usize = 3;
+const FIRST_MAPPING: usize = 4;
 
 /// Left to the rest of the process where descriptors are few.
 const OTHER_DESCRIPTORS: usize = 128;
@@ -68,11 +69,13 @@ impl Worker {
     ) -> Result<(Self, Arc<Waker>, Vec<Feature>), PumpError> {
         let poll = Poll::new().map_err(io_error("opening an epoll"))?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?;
-        let clock = Clock::start();
+        let clock = Clock::start().map_err(io_error("opening a timer"))?;
         let now = clock.now();
-        poll.registry()
-            .register(&mut SourceFd(&setup.tun.as_fd().as_raw_fd()), TUN, Interest::READABLE)
-            .map_err(io_error("watching the TUN"))?;
+        for (fd, token) in [(setup.tun.as_fd().as_raw_fd(), TUN), (clock.as_raw_fd(), ALARM)] {
+            poll.registry()
+                .register(&mut SourceFd(&fd), token, Interest::READABLE)
+                .map_err(io_error("watching the TUN and the timer"))?;
+        }
         let mut peer = setup.peer;
         peer.set_underlay(setup.underlay.gateway_reachable, now);
         let tunnel = TunnelSide::open(peer, setup.endpoint, setup.fwmark, poll.registry(), TUNNEL)?;
@@ -111,16 +114,17 @@ impl Worker {
     /// Moves packets until told to stop, or until the TUN is gone.
     pub(super) fn run(&mut self) -> Result<(), PumpError> {
         let mut events = Events::with_capacity(256);
+        let mut now = self.clock.now();
         loop {
+            self.clock.ring_at(self.deadline(), now);
             let busy = self.tun_ready || self.tunnel.ready || self.bypass.has_ready();
-            let wait = if busy { Some(Duration::ZERO) } else { self.until_deadline() };
-            match self.poll.poll(&mut events, wait) {
+            match self.poll.poll(&mut events, busy.then_some(Duration::ZERO)) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     return Err(io_error("waiting for packets")(error));
                 }
                 _ => {}
             }
-            let now = self.clock.now();
+            now = self.clock.now();
             for event in &events {
                 match event.token() {
                     WAKER => {
@@ -128,6 +132,7 @@ impl Worker {
                             return Ok(());
                         }
                     }
+                    ALARM => self.clock.rang(),
                     TUN => self.tun_ready = true,
                     TUNNEL => self.tunnel.ready = true,
                     Token(token) => {
@@ -146,11 +151,8 @@ impl Worker {
         }
     }
 
-    fn until_deadline(&self) -> Option<Duration> {
-        let deadlines = [self.tunnel.deadline(), self.shared.engine.deadline()];
-        let next = deadlines.into_iter().flatten().min()?;
-        // epoll counts whole milliseconds: rounding up avoids waking just before the deadline.
-        Some(next.saturating_duration_since(self.clock.now()) + Duration::from_millis(1))
+    fn deadline(&self) -> Option<Instant> {
+        [self.tunnel.deadline(), self.shared.engine.deadline()].into_iter().flatten().min()
     }
 
     fn meet_deadlines(&mut self, now: Instant) {

@@ -1,5 +1,6 @@
 //! Datagrams with the marks of their IP header.
 
+use std::io::ErrorKind;
 use std::mem;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -35,7 +36,13 @@ pub fn set(socket: &UdpSocket, tos: u8, ttl: u8) {
 
 pub fn receive(socket: &UdpSocket) -> Datagram {
     let mut datagram = vec![0; 65_535];
-    let (_, from) = socket.peek_from(&mut datagram).expect("a datagram");
+    let (_, from) = loop {
+        match socket.peek_from(&mut datagram) {
+            // signal(7): a socket with a timeout is not waited for again.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            peeked => break peeked.expect("a datagram"),
+        }
+    };
     let mut control = [0u64; 32];
     let mut vector = libc::iovec { iov_base: datagram.as_mut_ptr().cast(), iov_len: datagram.len() };
     // SAFETY: all-zero bytes are a valid msghdr; every pointer set in it is to a local that outlives the call; the CMSG functions walk
