@@ -12,12 +12,12 @@ mod machine;
 mod marked;
 
 use std::collections::HashSet;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use dataplane::DropReason;
-use machine::{DEAD_V4, MEDIA_V4, Machine, SIGNALING_V4, V4, V6, WIFI_V4};
+use dataplane::{DropReason, Underlay};
+use machine::{DEAD_V4, MEDIA_V4, Machine, SIGNALING_V4, V4, V6, WIFI_V4, ip, underlay};
 use policy::Path;
 use socket2::{Domain, Socket, Type};
 
@@ -69,7 +69,7 @@ fn a_closed_port_is_told_to_a_connected_socket() {
         let app = open(family.tun, 5000);
         app.connect(at(family.dead, 20_000)).unwrap();
         app.send(&STUN).unwrap();
-        assert_eq!(app.recv(&mut [0; 100]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(error_at(&app).kind(), ErrorKind::ConnectionRefused);
     }
 }
 
@@ -103,7 +103,7 @@ fn an_error_is_told_though_another_send_met_it() {
         dead.send(&STUN).unwrap();
         live.send(&STUN).unwrap();
         marked::receive(&far);
-        assert_eq!(dead.recv(&mut [0; 100]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(error_at(&dead).kind(), ErrorKind::ConnectionRefused);
     }
 }
 
@@ -120,7 +120,7 @@ fn a_refusal_reaches_the_application_at_once() {
             let app = open(family.tun, 0);
             app.connect(SocketAddr::new(refused.ip(), 5060)).unwrap();
             app.send(b"OPTIONS").unwrap();
-            let error = app.recv(&mut [0; 100]).unwrap_err();
+            let error = error_at(&app);
             assert_eq!(error.raw_os_error(), Some(prohibited), "UDP to {refused}");
         }
     }
@@ -134,8 +134,36 @@ fn signaling_under_the_physical_address_is_refused() {
     let app = open(WIFI_V4, 0);
     app.connect(at(SIGNALING_V4, 5060)).unwrap();
     app.send(b"OPTIONS").unwrap();
-    assert_eq!(app.recv(&mut [0; 100]).unwrap_err().raw_os_error(), Some(libc::EHOSTUNREACH));
+    assert_eq!(error_at(&app).raw_os_error(), Some(libc::EHOSTUNREACH));
     assert_eq!(machine.drops(DropReason::ForeignSource), 1);
+}
+
+#[test]
+fn a_call_keeps_its_port_when_its_address_returns_and_moves_when_another_comes() {
+    let Some(machine) = Machine::new() else { return };
+    let (app, far) = (open(V4.tun, 5000), machine.far_socket(MEDIA_V4, 20_000));
+    let send = || app.send_to(&STUN, at(MEDIA_V4, 20_000)).unwrap();
+    send();
+    let before = marked::receive(&far).from;
+
+    ip("address del 192.168.77.10/24 dev wifi");
+    machine.pump.set_underlay(underlay(None)).unwrap();
+    send();
+    ip("address add 192.168.77.10/24 dev wifi");
+    ip("route replace default via 192.168.77.1");
+    machine.pump.set_underlay(underlay(Some(WIFI_V4))).unwrap();
+    send();
+    assert_eq!(marked::receive(&far).from, before);
+    assert_eq!(machine.drops(DropReason::NoUnderlay), 1, "what was sent in between");
+
+    let cable = "192.168.77.20".parse().unwrap();
+    ip("address add 192.168.77.20/24 dev wifi");
+    machine.pump.set_underlay(Underlay { addresses: vec![cable], ..underlay(Some(cable)) }).unwrap();
+    send();
+    let sent = marked::receive(&far);
+    assert_eq!(sent.from, at(cable, 5000));
+    far.send_to(b"answer", sent.from).unwrap();
+    assert_eq!(marked::receive(&app).payload, b"answer");
 }
 
 #[test]
@@ -163,6 +191,16 @@ fn a_gateway_that_cannot_be_reached_from_here_does_not_stop_voice() {
     let (app, far) = (open(V4.tun, 5000), machine.far_socket(MEDIA_V4, 20_000));
     app.send_to(&STUN, at(MEDIA_V4, 20_000)).unwrap();
     assert_eq!(marked::receive(&far).payload, STUN);
+}
+
+/// What a socket is told instead of an answer.
+fn error_at(socket: &UdpSocket) -> io::Error {
+    loop {
+        let error = socket.recv(&mut [0; 100]).unwrap_err();
+        if error.kind() != ErrorKind::Interrupted {
+            return error;
+        }
+    }
 }
 
 fn open(address: IpAddr, port: u16) -> UdpSocket {

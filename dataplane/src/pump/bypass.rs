@@ -273,3 +273,24 @@ fn too_big(destination: SocketAddr, mtu: u32) -> build::IcmpError {
     let (kind, code) = if destination.is_ipv4() { (3, 4) } else { (2, 0) };
     build::IcmpError { kind, code, rest: mtu }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_goes_to_the_tun_from_the_buffer_that_it_was_received_into() {
+        let mut datagrams = Buffers::new(2, DATAGRAM);
+        for (from, internal) in
+            [("203.0.113.9:443", "10.99.0.1:5000"), ("[2001:db8::9]:443", "[2001:db8:99::1]:5000")]
+        {
+            let payload = datagrams.get(1).as_ptr_range().start.wrapping_add(HEADROOM);
+            let received = Received { len: 1200, from: from.parse().unwrap(), tos: Tos(0xb8), ttl: 50 };
+            let record = with_headers(datagrams.get_mut(1), &received, internal.parse().unwrap()).unwrap();
+            let record = record.as_ptr_range();
+            assert_eq!(record.end, payload.wrapping_add(1200), "the payload did not move");
+            let all = datagrams.get(1).as_ptr_range();
+            assert!(all.start <= record.start && record.end <= all.end);
+        }
+    }
+}

@@ -79,11 +79,14 @@ impl Machine {
         let far = FarEnd::start();
         let thread = far.thread;
         ip(&format!("link add wifi type veth peer name wan netns {thread}"));
+        ip("link set lo up");
+        ip("link set wifi up");
         far.run(|| {
             // Every closed port answers, however often.
             fs::write("/proc/sys/net/ipv4/icmp_ratemask", "0").unwrap();
             ip("link set lo up");
             ip("link set wan up");
+            wait_for_carrier("wan");
             ip("address add 192.168.77.1/24 dev wan");
             ip("address add 2001:db8:77::1/64 dev wan nodad");
             for address in
@@ -92,8 +95,7 @@ impl Machine {
                 ip(&format!("address add {address} dev lo"));
             }
         });
-        ip("link set lo up");
-        ip("link set wifi up");
+        wait_for_carrier("wifi");
         ip("address add 192.168.77.10/24 dev wifi");
         ip("address add 2001:db8:77::10/64 dev wifi nodad");
         ip("route add default via 192.168.77.1");
@@ -111,6 +113,19 @@ impl Machine {
     pub fn drops(&self, reason: DropReason) -> u64 {
         self.pump.counters().drops().find(|(counted, _)| *counted == reason).unwrap().1
     }
+}
+
+/// The physical side with this IPv4 address.
+pub fn underlay(v4: Option<IpAddr>) -> Underlay {
+    let (mut underlay, all) = (Underlay::default(), v4.into_iter().chain([V6.wifi]));
+    for address in all {
+        match address {
+            IpAddr::V4(v4) => underlay.v4 = Some(v4),
+            IpAddr::V6(v6) => underlay.v6 = Some(v6),
+        }
+        underlay.addresses.push(address);
+    }
+    underlay
 }
 
 pub fn skip(why: &str) {
@@ -153,23 +168,15 @@ fn start_pump() -> Handle {
         index: 1,
         mtu: 1420,
     };
-    let addresses = |family: Family| (family.tun, family.wifi);
-    let ((tun_v4, wifi_v4), (tun_v6, wifi_v6)) = (addresses(V4), addresses(V6));
-    let (IpAddr::V4(v4), IpAddr::V6(v6)) = (wifi_v4, wifi_v6) else { unreachable!() };
     Pump::start(Setup {
         tun,
-        addresses: vec![tun_v4, tun_v6],
+        addresses: vec![V4.tun, V6.tun],
         mtu: 1420,
         peer: Peer::new(peer, Instant::now()),
         endpoint: SocketAddr::from(([192, 168, 77, 1], 51_820)),
         snapshot: Arc::new(Snapshot::compile(&config)),
         fwmark: FWMARK,
-        underlay: Underlay {
-            v4: Some(v4),
-            v6: Some(v6),
-            addresses: vec![wifi_v4, wifi_v6],
-            gateway_reachable: false,
-        },
+        underlay: underlay(Some(WIFI_V4)),
         on_exit: Box::new(|result| result.unwrap()),
     })
     .unwrap()
@@ -211,7 +218,18 @@ fn enter_namespace() {
     }
 }
 
-fn ip(arguments: &str) {
+/// IPv6 does not use a link before it runs, which the kernel notes a moment after both ends are up.
+fn wait_for_carrier(link: &str) {
+    let begun = Instant::now();
+    while !ip(&format!("-oneline link show {link}")).contains("state UP") {
+        assert!(begun.elapsed() < Duration::from_secs(5), "{link} does not come up");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Runs `ip` in this thread's namespace; returns what it printed.
+pub fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
