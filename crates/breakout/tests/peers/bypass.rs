@@ -108,6 +108,30 @@ fn a_call_outlives_a_short_loss_of_the_address() {
 }
 
 #[test]
+fn a_call_outlives_a_link_that_is_down_for_a_moment() {
+    let _turn = shared();
+    let Some(_) = program("ip", "iproute2") else { return };
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    scene.raise();
+    let (wire, outcome) = scene.on_wire(|| {
+        let call = start_call(&scene, 400);
+        sleep(Duration::from_secs(2));
+        let before = mapping(&scene);
+        ip(&scene, "link set eth0 down");
+        sleep(Duration::from_secs(2));
+        ip(&scene, "link set eth0 up");
+        ip(&scene, &format!("route add default via {ROUTER}"));
+        sleep(Duration::from_secs(2));
+        assert_eq!(mapping(&scene), before, "the mapping did not live on");
+        call.join().unwrap()
+    });
+    assert_eq!(sources(&wire).len(), 1, "{:?}", sources(&wire));
+    let lost = outcome.sent - outcome.answered;
+    assert!((75..=160).contains(&lost), "{lost} of {} lost", outcome.sent);
+    scene.reaches_signaling().unwrap();
+}
+
+#[test]
 fn another_address_makes_a_new_flow_without_a_refusal() {
     let _turn = shared();
     let Some(_) = program("ip", "iproute2") else { return };
@@ -115,6 +139,7 @@ fn another_address_makes_a_new_flow_without_a_refusal() {
     // Otherwise the kernel drops an address together with the first one of its network.
     ok(scene.internet.agent.sysctl("net/ipv4/conf/eth0/promote_secondaries", "1"));
     scene.raise();
+    scene.reaches_signaling().unwrap();
     let (wire, outcome) = scene.on_wire(|| {
         let call = start_call(&scene, 300);
         sleep(Duration::from_secs(2));
@@ -124,6 +149,8 @@ fn another_address_makes_a_new_flow_without_a_refusal() {
         ip(&scene, &format!("address del {AGENT}/24 dev eth0"));
         sleep(Duration::from_secs(2));
         assert_eq!(mapping(&scene).ip(), OTHER_ADDRESS);
+        // Signaling has moved as well, in the same session.
+        scene.reaches_signaling().unwrap();
         assert!(!is_free(&scene, before), "{before} is not reserved any more");
         let outcome = call.join().unwrap();
         eventually(LINGER, || {
@@ -198,6 +225,45 @@ fn fragmented_media_is_refused_and_counted() {
     assert!(matches!(refusal.kind(), ErrorKind::HostUnreachable | ErrorKind::PermissionDenied), "{refusal}");
     assert_eq!((to_media(&wire), wire.unparsed), (0, 0));
     assert!(scene.dropped("fragmented-media") > 0, "{:?}", scene.status().drops);
+}
+
+#[test]
+fn a_reload_that_forbids_a_call_cuts_it_and_never_moves_it() {
+    const FORBIDDING: &str = r#"
+[[rules]]
+name = "signaling"
+to = "genesys-signaling"
+path = "tunnel"
+[[rules]]
+name = "media-over-tcp"
+to = "genesys-media"
+protocol = "tcp"
+path = "tunnel"
+"#;
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    scene.raise();
+    let call = start_call(&scene, 200);
+    sleep(Duration::from_secs(1));
+    assert_eq!(mapping(&scene).ip(), AGENT);
+    let config = scene.directory.file("breakout.toml");
+    let text = std::fs::read_to_string(&config).unwrap() + FORBIDDING;
+    scene.directory.write("breakout.toml", &text).unwrap();
+    let (behind, (wire, ())) = scene.behind_gateway(|| {
+        scene.on_wire(|| {
+            let text = said(&scene.breakout(&["reload"]));
+            assert!(text.contains("1 live flow"), "{text}");
+            sleep(Duration::from_secs(2));
+        })
+    });
+    let outcome = call.join().unwrap();
+    assert!(outcome.failure.is_some_and(|failure| failure.refused), "the application was not told");
+    assert!((40..=100).contains(&outcome.answered), "{} answered", outcome.answered);
+    // Those that were under way when the reload came.
+    let left = count(&wire, |r| !r.outgoing && r.destination == LIVE);
+    assert!(left < 25, "{left} packets left after the cut");
+    assert_eq!(count(&behind, |r| r.destination == LIVE), 0, "the call was moved into the tunnel");
+    scene.reaches_signaling().unwrap();
 }
 
 /// A call from the TUN's address, as long as `packets` of 20 ms.

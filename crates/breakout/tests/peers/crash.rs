@@ -1,16 +1,17 @@
-use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::Duration;
 
-use lab::Wiring;
 use lab::addresses::{AGENT, MEDIA, SIGNALING, WEB};
 use lab::traffic::datagram::sip_options;
 use lab::traffic::stream::{Pace, connect, https};
 use lab::traffic::voice::Call;
 use lab::traffic::{EF_TOS, Outcome, Ports};
+use lab::{Daemon, Gateway, Wiring, write_config};
 use packet::protocol::TCP;
 
-use crate::common::{Scene, assert_hidden, assert_shown, count, eventually, exe, ok, said, shared};
+use crate::common::{Scene, assert_hidden, assert_shown, count, eventually, exe, ok, program, said, shared};
 use crate::machine::Machine;
 
 const ONCE: Pace = Pace { requests: 1, pause: Duration::ZERO };
@@ -105,6 +106,54 @@ fn strict_rp_filter_is_made_loose_and_put_back() {
     scene.start_daemon(exe(), "").unwrap();
     ok(scene.stop_daemon());
     assert_as_before(&scene, &before);
+}
+
+#[test]
+fn killed_it_keeps_ipv6_signaling_closed_too() {
+    const SIGNALING_V6: &str = "2001:db8:5::10";
+    let _turn = shared();
+    let Some(_) = program("ip", "iproute2") else { return };
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    for command in [
+        "-6 address add 2001:db8:77::10/64 dev eth0 nodad",
+        "-6 neighbour add 2001:db8:77::1 lladdr 02:00:00:00:00:01 dev eth0",
+        "-6 route add default via 2001:db8:77::1",
+    ] {
+        let mut ip = Command::new("ip");
+        ip.args(command.split(' '));
+        said(&ok(scene.internet.agent.output(ip)));
+    }
+    let Some(before) = Machine::look(&scene.internet.agent) else { return };
+    let to: SocketAddr = format!("[{SIGNALING_V6}]:443").parse().unwrap();
+    let knock = |scene: &Scene| {
+        let patience = Duration::from_millis(400);
+        let knock = move || TcpStream::connect_timeout(&to, patience).unwrap_err();
+        let (wire, error) = scene.on_wire(|| ok(scene.internet.agent.run(knock)));
+        (count(&wire, |r| r.destination == to), error)
+    };
+    let (seen, _) = knock(&scene);
+    assert!(seen > 0, "what went directly was not captured, so its absence would prove nothing");
+
+    ok(scene.start_gateway(Gateway::Breakout, exe()));
+    let config = write_config(&scene.keys, &scene.directory, "").unwrap();
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text
+        .replace("\"10.99.0.1/32\"", "\"10.99.0.1/32\", \"fd99::1/128\"")
+        .replace("\"203.0.113.0/24\"", "\"203.0.113.0/24\", \"2001:db8:5::/48\"");
+    scene.directory.write("breakout.toml", &text).unwrap();
+    scene.daemon = Some(ok(Daemon::start(&scene.internet.agent, exe(), &config, &scene.directory)));
+    scene.reaches_signaling().unwrap();
+    assert_eq!(knock(&scene).0, 0);
+    ok(scene.kill_daemon());
+    let (seen, error) = knock(&scene);
+    assert_eq!(seen, 0, "signaling left over IPv6");
+    assert!(
+        error.kind() == ErrorKind::PermissionDenied || error.kind() == ErrorKind::HostUnreachable,
+        "{error}"
+    );
+    said(&scene.breakout(&["down"]));
+    assert_as_before(&scene, &before);
+    assert!(knock(&scene).0 > 0);
 }
 
 #[track_caller]

@@ -1,13 +1,16 @@
-use std::io::{Read, pipe};
+use std::io::{Read, Write, pipe};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use lab::addresses::SIGNALING;
 use lab::service::http::Body;
+use lab::service::listen_tcp;
+use lab::traffic::stream::connect;
 use lab::{Impairment, LinkKind, Wiring};
 use packet::protocol::TCP;
 
-use crate::common::{Scene, alone, assert_hidden, assert_shown, program};
+use crate::common::{Scene, alone, assert_hidden, assert_shown, ok, program, said};
 
 const SIZE: u64 = 100_000_000;
 
@@ -21,6 +24,34 @@ fn a_hundred_megabytes_arrive_unharmed_over_a_bad_line() {
     let bad =
         Impairment { delay: Duration::from_micros(500), loss: 0.01, reorder: 0.01, ..Impairment::default() };
     download(Wiring { access: LinkKind::Impaired(bad), ..Wiring::default() });
+}
+
+/// A line beyond the home that carries less than the agent's own, as with PPPoE or LTE, and says so by ICMP only.
+#[test]
+fn a_download_and_an_upload_pass_a_narrow_path() {
+    const MTU: &str = "1400";
+    const UPLOAD: usize = 3_000_000;
+    let _turn = alone();
+    let Some(curl) = program("curl", "curl") else { return };
+    let Some(ip) = program("ip", "iproute2") else { return };
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    for (host, device) in [(&scene.internet.router, "wan0"), (&scene.internet.core, "home0")] {
+        let mut command = Command::new(&ip);
+        command.args(["link", "set", device, "mtu", MTU]);
+        said(&ok(host.output(command)));
+    }
+    scene.raise();
+    curl_body(&curl, &scene, 10_000_000).unwrap();
+
+    let to = (SIGNALING, 8061).into();
+    let (tell, received) = channel();
+    ok(listen_tcp(&scene.internet.signaling, to, move |mut stream| {
+        let count = std::io::copy(&mut stream, &mut std::io::sink())?;
+        tell.send(count).map_err(std::io::Error::other)
+    }));
+    let upload = move || connect(to)?.write_all(&vec![0xd5; UPLOAD]);
+    ok(scene.internet.agent.thread("upload", upload)).join().unwrap().unwrap();
+    assert_eq!(received.recv_timeout(Duration::from_secs(10)).unwrap(), UPLOAD as u64);
 }
 
 fn download(wiring: Wiring) {
