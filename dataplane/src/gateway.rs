@@ -210,10 +210,11 @@ impl Worker {
             .ok()?;
         match opened {
             Opened::Packet(packet) => {
-                Packet::parse(packet).ok()?;
                 *header = COMPLETE;
-                let length = packet.len();
-                self.tun.write(self.record.get(..VNET_HEADER + length)?).ok()?;
+                let (length, whole) = (packet.len(), Packet::parse(packet).is_ok());
+                if whole && let Err(error) = self.tun.write(self.record.get(..VNET_HEADER + length)?) {
+                    tracing::debug!(%error, "the interface refused a packet");
+                }
             }
             Opened::Reply(reply) => {
                 let reply = Datagram { payload: reply, destination: received.from, tos: Tos(0), ttl: None };

@@ -184,7 +184,7 @@ fn there_may_be_more_calls_than_the_default_descriptor_limit() {
 }
 
 #[test]
-fn a_gateway_that_cannot_be_reached_from_here_does_not_stop_voice() {
+fn a_gateway_that_moves_to_the_other_family_and_back_does_not_stop_voice() {
     let Some(machine) = Machine::new() else { return };
     machine.pump.set_endpoint("[2001:db8:77::1]:51820".parse().unwrap()).unwrap();
     machine.pump.set_endpoint("192.168.77.1:51820".parse().unwrap()).unwrap();
