@@ -43,9 +43,9 @@ pub fn has_rights() -> bool {
     effective & needed == needed
 }
 
-/// Waits, in a thread, for the signals that end a program. The first one ends [`wait_for_signal`], if that is waiting; otherwise what the
-/// lab has in the file system is removed and the process exits. Namespaces and child processes go with it.
-pub(crate) fn clean_up_on_signals() -> Result<(), LabError> {
+/// Waits, in a thread, for the signals that end a program. The first one ends [`crate::Run::keep`], if that is waiting; otherwise what
+/// the lab has in the file system is removed and the process exits. Namespaces and child processes go with it. [`crate::run`] calls it.
+pub fn clean_up_on_signals() -> Result<(), LabError> {
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(|| {

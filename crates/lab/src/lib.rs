@@ -33,7 +33,7 @@ mod wires;
 pub use capture::{Capture, Captured, HEAD, Record};
 pub use daemon::{Daemon, write_config};
 pub use directory::Directory;
-pub use enter::{enter, has_rights};
+pub use enter::{clean_up_on_signals, enter, has_rights};
 pub use error::{During, LabError};
 pub use gateway::{Gateway, Keys, UnknownGateway};
 pub use host::Host;

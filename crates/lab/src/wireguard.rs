@@ -74,7 +74,19 @@ impl WireGuard {
         device: &str,
         directory: &Directory,
     ) -> Result<Process, LabError> {
-        let mut command = Command::new(program.find()?);
+        self.start_program(host, program, &program.find()?, device, directory)
+    }
+
+    /// As [`WireGuard::start`], from the program file `file`, which need not lie in PATH.
+    pub fn start_program(
+        &self,
+        host: &Host,
+        program: Foreign,
+        file: &Path,
+        device: &str,
+        directory: &Directory,
+    ) -> Result<Process, LabError> {
+        let mut command = Command::new(file);
         command.arg("-f");
         if program != Foreign::WireguardGo {
             command.arg("--disable-drop-privileges");
