@@ -1,0 +1,156 @@
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lab::During;
+
+use crate::error::BenchError;
+use crate::plan::{Plan, Section};
+use crate::progress::Progress;
+use crate::report::{Better, Contender, Key, Load, Mode, Report, SCHEMA};
+use crate::run::record_quality;
+use crate::throughput::{Direction, Protocol, Transfer};
+use crate::voice::{Calls, EF_TOS, INTERVAL, Quality, clock_offset};
+use crate::{machine, metric, scheduling};
+
+/// What [`run`] shall do.
+#[derive(Clone, Debug)]
+pub struct Live {
+    pub target: SocketAddr,
+    pub plan: Plan,
+    pub version: String,
+    pub command: Vec<String>,
+}
+
+const TRANSFERS: [(&str, Protocol, Direction, u16); 6] = [
+    ("tcp-up-1", Protocol::Tcp, Direction::Up, 1),
+    ("tcp-down-1", Protocol::Tcp, Direction::Down, 1),
+    ("tcp-up-4", Protocol::Tcp, Direction::Up, 4),
+    ("tcp-down-4", Protocol::Tcp, Direction::Down, 4),
+    ("udp-up", Protocol::Udp(1200), Direction::Up, 1),
+    ("udp-down", Protocol::Udp(1200), Direction::Down, 1),
+];
+/// What a datagram transfer offers at most, in bit/s: unlike TCP it does not give way to others on a real network.
+const UDP_RATE: u64 = 20_000_000;
+/// Voice runs this long at most in a round, for each load.
+const LONGEST_VOICE: Duration = Duration::from_secs(30);
+/// Whatever way packets to the target take; in the place of a client's name.
+const CLIENT: &str = "as routed";
+
+/// Measures round trips and throughput to a far end by whatever path this machine's routes give its address.
+pub fn run(live: &Live) -> Result<Report, BenchError> {
+    let begun = Instant::now();
+    let plan = &live.plan;
+    let rounds = plan.rounds as usize;
+    let transfers = if plan.has(Section::Throughput) { TRANSFERS.len() } else { 0 };
+    let talks = if plan.has(Section::Voice) { plan.calls.len() * Load::ALL.len() } else { 0 };
+    let mut progress = Progress::new(rounds * (transfers + talks));
+    let mut report = Report {
+        schema: SCHEMA,
+        mode: Mode::Live,
+        taken_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        seconds: 0.0,
+        version: live.version.clone(),
+        command: live.command.clone(),
+        machine: machine::describe(),
+        realtime: scheduling::realtime_is_permitted(),
+        plan: plan.clone(),
+        contenders: vec![Contender {
+            client: CLIENT.to_owned(),
+            version: format!("breakout {}", live.version),
+            gateway: live.target.to_string(),
+            gateway_version: String::new(),
+            mtu: 0,
+            features: serde_json::Value::Null,
+        }],
+        notes: Vec::new(),
+        cells: Vec::new(),
+    };
+    let mut worst_error = 0;
+    for _ in 0..rounds {
+        for transfer in TRANSFERS.iter().take(transfers) {
+            transfer_once(live, *transfer, &mut report, &mut progress)?;
+        }
+        for calls in plan.calls.iter().take(talks) {
+            for load in Load::ALL {
+                progress.step(&format!("voice, {calls} calls, load {load}"));
+                worst_error = worst_error.max(talk(live, *calls, load, &mut report)?);
+            }
+        }
+    }
+    report.notes.push(format!(
+        "Packets went to {} by whatever path this machine's routes give it. The load beside voice is a TCP stream to the same far end; \
+         datagram transfers offer {} Mbit/s.",
+        live.target,
+        UDP_RATE / 1_000_000
+    ));
+    if talks > 0 {
+        report.notes.push(format!(
+            "Round trips are exact. One-way delays assume that the fastest packet of each measurement took as long there as back, and \
+             may be wrong by up to {:.0} µs for that.",
+            worst_error as f64 / 1e3
+        ));
+    }
+    report.seconds = begun.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+fn transfer_once(
+    live: &Live,
+    (name, protocol, direction, streams): (&str, Protocol, Direction, u16),
+    report: &mut Report,
+    progress: &mut Progress,
+) -> Result<(), BenchError> {
+    progress.step(&format!("throughput {name}"));
+    let rate = (protocol != Protocol::Tcp).then_some(UDP_RATE);
+    let duration = live.plan.transfer();
+    let moved = Transfer { to: live.target, protocol, direction, streams, duration, rate }
+        .run()
+        .during(|| format!("{name} with {}", live.target))?;
+    let key = key(Section::Throughput, name, None);
+    report.record(&key, metric::RATE, "Gbit/s", Better::Higher, moved.bit_rate() / 1e9);
+    Ok(())
+}
+
+/// Returns by how much its one-way delays may be wrong, in nanoseconds.
+fn talk(live: &Live, calls: u16, load: Load, report: &mut Report) -> Result<u64, BenchError> {
+    let longest = LONGEST_VOICE.as_millis() / INTERVAL.as_millis();
+    let packets = live.plan.packets(calls).min(longest as u32);
+    let direction = match load {
+        Load::Idle => None,
+        Load::Upload => Some(Direction::Up),
+        Load::Download => Some(Direction::Down),
+    };
+    let loading = direction.map(|direction| {
+        let transfer = Transfer {
+            to: live.target,
+            protocol: Protocol::Tcp,
+            direction,
+            streams: 1,
+            duration: Plan::LOAD_LEAD + INTERVAL * packets,
+            rate: None,
+        };
+        let thread = std::thread::spawn(move || transfer.run());
+        std::thread::sleep(Plan::LOAD_LEAD);
+        thread
+    });
+    let heard = Calls { to: live.target, calls, packets, tos: EF_TOS }
+        .run()
+        .during(|| format!("voice with {}", live.target));
+    if let Some(thread) = loading {
+        let what = || format!("load the path to {}", live.target);
+        thread.join().map_err(|_| "its thread panicked".to_owned()).during(what)?.during(what)?;
+    }
+    let heard = heard?;
+    let (offset, error) = clock_offset(&heard.samples).unwrap_or_default();
+    record_quality(
+        report,
+        &key(Section::Voice, &format!("calls-{calls}"), Some(load)),
+        &Quality::new(&heard, offset),
+    );
+    Ok(error)
+}
+
+/// Without a path: nobody here knows which one it was.
+fn key(section: Section, scenario: &str, load: Option<Load>) -> Key {
+    Key { load, client: CLIENT.to_owned(), ..Key::new(section, scenario) }
+}

@@ -1,0 +1,43 @@
+//! The names of figures in reports. Names and units are part of the schema.
+
+/// Of payload, in Gbit/s.
+pub const RATE: &str = "rate";
+/// That arrive, in 1000/s.
+pub const PACKETS: &str = "packets";
+/// Of the client's process, in CPU seconds per 10⁹ bytes of payload.
+pub const CPU: &str = "cpu";
+/// Voluntary context switches per 10⁹ bytes.
+pub const WAKEUPS: &str = "wakeups";
+/// Involuntary context switches per 10⁹ bytes.
+pub const PREEMPTIONS: &str = "preemptions";
+/// Peak resident memory, in MiB.
+pub const MEMORY: &str = "memory";
+pub const WAKEUPS_PER_SECOND: &str = "wakeups-per-second";
+/// In CPU milliseconds per second.
+pub const CPU_PER_SECOND: &str = "cpu-per-second";
+
+/// Round trips in microseconds.
+pub const RTT_P50: &str = "rtt-p50";
+pub const RTT_P99: &str = "rtt-p99";
+pub const RTT_P999: &str = "rtt-p99.9";
+pub const RTT_MAX: &str = "rtt-max";
+/// Delays one way, both ways together, in microseconds.
+pub const ONE_WAY_P50: &str = "one-way-p50";
+pub const ONE_WAY_P99: &str = "one-way-p99";
+pub const ONE_WAY_P999: &str = "one-way-p99.9";
+pub const ONE_WAY_MAX: &str = "one-way-max";
+/// RFC 3550, in microseconds.
+pub const JITTER: &str = "jitter";
+/// In percent.
+pub const LOSS: &str = "loss";
+pub const REORDERED: &str = "reordered";
+pub const MOS: &str = "mos";
+pub const GENESYS_MOS: &str = "genesys-mos";
+/// What the load that ran beside voice moved, in Gbit/s.
+pub const LOAD_RATE: &str = "load-rate";
+
+pub const MILLISECONDS: &str = "milliseconds";
+
+/// Of the distributions.
+pub const ROUND_TRIP: &str = "round-trip";
+pub const ONE_WAY: &str = "one-way";

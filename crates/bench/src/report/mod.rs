@@ -1,0 +1,333 @@
+//! What was measured: the schema of `--json`, and how it is shown.
+
+mod chart;
+pub mod html;
+mod sentences;
+mod sheet;
+mod sheets;
+mod table;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{Plan, Section};
+
+/// The version of the schema; a reader refuses others.
+pub const SCHEMA: u32 = 1;
+
+/// Everything of one run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    pub mode: Mode,
+    /// Seconds since 1970.
+    pub taken_at: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Breakout's version.
+    pub version: String,
+    /// The command line.
+    pub command: Vec<String>,
+    pub machine: Machine,
+    /// Whether voice endpoints ran SCHED_FIFO; otherwise their receive times are the kernel's.
+    pub realtime: bool,
+    pub plan: Plan,
+    pub contenders: Vec<Contender>,
+    /// What a reader of the figures has to know.
+    pub notes: Vec<String>,
+    pub cells: Vec<Cell>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Namespaces of this machine.
+    Lab,
+    /// A far end somewhere else.
+    Live,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    pub processor: String,
+    pub cores: u64,
+    pub is_virtual: bool,
+    pub memory_bytes: u64,
+    pub kernel: String,
+    pub system: String,
+    /// Over the minute before the run.
+    pub load_average: f64,
+}
+
+/// A client and its gateway.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Contender {
+    pub client: String,
+    pub version: String,
+    pub gateway: String,
+    pub gateway_version: String,
+    /// Inside the tunnel, in bytes.
+    pub mtu: u32,
+    /// As `breakout status --json` has them; null for others' clients.
+    pub features: serde_json::Value,
+}
+
+/// Which way packets took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Path {
+    /// What nobody captures: the physical limit.
+    Direct,
+    /// The same once more: the spread beside which ratios are read.
+    DirectAgain,
+    Bypass,
+    Tunnel,
+}
+
+/// What fills the tunnel meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Load {
+    Idle,
+    Upload,
+    Download,
+}
+
+/// What a cell is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Key {
+    pub section: Section,
+    /// Such as `tcp-up-1` or `calls-10`.
+    pub scenario: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub load: Option<Load>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub path: Option<Path>,
+    /// Empty where it is no client's figure.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub client: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    #[serde(flatten)]
+    pub key: Key,
+    pub metrics: BTreeMap<String, Metric>,
+    /// Of all rounds together.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub distributions: BTreeMap<String, Distribution>,
+}
+
+/// One figure, once for each round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    pub unit: String,
+    pub better: Better,
+    pub rounds: Vec<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Better {
+    Higher,
+    Lower,
+    /// Not compared.
+    Neither,
+}
+
+/// A histogram of nanoseconds with three significant digits: each value that occurred, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Distribution {
+    pub ns: Vec<(u64, u64)>,
+}
+
+impl Report {
+    pub fn cell(&self, key: &Key) -> Option<&Cell> {
+        self.cells.iter().find(|cell| cell.key == *key)
+    }
+
+    /// A client's own cell: of its tunnel, or of whatever path was taken where that is not known.
+    pub fn of_client(&self, section: Section, scenario: &str, client: &str) -> Option<&Cell> {
+        self.section(section).find(|cell| {
+            let key = &cell.key;
+            key.scenario == scenario && key.client == client && matches!(key.path, None | Some(Path::Tunnel))
+        })
+    }
+
+    pub fn section(&self, section: Section) -> impl Iterator<Item = &Cell> {
+        self.cells.iter().filter(move |cell| cell.key.section == section)
+    }
+
+    /// The clients in the order in which they were given, Breakout first.
+    pub fn clients(&self) -> impl Iterator<Item = &str> {
+        self.contenders.iter().map(|contender| contender.client.as_str())
+    }
+
+    /// Adds a round's figure.
+    pub fn record(&mut self, key: &Key, name: &str, unit: &str, better: Better, value: f64) {
+        let metric = self.cell_mut(key).metrics.entry(name.to_owned()).or_insert_with(|| Metric {
+            unit: unit.to_owned(),
+            better,
+            rounds: Vec::new(),
+        });
+        metric.rounds.push(value);
+    }
+
+    /// Adds a round's histogram of nanoseconds.
+    pub fn record_delays(&mut self, key: &Key, name: &str, delays: &Histogram<u64>) {
+        self.cell_mut(key).distributions.entry(name.to_owned()).or_default().add(delays);
+    }
+
+    fn cell_mut(&mut self, key: &Key) -> &mut Cell {
+        let at = self.cells.iter().position(|cell| cell.key == *key).unwrap_or_else(|| {
+            let (metrics, distributions) = Default::default();
+            self.cells.push(Cell { key: key.clone(), metrics, distributions });
+            self.cells.len() - 1
+        });
+        #[expect(clippy::indexing_slicing, reason = "found or just added")]
+        &mut self.cells[at]
+    }
+}
+
+impl Key {
+    pub fn new(section: Section, scenario: impl Into<String>) -> Self {
+        Self { section, scenario: scenario.into(), load: None, path: None, client: String::new() }
+    }
+}
+
+impl Metric {
+    pub fn median(&self) -> f64 {
+        median(&self.rounds)
+    }
+
+    pub fn min(&self) -> f64 {
+        self.rounds.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    pub fn max(&self) -> f64 {
+        self.rounds.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+    }
+
+    /// By how much this is larger than `other`, round by round: what was measured at the same time is set against each other.
+    pub fn ratio(&self, other: &Self) -> Option<Metric> {
+        let rounds: Vec<f64> = self
+            .rounds
+            .iter()
+            .zip(&other.rounds)
+            .filter(|(_, other)| **other != 0.0)
+            .map(|(this, other)| this / other)
+            .collect();
+        (!rounds.is_empty()).then(|| Metric { unit: "×".to_owned(), better: Better::Neither, rounds })
+    }
+}
+
+/// 0 if there is nothing.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(0.0);
+    if sorted.len() % 2 == 1 { at(middle) } else { (at(middle.saturating_sub(1)) + at(middle)) / 2.0 }
+}
+
+impl Distribution {
+    fn add(&mut self, delays: &Histogram<u64>) {
+        let mut counts: BTreeMap<u64, u64> = self.ns.iter().copied().collect();
+        for recorded in delays.iter_recorded() {
+            *counts.entry(recorded.value_iterated_to()).or_default() += recorded.count_at_value();
+        }
+        self.ns = counts.into_iter().collect();
+    }
+
+    pub fn count(&self) -> u64 {
+        self.ns.iter().map(|(_, count)| count).sum()
+    }
+
+    /// The smallest value that at least this part (0 to 1) of all does not exceed, in nanoseconds; 0 if there is none.
+    pub fn quantile(&self, part: f64) -> u64 {
+        let wanted = (self.count() as f64 * part).ceil().max(1.0) as u64;
+        let mut seen = 0;
+        for (value, count) in &self.ns {
+            seen += count;
+            if seen >= wanted {
+                return *value;
+            }
+        }
+        self.ns.last().map_or(0, |(value, _)| *value)
+    }
+}
+
+impl Path {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::DirectAgain => "direct again",
+            Self::Bypass => "bypass",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
+impl Load {
+    pub const ALL: [Self; 3] = [Self::Idle, Self::Upload, Self::Download];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Upload => "upload",
+            Self::Download => "download",
+        }
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_of_odd_even_and_no_values() {
+        assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0, 2.0, 3.0]), median(&[])), (2.0, 2.5, 0.0));
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        let metric =
+            |rounds: &[f64]| Metric { unit: "s".into(), better: Better::Lower, rounds: rounds.to_vec() };
+        let ratio = metric(&[2.0, 9.0, 5.0]).ratio(&metric(&[1.0, 3.0, 0.0])).unwrap();
+        assert_eq!(ratio.rounds, [2.0, 3.0]);
+        assert!(metric(&[1.0]).ratio(&metric(&[])).is_none());
+    }
+
+    #[test]
+    fn quantiles_agree_with_the_histogram() {
+        let mut histogram = Histogram::<u64>::new(3).unwrap();
+        for value in 1..=1000_u64 {
+            histogram.record(value * 1000).unwrap();
+        }
+        let mut distribution = Distribution::default();
+        distribution.add(&histogram);
+        assert_eq!(distribution.count(), 1000);
+        for part in [0.0, 0.5, 0.99, 0.999, 1.0] {
+            assert_eq!(distribution.quantile(part), histogram.value_at_quantile(part), "{part}");
+        }
+        distribution.add(&histogram);
+        assert_eq!(distribution.count(), 2000);
+        assert_eq!(Distribution::default().quantile(0.5), 0);
+    }
+}

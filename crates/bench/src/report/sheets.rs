@@ -1,0 +1,198 @@
+use std::collections::BTreeSet;
+
+use super::sheet::{Sheet, number};
+use super::{Cell, Key, Load, Metric, Path, Report};
+use crate::metric;
+use crate::plan::Section;
+
+/// All that was measured, as tables; sections that were left out have none.
+pub fn sheets(report: &Report) -> Vec<Sheet> {
+    let sheets =
+        [ceiling(report), throughput(report), cost(report), voice(report), idle(report), changes(report)];
+    sheets.into_iter().filter(|sheet| !sheet.rows.is_empty()).collect()
+}
+
+fn ceiling(report: &Report) -> Sheet {
+    let mut sheet = Sheet::new(
+        "Cipher ceiling",
+        "half the rate at which two threads seal packets of 1420 B with ChaCha20-Poly1305",
+        &["Gbit/s"],
+    );
+    let rates = report.section(Section::Ceiling).filter_map(|cell| cell.metrics.get(metric::RATE));
+    sheet.rows.extend(rates.map(|rate| vec![spread(rate)]));
+    sheet
+}
+
+fn throughput(report: &Report) -> Sheet {
+    let others: Vec<&str> = report.clients().skip(1).collect();
+    let mut sheet = Sheet::new(
+        "Throughput",
+        "payload that arrives: Gbit/s, or 1000 packets/s for udp-small; medians (ranges) of the rounds; × is Breakout's by that client's, round by round",
+        &["scenario", "no tunnel"],
+    );
+    sheet.columns.extend(report.clients().map(str::to_owned));
+    sheet.columns.extend(others.iter().map(|other| format!("× {other}")));
+    for scenario in scenarios(report, Section::Throughput) {
+        let of = |client: &str| {
+            report.of_client(Section::Throughput, scenario, client)?.metrics.get(headline(scenario))
+        };
+        let direct = Key { path: Some(Path::Direct), ..Key::new(Section::Throughput, scenario) };
+        let direct = report.cell(&direct).and_then(|cell| cell.metrics.get(headline(scenario)));
+        let ours = report.clients().next().and_then(of);
+        let mut row = vec![scenario.to_owned(), cell_of(direct)];
+        row.extend(report.clients().map(|client| cell_of(of(client))));
+        row.extend(others.iter().map(|other| {
+            let ratio = ours.zip(of(other)).and_then(|(ours, theirs)| ours.ratio(theirs));
+            cell_of(ratio.as_ref())
+        }));
+        sheet.rows.push(row);
+    }
+    sheet
+}
+
+/// The figure that a throughput scenario is about.
+pub fn headline(scenario: &str) -> &'static str {
+    if scenario.starts_with("udp-small") { metric::PACKETS } else { metric::RATE }
+}
+
+fn cost(report: &Report) -> Sheet {
+    let mut sheet = Sheet::new(
+        "What the client costs",
+        "its own process, per GB of payload; fixed-… is offered 300 Mbit/s",
+        &["scenario", "client", "Gbit/s", "CPU s/GB", "wake-ups/GB", "preemptions/GB", "peak MiB"],
+    );
+    for section in [Section::FixedLoad, Section::Throughput] {
+        for cell in report.section(section).filter(|cell| cell.key.path == Some(Path::Tunnel)) {
+            let of = |name: &str| cell_of(cell.metrics.get(name));
+            sheet.rows.push(vec![
+                cell.key.scenario.clone(),
+                cell.key.client.clone(),
+                of(metric::RATE),
+                of(metric::CPU),
+                of(metric::WAKEUPS),
+                of(metric::PREEMPTIONS),
+                of(metric::MEMORY),
+            ]);
+        }
+    }
+    sheet
+}
+
+fn voice(report: &Report) -> Sheet {
+    let mut sheet = Sheet::new(
+        "Voice",
+        "RTP of 172 B, 50 packets/s for each call; µs from when a packet was due; × is the round trip by direct's in the same round",
+        &[
+            "calls",
+            "tunnel's load",
+            "path",
+            "client",
+            "rtt p50",
+            "p99",
+            "p99.9",
+            "max",
+            "× p50",
+            "× p99",
+            "one-way p50",
+            "p99",
+            "jitter",
+            "loss %",
+            "reordered",
+            "MOS",
+            "Genesys MOS",
+            "packets",
+        ],
+    );
+    for scenario in scenarios(report, Section::Voice) {
+        for load in Load::ALL.map(Some).into_iter().chain([None]) {
+            let cells: Vec<&Cell> = report
+                .section(Section::Voice)
+                .filter(|cell| cell.key.scenario == scenario && cell.key.load == load)
+                .collect();
+            let direct = cells.iter().find(|cell| cell.key.path == Some(Path::Direct)).copied();
+            sheet.rows.extend(cells.iter().map(|cell| voice_row(cell, direct)));
+        }
+    }
+    sheet
+}
+
+fn voice_row(cell: &Cell, direct: Option<&Cell>) -> Vec<String> {
+    let middle = |name: &str| cell.metrics.get(name).map_or_else(|| "–".to_owned(), |m| number(m.median()));
+    let ratio = |name: &str| {
+        let ratio = cell.metrics.get(name).zip(direct?.metrics.get(name)).and_then(|(this, d)| this.ratio(d));
+        Some(cell_of(ratio.as_ref()))
+    };
+    let all = cell.distributions.get(metric::ROUND_TRIP);
+    let whole = |part: f64| all.map_or_else(|| "–".to_owned(), |all| number(all.quantile(part) as f64 / 1e3));
+    vec![
+        cell.key.scenario.trim_start_matches("calls-").to_owned(),
+        cell.key.load.map_or_else(|| "–".to_owned(), |load| load.to_string()),
+        cell.key.path.map_or_else(|| "–".to_owned(), |path| path.to_string()),
+        cell.key.client.clone(),
+        middle(metric::RTT_P50),
+        middle(metric::RTT_P99),
+        whole(0.999),
+        whole(1.0),
+        ratio(metric::RTT_P50).unwrap_or_else(|| "–".to_owned()),
+        ratio(metric::RTT_P99).unwrap_or_else(|| "–".to_owned()),
+        middle(metric::ONE_WAY_P50),
+        middle(metric::ONE_WAY_P99),
+        middle(metric::JITTER),
+        middle(metric::LOSS),
+        middle(metric::REORDERED),
+        middle(metric::MOS),
+        middle(metric::GENESYS_MOS),
+        all.map_or(0, super::Distribution::count).to_string(),
+    ]
+}
+
+fn idle(report: &Report) -> Sheet {
+    let mut sheet = Sheet::new(
+        "Idle",
+        "a live session with keepalive 25 and nothing to do",
+        &["client", "wake-ups/s", "CPU ms/s", "MiB"],
+    );
+    for cell in report.section(Section::Idle) {
+        let of = |name: &str| cell_of(cell.metrics.get(name));
+        sheet.rows.push(vec![
+            cell.key.client.clone(),
+            of(metric::WAKEUPS_PER_SECOND),
+            of(metric::CPU_PER_SECOND),
+            of(metric::MEMORY),
+        ]);
+    }
+    sheet
+}
+
+fn changes(report: &Report) -> Sheet {
+    let mut sheet = Sheet::new(
+        "Start-up and roaming",
+        "from exec to the first packet that arrives; longest silence after the agent's address changes, 4000 if it does not end",
+        &["what", "path", "client", "ms"],
+    );
+    for cell in report.section(Section::Startup).chain(report.section(Section::Roaming)) {
+        sheet.rows.push(vec![
+            cell.key.scenario.clone(),
+            cell.key.path.map(|path| path.to_string()).unwrap_or_default(),
+            cell.key.client.clone(),
+            cell_of(cell.metrics.get(metric::MILLISECONDS)),
+        ]);
+    }
+    sheet
+}
+
+/// In the order in which they were measured.
+pub fn scenarios(report: &Report, section: Section) -> Vec<&str> {
+    let mut seen = BTreeSet::new();
+    let names = report.section(section).map(|cell| cell.key.scenario.as_str());
+    names.filter(|name| seen.insert(*name)).collect()
+}
+
+fn cell_of(metric: Option<&Metric>) -> String {
+    metric.map_or_else(|| "–".to_owned(), spread)
+}
+
+fn spread(metric: &Metric) -> String {
+    let [median, low, high] = [metric.median(), metric.min(), metric.max()].map(number);
+    if low == high { median } else { format!("{median} ({low}–{high})") }
+}

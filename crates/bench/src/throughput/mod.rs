@@ -1,0 +1,11 @@
+//! Bulk: TCP and UDP transfers between plain sockets and a far end that counts what arrives.
+
+mod far;
+mod pace;
+mod protocol;
+mod transfer;
+mod udp;
+
+pub use far::{Limits, listen, serve};
+pub use protocol::Count;
+pub use transfer::{Direction, Moved, Protocol, Transfer};

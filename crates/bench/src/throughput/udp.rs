@@ -1,0 +1,61 @@
+use std::io;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use super::pace::Pace;
+use super::protocol::{Count, Request};
+
+/// How long a receiver waits for the first datagram, and how long silence ends the rest.
+const PATIENCE: Duration = Duration::from_secs(3);
+const SILENCE: Duration = Duration::from_millis(300);
+/// Datagrams between two looks at the clock.
+const BATCH: u32 = 32;
+
+/// Sends datagrams from a connected socket for as long as the request says.
+pub fn send(socket: &UdpSocket, request: &Request, most_bytes: u64) {
+    let datagram = vec![0x5a; usize::from(request.payload)];
+    let mut pace = Pace::new(request.rate);
+    let mut sent = 0;
+    while pace.elapsed() < request.length() && sent < most_bytes {
+        for _ in 0..BATCH {
+            // A full queue or an ICMP error loses this one.
+            let _ = socket.send(&datagram);
+            sent += datagram.len() as u64;
+            pace.sent(datagram.len());
+        }
+    }
+}
+
+/// Counts what arrives at a socket until the request's time is over or nothing comes any more.
+pub fn receive(socket: &UdpSocket, request: &Request) -> io::Result<Count> {
+    let mut buffer = vec![0; 65_536];
+    let mut count = Count::default();
+    let mut begun = None;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    loop {
+        let len = match socket.recv(&mut buffer) {
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+            Err(error) => return Err(error),
+        };
+        let since = match begun {
+            Some(begun) => Instant::now() - begun,
+            None => {
+                begun = Some(Instant::now());
+                socket.set_read_timeout(Some(SILENCE))?;
+                Duration::ZERO
+            }
+        };
+        count.total_bytes += len as u64;
+        if (request.warm_up..request.length()).contains(&since) {
+            count.bytes += len as u64;
+            count.packets += 1;
+        }
+        if since > request.length() + PATIENCE {
+            break;
+        }
+    }
+    count.window = if begun.is_some() { request.duration } else { Duration::ZERO };
+    Ok(count)
+}

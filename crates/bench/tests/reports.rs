@@ -1,0 +1,127 @@
+//! What `--json` writes is what `compare` reads, and what differs is said.
+#![expect(clippy::unwrap_used, reason = "clippy's exception for tests does not reach their helpers")]
+
+use std::path::PathBuf;
+
+use bench::{
+    Better, Contender, Key, Load, Machine, Mode, Path, Plan, Report, SCHEMA, Section, compare, html,
+};
+use hdrhistogram::Histogram;
+
+fn report(rates: &[f64]) -> Report {
+    let contender = |client: &str| Contender {
+        client: client.to_owned(),
+        version: format!("{client} 1"),
+        gateway: "breakout".to_owned(),
+        gateway_version: "breakout 1".to_owned(),
+        mtu: 1420,
+        features: serde_json::json!([{ "name": "vnet_hdr", "on": true, "why": "" }]),
+    };
+    let mut report = Report {
+        schema: SCHEMA,
+        mode: Mode::Lab,
+        taken_at: 1,
+        seconds: 2.5,
+        version: "1".to_owned(),
+        command: vec!["breakout".to_owned(), "bench".to_owned(), "<&>".to_owned()],
+        machine: Machine { processor: "x".to_owned(), cores: 2, ..Machine::default() },
+        realtime: true,
+        plan: Plan::quick(),
+        contenders: vec![contender("breakout"), contender("gotatun")],
+        notes: vec!["a note".to_owned()],
+        cells: Vec::new(),
+    };
+    for (client, factor) in [("breakout", 2.0), ("gotatun", 1.0)] {
+        let client = client.to_owned();
+        let throughput = Key {
+            path: Some(Path::Tunnel),
+            client: client.clone(),
+            ..Key::new(Section::Throughput, "tcp-up-1")
+        };
+        let (load, path) = (Some(Load::Upload), Some(Path::Tunnel));
+        let voice = Key { load, path, client, ..Key::new(Section::Voice, "calls-10") };
+        for rate in rates {
+            report.record(&throughput, "rate", "Gbit/s", Better::Higher, rate * factor);
+            let mut delays = Histogram::<u64>::new(3).unwrap();
+            for delay in 1..=100 {
+                delays.record(delay * 1000).unwrap();
+            }
+            report.record_delays(&voice, "round-trip", &delays);
+            report.record(&voice, "rtt-p99", "µs", Better::Lower, 99.0);
+        }
+    }
+    report
+}
+
+fn written(report: &Report, name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("breakout-bench-test-{}-{name}.json", std::process::id()));
+    std::fs::write(&path, serde_json::to_vec(report).unwrap()).unwrap();
+    path
+}
+
+#[test]
+fn a_report_survives_its_file() {
+    let report = report(&[1.0, 1.1, 1.2]);
+    let path = written(&report, "whole");
+    let read = Report::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(read, report);
+    assert_eq!(read.cells[1].distributions["round-trip"].count(), 300);
+}
+
+#[test]
+fn what_is_no_report_is_refused_with_a_reason() {
+    for (content, reason) in [
+        ("no", "is no JSON"),
+        ("{}", "has the schema none, not 1"),
+        ("{\"schema\": 99}", "has the schema 99, not 1"),
+        ("{\"schema\": 1}", "is no report of the bench: missing field"),
+    ] {
+        let path = std::env::temp_dir().join(format!("breakout-bench-test-{}-bad.json", std::process::id()));
+        std::fs::write(&path, content).unwrap();
+        let error = Report::read(&path).unwrap_err().to_string();
+        std::fs::remove_file(&path).unwrap();
+        assert!(error.contains(reason), "{error}");
+    }
+    let missing = Report::read("no/such/file".as_ref()).unwrap_err().to_string();
+    assert!(missing.contains("no/such/file: cannot be read"), "{missing}");
+}
+
+#[test]
+fn what_got_slower_is_worse_and_what_did_not_is_not() {
+    let (fast, slow) = (report(&[1.0, 1.05, 1.1, 1.0, 1.02]), report(&[0.8, 0.82, 0.81, 0.8, 0.83]));
+    let worse = compare(&fast, &slow);
+    assert!(worse.is_worse());
+    let said = worse.to_string();
+    assert!(
+        said.contains("worse   throughput / tcp-up-1 / tunnel / breakout: rate 2.040 → 1.620 Gbit/s (-21 %)"),
+        "{said}"
+    );
+    assert!(said.contains("2 worse, 0 better, 2 within the noise, 0 in one report only"), "{said}");
+    assert!(!compare(&slow, &fast).is_worse());
+    assert!(!compare(&fast, &fast).is_worse());
+}
+
+#[test]
+fn another_machine_or_peer_is_pointed_out() {
+    let before = report(&[1.0]);
+    let mut after = before.clone();
+    after.machine.kernel = "9.9".to_owned();
+    after.contenders[1].version = "gotatun 2".to_owned();
+    after.cells.truncate(1);
+    let comparison = compare(&before, &after);
+    assert_eq!(comparison.cautions.len(), 2, "{:?}", comparison.cautions);
+    assert_eq!(comparison.unmatched, 3);
+}
+
+#[test]
+fn the_page_is_whole_and_safe() {
+    let page = html::page(&report(&[1.0, 1.1]));
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</body></html>\n"));
+    assert!(page.contains("&lt;&amp;&gt;") && !page.contains("<&>"));
+    assert!(page.contains("2.00 × as much as gotatun"), "{page}");
+    assert_eq!(page.matches("<polyline").count(), 2);
+    for outside in ["http-equiv", "src=", "href=", "@import", "url("] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}
