@@ -1,6 +1,7 @@
 //! One file for each command: its arguments, and what it does.
 
 mod ask;
+mod bench;
 mod check;
 mod down;
 mod explain;
@@ -35,6 +36,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Lab(lab::Lab),
+    Bench(Box<bench::Bench>),
     Up(up::Up),
     Down(down::Down),
     Status(status::Status),
@@ -51,6 +53,7 @@ impl Cli {
     pub fn run(self) -> Result<Exit, Failure> {
         match self.command {
             Command::Lab(lab) => lab.run(),
+            Command::Bench(bench) => bench.run(),
             Command::Up(up) => up.run(),
             Command::Down(down) => down.run(),
             Command::Status(status) => status.run(),

@@ -1,0 +1,218 @@
+use std::{
+    fs::File,
+    io::Write,
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+};
+
+use bench::{Client, Plan, Report, Section, live};
+use clap::{Args, Subcommand};
+
+use crate::{exit::Exit, failure::Failure, output};
+
+/// Measure throughput, voice, start-up and idle cost, beside other WireGuard clients if wanted
+///
+/// Builds an agent, a gateway and far ends out of network namespaces, one set for each client, and measures in turn: no
+/// packet leaves this machine. With --live it measures against `breakout bench --serve` on another machine instead.
+/// Takes about an hour and a half; --quick about a minute.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, after_help = concat!(
+    "Exit status:\n",
+    "  0  measured; compare: nothing is worse\n",
+    "  1  compare: something is worse\n",
+    "  2  the command line or a report cannot be used\n",
+    "  3  the bench could not run; what is missing is said"
+))]
+pub struct Bench {
+    #[command(subcommand)]
+    command: Option<Other>,
+    #[command(flatten)]
+    measure: Measure,
+}
+
+#[derive(Subcommand, Debug)]
+enum Other {
+    /// Say what got better or worse beyond the noise
+    Compare {
+        /// What `bench --json` wrote before
+        before: PathBuf,
+        /// What it wrote after
+        after: PathBuf,
+    },
+}
+
+#[derive(Args, Debug)]
+struct Measure {
+    /// Take about a minute, for a first look
+    #[arg(long)]
+    quick: bool,
+    /// Measure only this: ceiling, throughput, fixed-load, voice, idle, roaming, startup
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    only: Vec<Section>,
+    /// Measure this client too: wireguard-go, gotatun or boringtun-cli, with =PATH if it is not in PATH
+    #[arg(long, value_name = "CLIENT", conflicts_with = "live")]
+    against: Vec<Client>,
+    /// The far end of every tunnel: breakout, wireguard-go, gotatun or boringtun-cli
+    #[arg(long, value_name = "PROGRAM", default_value = "breakout", conflicts_with = "live")]
+    gateway: lab::Gateway,
+    /// How often each figure is measured
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: Option<u32>,
+    /// Voice packets in each cell, over all rounds
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    samples: Option<u32>,
+    /// Write everything that was measured, with raw distributions; docs/bench.md has the schema
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a page to show
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Measure against a far end on another machine, by whatever path this machine's routes give it
+    #[arg(long, requires = "target")]
+    live: bool,
+    /// The far end for --live: HOST or HOST:PORT
+    #[arg(long, value_name = "HOST", requires = "live")]
+    target: Option<String>,
+    /// Be the far end for --live, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["live", "quick", "only", "against", "rounds", "samples", "json", "html"])]
+    serve: bool,
+    /// Where --serve listens, TCP and UDP
+    #[arg(long, value_name = "ADDRESS", requires = "serve",
+        default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), live::PORT))]
+    listen: SocketAddr,
+}
+
+impl Bench {
+    pub fn run(self) -> Result<Exit, Failure> {
+        match self.command {
+            Some(Other::Compare { before, after }) => compare(&before, &after),
+            None if self.measure.serve => serve(self.measure.listen),
+            None => self.measure.run(),
+        }
+    }
+}
+
+impl Measure {
+    fn run(self) -> Result<Exit, Failure> {
+        let report = match &self.target {
+            Some(target) => {
+                let target = resolve(target)?;
+                let mut files = self.files()?;
+                let live = live::Live { target, plan: self.plan(), version: version(), command: command() };
+                files.write(live::run(&live).map_err(could_not_run)?)?
+            }
+            None => {
+                // Before anything else: a user namespace can only be entered while there is one thread.
+                lab::enter().map_err(could_not_run)?;
+                lab::clean_up_on_signals().map_err(could_not_run)?;
+                let mut files = self.files()?;
+                let exe = std::env::current_exe()
+                    .map_err(|error| Failure::system("cannot find this program's own file").because(error))?;
+                let options = bench::Options {
+                    plan: self.plan(),
+                    exe,
+                    version: version(),
+                    gateway: self.gateway,
+                    against: self.against,
+                    command: command(),
+                };
+                files.write(bench::run(&options).map_err(could_not_run)?)?
+            }
+        };
+        output::text(&report.to_string())?;
+        Ok(Exit::Ok)
+    }
+
+    fn plan(&self) -> Plan {
+        let plan = if self.quick { Plan::quick() } else { Plan::full() };
+        Plan {
+            sections: if self.only.is_empty() { plan.sections.clone() } else { self.only.clone() },
+            rounds: self.rounds.unwrap_or(plan.rounds),
+            voice_samples: self.samples.unwrap_or(plan.voice_samples),
+            ..plan
+        }
+    }
+
+    /// Opened first: a path that cannot be written shall not be found out after the measurement.
+    fn files(&self) -> Result<Files, Failure> {
+        let create = |path: &Option<PathBuf>| path.as_deref().map(create).transpose();
+        Ok(Files { json: create(&self.json)?, html: create(&self.html)? })
+    }
+}
+
+struct Files {
+    json: Option<(File, PathBuf)>,
+    html: Option<(File, PathBuf)>,
+}
+
+impl Files {
+    fn write(&mut self, report: Report) -> Result<Report, Failure> {
+        if let Some((file, path)) = &mut self.json {
+            let rendered = serde_json::to_vec(&report)
+                .map_err(|error| Failure::system("cannot render the report as JSON").because(error))?;
+            file.write_all(&rendered).map_err(|error| cannot_write(path, error))?;
+        }
+        if let Some((file, path)) = &mut self.html {
+            let page = bench::html::page(&report);
+            file.write_all(page.as_bytes()).map_err(|error| cannot_write(path, error))?;
+        }
+        Ok(report)
+    }
+}
+
+fn create(path: &Path) -> Result<(File, PathBuf), Failure> {
+    let file = File::create(path).map_err(|error| cannot_write(path, error))?;
+    Ok((file, path.to_owned()))
+}
+
+fn cannot_write(path: &Path, error: std::io::Error) -> Failure {
+    Failure::system(format!("cannot write {}", path.display())).because(error).into()
+}
+
+fn compare(before: &Path, after: &Path) -> Result<Exit, Failure> {
+    let read = |path| Report::read(path).map_err(|error| Failure::usage("cannot compare").because(error));
+    let comparison = bench::compare(&read(before)?, &read(after)?);
+    output::text(&comparison.to_string())?;
+    Ok(if comparison.is_worse() { Exit::No } else { Exit::Ok })
+}
+
+fn serve(address: SocketAddr) -> Result<Exit, Failure> {
+    let far = live::serve(address).map_err(|error| {
+        Failure::system(format!("cannot listen on {address}, TCP and UDP"))
+            .because(error)
+            .remedy("another program may have the port: give another one with --listen")
+    })?;
+    output::text(&format!(
+        "the bench's far end is up: TCP and UDP {}, at most {} transfers at once, until Ctrl-C\n",
+        far.address,
+        live::MOST_TRANSFERS
+    ))?;
+    loop {
+        std::thread::park();
+    }
+}
+
+fn resolve(target: &str) -> Result<SocketAddr, Failure> {
+    let unresolved = |error: std::io::Error| -> Failure {
+        Failure::usage(format!("cannot find --target {target}"))
+            .because(error)
+            .remedy("give HOST or HOST:PORT, where `breakout bench --serve` runs")
+            .into()
+    };
+    let with_port = target.to_socket_addrs();
+    let mut found = with_port.or_else(|_| (target, live::PORT).to_socket_addrs()).map_err(unresolved)?;
+    found.next().ok_or_else(|| unresolved(std::io::Error::other("the name has no address")))
+}
+
+fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
+}
+
+fn command() -> Vec<String> {
+    let rest = std::env::args().skip(1);
+    std::iter::once("breakout".to_owned()).chain(rest).collect()
+}
+
+fn could_not_run(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
+    Failure::system("the bench could not run").because(error).into()
+}

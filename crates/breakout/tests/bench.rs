@@ -1,0 +1,90 @@
+//! `breakout bench` from the command line to its files, for seconds: that it measures, not how fast anything is.
+#![expect(clippy::unwrap_used, reason = "clippy's exception for tests does not reach their helpers")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn breakout(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_breakout")).args(arguments).output().unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn measures_a_real_daemon_and_tells_a_slower_run_from_a_like_one() {
+    if !lab::has_rights() {
+        return lab::skip("making network namespaces needs root");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (json, html) = (directory.path().join("a.json"), directory.path().join("a.html"));
+    let sections = "fixed-load,startup";
+    let output = breakout(&[
+        "bench",
+        "--quick",
+        "--rounds",
+        "2",
+        "--only",
+        sections,
+        "--json",
+        text(&json),
+        "--html",
+        text(&html),
+    ]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("fixed-up") && table.contains("start-up"), "{table}");
+    assert!(std::fs::read_to_string(&html).unwrap().contains("CPU seconds for each gigabyte"));
+
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert!(report["contenders"][0]["features"].as_array().is_some_and(|all| !all.is_empty()), "{report}");
+    let cells = report["cells"].as_array().unwrap();
+    let start_up =
+        |path: &str| cells.iter().find(|cell| cell["scenario"] == "start-up" && cell["path"] == path);
+    for path in ["tunnel", "bypass"] {
+        let rounds = start_up(path).unwrap()["metrics"]["milliseconds"]["rounds"].as_array().unwrap();
+        assert_eq!(rounds.len(), 2, "{report}");
+        assert!(rounds.iter().all(|took| took.as_f64().unwrap() > 0.0), "{rounds:?}");
+    }
+
+    let same = breakout(&["bench", "compare", text(&json), text(&json)]);
+    assert_eq!(same.status.code(), Some(0), "{}", String::from_utf8_lossy(&same.stdout));
+
+    let mut slower = report.clone();
+    for cell in slower["cells"].as_array_mut().unwrap() {
+        let rounds =
+            cell.pointer_mut("/metrics/milliseconds/rounds").and_then(|rounds| rounds.as_array_mut());
+        for took in rounds.into_iter().flatten() {
+            *took = 1e6.into();
+        }
+    }
+    let after = directory.path().join("b.json");
+    std::fs::write(&after, slower.to_string()).unwrap();
+    let worse = breakout(&["bench", "compare", text(&json), text(&after)]);
+    let said = String::from_utf8_lossy(&worse.stdout);
+    assert_eq!(worse.status.code(), Some(1), "{said}");
+    assert!(said.contains("worse   startup / start-up"), "{said}");
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_is_refused_with_what_to_do() {
+    for (arguments, reason) in [
+        (&["bench", "--against", "openvpn"][..], "give wireguard-go, gotatun or boringtun-cli"),
+        (&["bench", "--against", "gotatun=/no/such/file"], "/no/such/file is no file"),
+        (&["bench", "--only", "colour"], "`colour` is not measured"),
+        (&["bench", "--live"], "--target"),
+        (&["bench", "compare", "no-such-file", "neither"], "no-such-file: cannot be read"),
+        (
+            &["bench", "--json", "/no/such/directory/file", "--live", "--target", "127.0.0.1:9"],
+            "cannot write",
+        ),
+    ] {
+        let output = breakout(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).replace('\n', " ");
+        assert!(matches!(output.status.code(), Some(2 | 3)), "{arguments:?}: {said}");
+        let words =
+            |text: &str| text.split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ");
+        assert!(words(&said).contains(reason), "{arguments:?}: {said}");
+    }
+}
