@@ -12,6 +12,17 @@ pub mod protocol {
     pub(crate) const FRAGMENT: u8 = 44;
     pub(crate) const DESTINATION_OPTIONS: u8 = 60;
 
+    /// What a protocol that is distinguished is called in configurations and tables.
+    pub const fn name(number: u8) -> Option<&'static str> {
+        match number {
+            ICMP => Some("icmp"),
+            TCP => Some("tcp"),
+            UDP => Some("udp"),
+            ICMPV6 => Some("icmpv6"),
+            _ => None,
+        }
+    }
+
     /// An IPv6 extension header that parsing steps over.
     pub(crate) const fn is_extension(protocol: u8) -> bool {
         matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)

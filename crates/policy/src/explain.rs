@@ -67,7 +67,7 @@ impl Trace for Vec<Step> {
 
     fn rule(&mut self, rule: &Rule, facts: &Facts, result: Result<(), Mismatch>) {
         let found = match result {
-            Ok(()) => format!("matches: {}", path_name(rule.path)),
+            Ok(()) => format!("matches: {}", rule.path.name()),
             Err(Mismatch::Protocol) => {
                 format!("is for protocol {}, this is {}", rule.protocols, protocol_name(facts.protocol))
             }
@@ -89,27 +89,13 @@ impl Trace for Vec<Step> {
     }
 
     fn unmatched(&mut self, path: Path) {
-        let found = format!("no rule matches: {}", path_name(path));
+        let found = format!("no rule matches: {}", path.name());
         self.push(Step { check: UNMATCHED.to_owned(), found, decided: true });
     }
 }
 
-fn path_name(path: Path) -> &'static str {
-    match path {
-        Path::Tunnel => "tunnel",
-        Path::Bypass => "bypass",
-        Path::Reject => "reject",
-    }
-}
-
 fn protocol_name(number: u8) -> String {
-    match number {
-        protocol::ICMP => "icmp".to_owned(),
-        protocol::TCP => "tcp".to_owned(),
-        protocol::UDP => "udp".to_owned(),
-        protocol::ICMPV6 => "icmpv6".to_owned(),
-        other => format!("protocol {other}"),
-    }
+    protocol::name(number).map_or_else(|| format!("protocol {number}"), str::to_owned)
 }
 
 fn content_name(content: Content) -> &'static str {

@@ -10,6 +10,17 @@ pub enum Path {
     Reject,
 }
 
+impl Path {
+    /// As in a configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnel",
+            Self::Bypass => "bypass",
+            Self::Reject => "reject",
+        }
+    }
+}
+
 /// Which rule of a snapshot decided; [`crate::Snapshot::rule_name`] names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RuleId(pub(crate) u16);

@@ -168,7 +168,7 @@ impl Explain {
             let mut steps = vec![Step { check: "set".to_owned(), found, decided: true }];
             let mut path = "direct";
             if let Some(source) = judged_source.filter(|source| is_own(*source)) {
-                path = name_of(Path::Reject);
+                path = Path::Reject.name();
                 decide(
                     &mut steps,
                     format!("{} is the TUN's: refused, so that it does not leave elsewhere", source.address),
@@ -200,7 +200,7 @@ impl Explain {
                 (Path::Reject, _) => {}
             }
         }
-        Explained { path: name_of(path), rule, mark, steps, policy }
+        Explained { path: path.name(), rule, mark, steps, policy }
     }
 
     fn table(&self, explained: &Explained) -> String {
@@ -221,22 +221,8 @@ fn decide(steps: &mut Vec<Step>, found: String) {
     steps.push(Step { check: "source".to_owned(), found, decided: true });
 }
 
-fn name_of(path: Path) -> &'static str {
-    match path {
-        Path::Tunnel => "tunnel",
-        Path::Bypass => "bypass",
-        Path::Reject => "reject",
-    }
-}
-
 fn name(protocol: Protocol) -> String {
-    match protocol.0 {
-        protocol::ICMP => "icmp".to_owned(),
-        protocol::TCP => "tcp".to_owned(),
-        protocol::UDP => "udp".to_owned(),
-        protocol::ICMPV6 => "icmpv6".to_owned(),
-        other => format!("protocol {other}"),
-    }
+    protocol::name(protocol.0).map_or_else(|| format!("protocol {}", protocol.0), str::to_owned)
 }
 
 impl Payload {

@@ -75,7 +75,7 @@ fn flow(report: FlowReport) -> Flow {
         protocol: protocol_name(report.tuple.protocol),
         source: report.tuple.source,
         destination: report.tuple.destination,
-        path: path_name(report.path).to_owned(),
+        path: report.path.name().to_owned(),
         rule: report.rule,
         mapping: report.mapping,
         mark: report.mark,
@@ -89,7 +89,7 @@ fn flow(report: FlowReport) -> Flow {
 
 fn path_count(path: Path, count: dataplane::PathCount) -> PathCount {
     PathCount {
-        path: path_name(path).to_owned(),
+        path: path.name().to_owned(),
         out_packets: count.out_packets,
         out_bytes: count.out_bytes,
         in_packets: count.in_packets,
@@ -97,22 +97,8 @@ fn path_count(path: Path, count: dataplane::PathCount) -> PathCount {
     }
 }
 
-fn path_name(path: Path) -> &'static str {
-    match path {
-        Path::Tunnel => "tunnel",
-        Path::Bypass => "bypass",
-        Path::Reject => "reject",
-    }
-}
-
 fn protocol_name(number: u8) -> String {
-    match number {
-        protocol::ICMP => "icmp".to_owned(),
-        protocol::TCP => "tcp".to_owned(),
-        protocol::UDP => "udp".to_owned(),
-        protocol::ICMPV6 => "icmpv6".to_owned(),
-        other => other.to_string(),
-    }
+    protocol::name(number).map_or_else(|| number.to_string(), str::to_owned)
 }
 
 /// To the millisecond: more would be noise in JSON.
