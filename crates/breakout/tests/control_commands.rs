@@ -79,16 +79,20 @@ fn flows_are_shown_with_what_was_left_out() {
 #[test]
 fn a_reload_says_what_changed_or_why_not() {
     let place = Place::new();
-    {
+    for (cut_flows, told) in [
+        (0, ""),
+        (1, "1 live flow was cut: the new policy forbids it\n"),
+        (2, "2 live flows were cut: the new policy forbids them\n"),
+    ] {
         let reloaded = Reloaded {
             changes: vec!["set x is new".to_owned()],
-            cut_flows: 2,
+            cut_flows,
             warnings: vec!["odd".to_owned()],
         };
         let _daemon = Daemon::start(&place.state(), move |_| Reply::Reloaded(reloaded.clone()));
         let outcome = place.run(&["reload"]);
         outcome.assert(0, "warning: odd");
-        assert_eq!(outcome.stdout, "set x is new\n2 live flows were cut: the new policy forbids them\n");
+        assert_eq!(outcome.stdout, format!("set x is new\n{told}"));
     }
     let refusal = Refusal::new(RefusalKind::Configuration, "agent.toml:3: `x` is no address");
     let _daemon = Daemon::start(&place.state(), move |_| Reply::Refused(refusal.clone()));

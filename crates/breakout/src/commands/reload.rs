@@ -39,8 +39,10 @@ impl Reload {
         if reloaded.changes.is_empty() {
             lines += "nothing has changed\n";
         }
-        if reloaded.cut_flows > 0 {
-            lines += &format!("{} live flows were cut: the new policy forbids them\n", reloaded.cut_flows);
+        match reloaded.cut_flows {
+            0 => {}
+            1 => lines += "1 live flow was cut: the new policy forbids it\n",
+            count => lines += &format!("{count} live flows were cut: the new policy forbids them\n"),
         }
         output::text(&lines)?;
         Ok(Exit::Ok)

@@ -138,9 +138,11 @@ impl Machine {
         Ok(self.routes.update(captured).await.map_err(|error| refused("cannot change the routes", error))?)
     }
 
-    /// Asks after the way to another address of the gateway from now on.
-    pub fn set_gateway(&mut self, gateway: IpAddr) {
+    /// Looks for the way to another address of the gateway, now and from now on; on an error all is as before.
+    pub async fn set_gateway(&mut self, gateway: IpAddr) -> Result<(), Failure> {
+        self.underlay = look(&self.netlink, gateway, self.routes.tun()).await?;
         self.gateway = gateway;
+        Ok(())
     }
 
     /// Says what is not as it should be, a feature each: name, on or off, why.

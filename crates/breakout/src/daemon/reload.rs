@@ -1,3 +1,5 @@
+use std::net::SocketAddr;
+
 use control::{Reloaded, Server};
 use policy::{Captured, Fail};
 
@@ -17,11 +19,11 @@ pub async fn reload(running: &mut Running, server: &Server) -> Result<Reloaded, 
             .into());
     }
     let old_access = server.access();
-    server.set_access(new.access).map_err(|error| refused("the control socket", error))?;
+    server.set_access(new.access).map_err(not_taken)?;
     let cut_flows = match swap(running, &new).await {
         Ok(cut_flows) => cut_flows,
         Err(failure) => {
-            server.set_access(old_access).map_err(|error| refused("the control socket", error))?;
+            server.set_access(old_access).map_err(not_taken)?;
             return Err(failure);
         }
     };
@@ -33,29 +35,48 @@ pub async fn reload(running: &mut Running, server: &Server) -> Result<Reloaded, 
     Ok(Reloaded { changes, cut_flows, warnings })
 }
 
-/// First the routes of both policies, so that nothing which the new policy tunnels can leave directly; then the policy; then
-/// the routes of the new one alone. What fails is taken back.
+/// Takes all of the new configuration, or goes back to the old one.
 async fn swap(running: &mut Running, new: &Loaded) -> Result<usize, Failure> {
-    let Running { loaded: old, machine, pump, .. } = running;
-    let (was, is) = (old.snapshot.captured(), new.snapshot.captured());
-    machine.set_captured(&both(was, is)).await?;
-    let cut_flows = match pump.swap(new.snapshot.clone()) {
-        Ok(cut_flows) => cut_flows,
-        Err(error) => {
-            machine.set_captured(was).await?;
-            return Err(refused("the pump", error).into());
+    match take(running, new).await {
+        Ok(cut_flows) => Ok(cut_flows),
+        Err(failure) => {
+            go_back(running, new).await?;
+            Err(failure)
         }
-    };
-    if let Err(failure) = machine.set_captured(is).await {
-        pump.swap(old.snapshot.clone()).map_err(|error| refused("the pump", error))?;
-        machine.set_captured(was).await?;
-        return Err(failure);
     }
-    if new.endpoint != old.endpoint {
-        machine.set_gateway(new.endpoint.ip());
-        pump.set_endpoint(new.endpoint).map_err(|error| refused("the pump", error))?;
+}
+
+/// First the routes of both policies, so that nothing which the new policy tunnels can leave directly; then the gateway, which
+/// the machine may be unable to reach; then the policy; then the routes of the new one alone.
+async fn take(running: &mut Running, new: &Loaded) -> Result<usize, Failure> {
+    let (was, is) = (running.loaded.snapshot.captured(), new.snapshot.captured());
+    running.machine.set_captured(&both(was, is)).await?;
+    if new.endpoint != running.loaded.endpoint {
+        set_gateway(running, new.endpoint).await?;
     }
+    let cut_flows = running.pump.swap(new.snapshot.clone()).map_err(not_taken)?;
+    running.machine.set_captured(is).await?;
     Ok(cut_flows)
+}
+
+/// The old policy before its routes alone, for the same reason. Where a step had not been taken, nothing changes.
+async fn go_back(running: &mut Running, new: &Loaded) -> Result<(), Failure> {
+    let old = &running.loaded;
+    let (endpoint, snapshot) = (old.endpoint, old.snapshot.clone());
+    running.pump.swap(snapshot.clone()).map_err(not_taken)?;
+    running.machine.set_captured(snapshot.captured()).await?;
+    if new.endpoint != endpoint {
+        set_gateway(running, endpoint).await?;
+    }
+    Ok(())
+}
+
+/// Moves the tunnel, and tells it whether there is a way to its new end; that makes it try at once.
+async fn set_gateway(running: &mut Running, endpoint: SocketAddr) -> Result<(), Failure> {
+    running.pump.set_endpoint(endpoint).map_err(not_taken)?;
+    running.machine.set_gateway(endpoint.ip()).await?;
+    running.pump.set_underlay(running.machine.underlay()).map_err(not_taken)?;
+    Ok(())
 }
 
 /// All prefixes of two policies; one that fails closed in either fails closed.
@@ -118,8 +139,8 @@ fn changes(old: &Loaded, new: &Loaded) -> Vec<String> {
     changes
 }
 
-fn refused(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Problem {
-    Failure::system(format!("{what} did not take the new configuration")).because(error)
+fn not_taken(error: impl std::error::Error + Send + Sync + 'static) -> Problem {
+    Failure::system("the new configuration was not taken").because(error)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lab::Wiring;
-use lab::addresses::{AGENT_TUNNEL, MEDIA, SIGNALING};
+use lab::addresses::{AGENT_TUNNEL, GATEWAY, GATEWAY_PORT, MEDIA, SIGNALING};
 use lab::service::answer_udp;
 use lab::traffic::datagram::sip_options;
 use lab::traffic::stream::{Pace, connect, https};
@@ -13,7 +13,9 @@ use lab::traffic::voice::Call;
 use lab::traffic::{EF_TOS, Ports};
 use packet::protocol::TCP;
 
-use crate::common::{Scene, assert_hidden, assert_shown, count, eventually, exe, is_signaling, ok, shared};
+use crate::common::{
+    Scene, assert_hidden, assert_shown, count, eventually, exe, is_signaling, ok, said, shared,
+};
 
 /// Applications wait a second at least; a refusal that comes later is none.
 const AT_ONCE: Duration = Duration::from_millis(500);
@@ -85,6 +87,32 @@ fn without_a_gateway_signaling_is_refused_and_voice_goes_on() {
 
     ok(scene.start_gateway(lab::Gateway::Breakout, exe()));
     eventually(Duration::from_secs(12), || scene.reaches_signaling());
+}
+
+#[test]
+fn a_reload_moves_the_tunnel_and_knows_the_way_to_its_new_end() {
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    scene.raise();
+    scene.reaches_signaling().unwrap();
+    let config = std::fs::read_to_string(scene.directory.file("breakout.toml")).unwrap();
+    let here = format!("{GATEWAY}:{GATEWAY_PORT}");
+    let nowhere = "[2001:db8::1]:51820";
+    assert!(config.contains(&here), "{config}");
+
+    ok(scene.directory.write("breakout.toml", &config.replace(&here, nowhere)));
+    assert!(said(&scene.breakout(&["reload"])).contains(nowhere));
+    let status = scene.status();
+    assert_eq!(
+        (status.tunnel.endpoint.to_string().as_str(), status.underlay.gateway_reachable),
+        (nowhere, false)
+    );
+
+    ok(scene.directory.write("breakout.toml", &config));
+    said(&scene.breakout(&["reload"]));
+    let status = scene.status();
+    assert_eq!((status.tunnel.endpoint.to_string(), status.underlay.gateway_reachable), (here, true));
+    scene.reaches_signaling().unwrap();
 }
 
 #[test]
