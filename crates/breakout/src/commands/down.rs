@@ -18,8 +18,8 @@ const LIMIT: Duration = Duration::from_secs(15);
 
 /// End the daemon and leave the machine as it was
 ///
-/// Waits until the daemon is gone. Where none is running, removes what a crash left behind: the routes that keep
-/// signaling closed, rules, sysctls; and says what it was.
+/// Waits until the daemon is gone. What it could not put back, or a crash left behind (the routes that keep signaling
+/// closed, rules, sysctls) is removed, and said.
 #[derive(Args, Debug)]
 #[command(after_help = exit::HELP)]
 pub struct Down {
@@ -31,7 +31,7 @@ pub struct Down {
 #[derive(Serialize)]
 struct Ended {
     was_running: bool,
-    /// What a crash had left, a line each.
+    /// What a crash had left, or the daemon could not put back; a line each.
     cleaned: Vec<String>,
 }
 
@@ -41,7 +41,7 @@ impl Down {
         let ended = match ask::daemon(&state, Command::Down) {
             Ok(Reply::Stopping) => {
                 state.wait_until_gone(LIMIT)?;
-                Ended { was_running: true, cleaned: Vec::new() }
+                Ended { was_running: true, cleaned: clean_if_allowed(&state)? }
             }
             Ok(other) => return Err(ask::unexpected(&other)),
             Err(failure) if failure.exit == Exit::NoDaemon => {
@@ -58,15 +58,20 @@ impl Down {
     }
 }
 
+/// What a daemon that was told to end could not put back. Members of the control group may end it, but not look.
+fn clean_if_allowed(state: &StateDir) -> Result<Vec<String>, Failure> {
+    if nix::unistd::Uid::effective().is_root() { daemon::clean(state) } else { Ok(Vec::new()) }
+}
+
 impl Ended {
     fn sentences(&self) -> String {
-        if self.was_running {
-            return "breakout is down\n".to_owned();
-        }
-        if self.cleaned.is_empty() {
-            return "no daemon was running, and none has left anything behind\n".to_owned();
-        }
+        let first = match (self.was_running, self.cleaned.is_empty()) {
+            (true, true) => "breakout is down",
+            (true, false) => "breakout is down; the daemon had left something behind",
+            (false, true) => "no daemon was running, and none has left anything behind",
+            (false, false) => "no daemon was running; a crash had left something behind",
+        };
         let cleaned: String = self.cleaned.iter().map(|what| format!("removed {what}\n")).collect();
-        format!("no daemon was running; a crash had left something behind\n{cleaned}")
+        format!("{first}\n{cleaned}")
     }
 }
