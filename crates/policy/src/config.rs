@@ -1,5 +1,6 @@
 mod coverage;
 mod cross;
+mod dataplane;
 mod finding;
 mod interface;
 mod rules;
@@ -23,6 +24,7 @@ pub struct Config {
     pub interface: Interface,
     pub tunnel: Tunnel,
     pub control: Control,
+    pub dataplane: Dataplane,
     pub(crate) policy: Policy,
 }
 
@@ -62,6 +64,21 @@ pub struct Control {
     pub group: Option<String>,
 }
 
+/// `[dataplane]`: which features may be used where the kernel has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dataplane {
+    /// Super-packets on the TUN (TCP and UDP segmentation offload).
+    pub tun_offload: bool,
+    /// Several datagrams in one call on the tunnel's socket (UDP_SEGMENT, UDP_GRO).
+    pub udp_offload: bool,
+}
+
+impl Default for Dataplane {
+    fn default() -> Self {
+        Self { tun_offload: true, udp_offload: true }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     pub(crate) sets: Vec<Set>,
@@ -91,11 +108,12 @@ impl Config {
 
 fn read(text: &str, findings: &mut Findings) -> Option<Config> {
     let document = parse_toml(text, findings)?;
-    let known = ["interface", "tunnel", "control", "sets", "policy", "rules"];
+    let known = ["interface", "tunnel", "control", "dataplane", "sets", "policy", "rules"];
     let root = Section::new("the file", 0..0, &document, &known, findings);
 
     let interface = interface::read(&root, findings);
     let control = interface::read_control(&root, findings);
+    let dataplane = dataplane::read(&root, findings);
     let tunnel = tunnel::read(&root, findings);
     let mut sets = sets::read(&root, findings);
     let own_rules = rules::read(&root, findings);
@@ -109,6 +127,7 @@ fn read(text: &str, findings: &mut Findings) -> Option<Config> {
         interface: interface.interface,
         tunnel: tunnel?.tunnel,
         control,
+        dataplane,
         policy: Policy {
             sets: sets.into_iter().map(sets::ReadSet::into_set).collect(),
             rules: rules.into_iter().map(|rule| rule.rule).collect(),

@@ -14,7 +14,9 @@ mod snapshot;
 mod verdict;
 mod webrtc;
 
-pub use config::{Config, ConfigError, Control, Endpoint, Finding, Interface, PublicKey, Tunnel, Warning};
+pub use config::{
+    Config, ConfigError, Control, Dataplane, Endpoint, Finding, Interface, PublicKey, Tunnel, Warning,
+};
 pub use explain::{Explanation, Step};
 pub use snapshot::{Captured, Facts, Fail, RuleView, SetView, Snapshot};
 pub use verdict::{Mark, Path, RuleId, Verdict};
