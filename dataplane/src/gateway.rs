@@ -10,18 +10,17 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use packet::{Packet, PacketMut, Tos};
-use socket2::Socket;
+use packet::{Packet, PacketMut};
 use tunnel::{Opened, Responder, Sealed};
 
 use crate::BATCH;
-use crate::buffers::Buffers;
 use crate::clock::Clock;
-use crate::io::receive::{Receiver, may_be_more};
-use crate::io::send::{Datagram, Retry, Sender};
 use crate::io::sockets;
-use crate::io::tun::{COMPLETE, Tun, VNET_HEADER, split_record};
+use crate::io::tun::{Record, Tun, VNET_HEADER};
+use crate::offload::Segments;
 use crate::pump::{OnExit, PumpError, io_error};
+use crate::tun_writer::TunWriter;
+use crate::wire::Wire;
 
 pub struct GatewaySetup {
     pub tun: Tun,
@@ -53,21 +52,19 @@ impl Gateway {
                 .register(&mut SourceFd(&fd), token, Interest::READABLE)
                 .map_err(io_error("watching the gateway's descriptors"))?;
         }
+        let mut tun = setup.tun;
+        tun.offer_segmentation();
         let mut worker = Worker {
             poll,
             clock,
             stop: Arc::clone(&stop),
-            tun: setup.tun,
+            tun,
             tun_ready: true,
             responder: setup.responder,
-            socket,
+            wire: Wire::new(socket, true),
             peers_ready: true,
-            sender: Sender::new(),
-            receiver: Receiver::new(),
-            datagrams: Buffers::new(BATCH, DATAGRAM),
-            sealed: Buffers::new(BATCH, DATAGRAM),
-            outgoing: Vec::with_capacity(BATCH),
-            record: vec![0; VNET_HEADER + DATAGRAM + 15].into_boxed_slice(),
+            writer: TunWriter::new(),
+            record: vec![0; RECORD].into_boxed_slice(),
         };
         let on_exit = setup.on_exit;
         let thread = thread::Builder::new()
@@ -100,7 +97,8 @@ const WAKER: Token = Token(0);
 const TUN: Token = Token(1);
 const PEERS: Token = Token(2);
 const ALARM: Token = Token(3);
-const DATAGRAM: usize = 65_535;
+/// A packet of any size with its virtio header, and room behind it for padding.
+const RECORD: usize = VNET_HEADER + 65_535 + 15;
 
 struct Worker {
     poll: Poll,
@@ -109,15 +107,9 @@ struct Worker {
     tun: Tun,
     tun_ready: bool,
     responder: Responder,
-    socket: Socket,
+    wire: Wire,
     peers_ready: bool,
-    sender: Sender,
-    receiver: Receiver,
-    datagrams: Buffers,
-    /// Sealed datagrams, and how long each is and where it goes.
-    sealed: Buffers,
-    outgoing: Vec<(usize, SocketAddr)>,
-    /// One packet behind its virtio header.
+    writer: TunWriter,
     record: Box<[u8]>,
 }
 
@@ -154,7 +146,6 @@ impl Worker {
     }
 
     fn take_from_tun(&mut self, now: Instant) -> Result<(), PumpError> {
-        self.outgoing.clear();
         for _ in 0..BATCH {
             let length = match self.tun.read(&mut self.record) {
                 Ok(length) => length,
@@ -166,116 +157,103 @@ impl Worker {
             };
             self.seal(length, now);
         }
-        self.send();
+        self.wire.outbox.send(&self.wire.socket);
         Ok(())
     }
 
     /// Seals the packet in `record` for the peer that its destination belongs to; one that belongs to nobody heard of yet is dropped.
     fn seal(&mut self, length: usize, now: Instant) -> Option<()> {
-        let record = self.record.get_mut(..length)?;
-        let (checksum, packet) = split_record(record)?;
-        let mut packet = PacketMut::parse(packet, checksum).ok()?;
-        if !packet.complete_checksum() {
+        let record = Record::split(self.record.get_mut(..length)?)?;
+        let segmentation = record.segmentation;
+        let mut packet = PacketMut::parse(record.packet, record.checksum).ok()?;
+        if segmentation.is_none() && !packet.complete_checksum() {
             return None;
         }
-        let route = self.responder.route(packet.headers().destination)?;
+        let headers = *packet.headers();
+        let route = self.responder.route(headers.destination)?;
         let endpoint = route.endpoint?;
-        let room = self.record.get_mut(VNET_HEADER..)?;
-        let out = self.sealed.get_mut(self.outgoing.len());
         let peer = self.responder.peer_mut(route.peer)?;
-        match peer.seal(room, length - VNET_HEADER, out, now).ok()? {
-            Sealed::Datagram(datagram) | Sealed::Queued { handshake: Some(datagram) } => {
-                self.outgoing.push((datagram.len(), endpoint));
+        let wire = &mut self.wire;
+        let mut seal = |room: &mut [u8], length| match peer.seal(room, length, wire.outbox.room(), now) {
+            Ok(Sealed::Datagram(datagram) | Sealed::Queued { handshake: Some(datagram) }) => {
+                let len = datagram.len();
+                wire.outbox.push(len, endpoint, &wire.socket);
             }
-            Sealed::Queued { handshake: None } | Sealed::Full | Sealed::Down => {}
+            Ok(Sealed::Queued { handshake: None } | Sealed::Full | Sealed::Down) | Err(_) => {}
+        };
+        let room = self.record.get_mut(VNET_HEADER..)?;
+        let Some(segmentation) = segmentation else {
+            seal(room, headers.len as usize);
+            return Some(());
+        };
+        let mut segments = Segments::new(room, &headers, segmentation)?;
+        while let Some(segment) = segments.next() {
+            seal(segment.room, segment.length);
         }
         Some(())
     }
 
     fn take_from_peers(&mut self, now: Instant) {
-        let received = self.receiver.receive(self.socket.as_fd(), &mut self.datagrams, 0);
-        self.peers_ready = may_be_more(&received);
-        for place in 0..received.unwrap_or(0) {
-            self.open(place, now);
-        }
-    }
-
-    fn open(&mut self, place: usize, now: Instant) -> Option<()> {
-        let received = self.receiver.get(place)?;
-        let datagram = self.datagrams.get(place).get(..received.len)?;
-        let (header, out) = self.record.split_first_chunk_mut::<VNET_HEADER>()?;
-        let opened = self.responder.open(datagram, received.from, out, now);
-        let (peer, opened) = opened
-            .inspect_err(|error| tracing::debug!(from = %received.from, %error, "datagram refused"))
-            .ok()?;
-        match opened {
-            Opened::Packet(packet) => {
-                *header = COMPLETE;
-                let (length, whole) = (packet.len(), Packet::parse(packet).is_ok());
-                if whole && let Err(error) = self.tun.write(self.record.get(..VNET_HEADER + length)?) {
-                    tracing::debug!(%error, "the interface refused a packet");
+        let (count, more) = self.wire.inbox.receive(&self.wire.socket);
+        self.peers_ready = more;
+        for place in 0..count {
+            let mut heard = None;
+            if let Some((from, datagrams)) = self.wire.inbox.message(place) {
+                for datagram in datagrams {
+                    let opened = self.responder.open(datagram, from, self.writer.room(), now);
+                    let Ok((peer, opened)) =
+                        opened.inspect_err(|error| tracing::debug!(%from, %error, "datagram refused"))
+                    else {
+                        continue;
+                    };
+                    heard = peer.or(heard);
+                    match opened {
+                        Opened::Packet(packet) => {
+                            let length = packet.len();
+                            let whole = Packet::parse(self.writer.pending(length)).is_ok();
+                            if whole && self.writer.keep(length) {
+                                self.writer.flush(&mut self.tun);
+                            }
+                        }
+                        Opened::Reply(reply) => {
+                            self.wire.outbox.send_now(reply, from, &self.wire.socket);
+                        }
+                        Opened::Keepalive | Opened::Nothing => {}
+                    }
                 }
             }
-            Opened::Reply(reply) => {
-                let reply = Datagram { payload: reply, destination: received.from, tos: Tos(0), ttl: None };
-                self.sender.load(std::iter::once(reply)).send(self.socket.as_fd(), not_sent);
+            if let Some(peer) = heard {
+                self.flush(peer, now);
             }
-            Opened::Keepalive | Opened::Nothing => {}
         }
-        self.flush(peer?, now);
-        Some(())
+        self.writer.flush(&mut self.tun);
     }
 
     /// Sends what waited for the peer's session.
     fn flush(&mut self, peer: usize, now: Instant) {
-        loop {
-            self.outgoing.clear();
-            while self.outgoing.len() < BATCH {
-                let out = self.sealed.get_mut(self.outgoing.len());
-                let Some(endpoint) = self.responder.endpoint(peer) else { return };
-                let datagram = self.responder.peer_mut(peer).and_then(|peer| peer.flush(out, now));
-                let Some(datagram) = datagram else { break };
-                self.outgoing.push((datagram.len(), endpoint));
-            }
-            self.send();
-            if self.outgoing.len() < BATCH {
-                return;
-            }
+        let Some(endpoint) = self.responder.endpoint(peer) else { return };
+        while let Some(datagram) =
+            self.responder.peer_mut(peer).and_then(|peer| peer.flush(self.wire.outbox.room(), now))
+        {
+            let len = datagram.len();
+            self.wire.outbox.push(len, endpoint, &self.wire.socket);
         }
+        self.wire.outbox.send(&self.wire.socket);
     }
 
     fn meet_deadlines(&mut self, now: Instant) {
-        self.outgoing.clear();
         for _ in 0..BATCH {
             if self.responder.deadline().is_none_or(|due| due > now) {
                 break;
             }
-            let out = self.sealed.get_mut(self.outgoing.len());
-            let Some((peer, datagram)) = self.responder.on_deadline(out, now) else { continue };
-            let length = datagram.len();
+            let Some((peer, datagram)) = self.responder.on_deadline(self.wire.outbox.room(), now) else {
+                continue;
+            };
+            let len = datagram.len();
             if let Some(endpoint) = self.responder.endpoint(peer) {
-                self.outgoing.push((length, endpoint));
+                self.wire.outbox.push(len, endpoint, &self.wire.socket);
             }
         }
-        self.send();
+        self.wire.outbox.send(&self.wire.socket);
     }
-
-    fn send(&mut self) {
-        if self.outgoing.is_empty() {
-            return;
-        }
-        let sealed = &self.sealed;
-        let datagrams = self.outgoing.iter().enumerate().map(|(place, &(length, destination))| Datagram {
-            payload: sealed.get(place).get(..length).unwrap_or_default(),
-            destination,
-            tos: Tos(0),
-            ttl: None,
-        });
-        self.sender.load(datagrams).send(self.socket.as_fd(), not_sent);
-    }
-}
-
-fn not_sent(_: usize, error: &io::Error) -> Retry {
-    tracing::debug!(%error, "a datagram to a peer was not sent");
-    Retry::No
 }

@@ -14,6 +14,7 @@ mod marked;
 use std::collections::HashSet;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use dataplane::{DropReason, Underlay};
@@ -60,6 +61,41 @@ fn under_the_physical_address_voice_leaves_as_it_is_and_is_answered() {
         assert_eq!(marked::receive(&app).payload, b"answer");
     }
     assert_eq!(machine.pump.counters().path(Path::Bypass).out_packets, 2, "both went through the pump");
+}
+
+/// Applications hand the kernel many datagrams at once (UDP_SEGMENT); it hands them on as one where we take it.
+#[test]
+fn a_super_packet_of_voice_leaves_in_its_datagrams() {
+    let Some(machine) = Machine::new() else { return };
+    for family in [V4, V6] {
+        for (source, port) in [(family.tun, 7000), (family.wifi, 7001)] {
+            let (app, far) = (open(source, port), machine.far_socket(family.media, 20_000));
+            marked::set(&app, 0xb8, 64);
+            segment(&app, 500);
+            let sent: Vec<u8> = (0..5_100_u16).map(|byte| (byte / 7) as u8).collect();
+            app.send_to(&sent, at(family.media, 20_000)).unwrap();
+            for datagram in sent.chunks(500) {
+                let received = marked::receive(&far);
+                assert_eq!((received.payload.as_slice(), received.tos), (datagram, 0xb8), "from {source}");
+            }
+        }
+    }
+    assert_eq!(machine.pump.counters().path(Path::Bypass).out_packets, 4, "each was one packet on the TUN");
+}
+
+/// From now on the kernel makes datagrams of `size` bytes of what is sent.
+fn segment(socket: &UdpSocket, size: libc::c_int) {
+    // SAFETY: the option's value is one `int`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            libc::UDP_SEGMENT,
+            (&raw const size).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
 #[test]

@@ -22,17 +22,27 @@ impl Control {
     }
 
     /// Appends one message behind the first `len` bytes; returns the new length, or the old one if there is no room.
-    pub(super) fn push(&mut self, len: usize, level: i32, kind: i32, value: i32) -> usize {
-        const DATA: u32 = mem::size_of::<i32>() as u32;
+    pub(super) fn push<const N: usize>(
+        &mut self,
+        len: usize,
+        level: i32,
+        kind: i32,
+        value: [u8; N],
+    ) -> usize {
         // SAFETY: CMSG_LEN and CMSG_SPACE only compute sizes.
-        let (cmsg_len, space) = unsafe { (libc::CMSG_LEN(DATA) as usize, libc::CMSG_SPACE(DATA) as usize) };
+        let (data_at, cmsg_len, space) = unsafe {
+            (
+                libc::CMSG_LEN(0) as usize,
+                libc::CMSG_LEN(N as u32) as usize,
+                libc::CMSG_SPACE(N as u32) as usize,
+            )
+        };
         let Some(room) = self.bytes.get_mut(len..len + space) else { return len };
         let header = libc::cmsghdr { cmsg_len: cmsg_len as _, cmsg_level: level, cmsg_type: kind };
-        // SAFETY: `room` is CMSG_SPACE(4) bytes: the header, padding, and four bytes of data at CMSG_LEN(0). Both writes stay inside and
-        // need no alignment.
-        unsafe {
-            room.as_mut_ptr().cast::<libc::cmsghdr>().write_unaligned(header);
-            room.as_mut_ptr().add(libc::CMSG_LEN(0) as usize).cast::<i32>().write_unaligned(value);
+        // SAFETY: `room` is CMSG_SPACE(N) bytes, which begin with a header; the write needs no alignment.
+        unsafe { room.as_mut_ptr().cast::<libc::cmsghdr>().write_unaligned(header) };
+        if let Some(data) = room.get_mut(data_at..cmsg_len) {
+            data.copy_from_slice(&value);
         }
         len + space
     }
@@ -82,8 +92,8 @@ mod tests {
     #[test]
     fn what_is_pushed_is_read_back() {
         let mut control = Control::new();
-        let len = control.push(0, libc::SOL_IP, libc::IP_TOS, 184);
-        let len = control.push(len, libc::SOL_IP, libc::IP_TTL, 64);
+        let len = control.push(0, libc::SOL_IP, libc::IP_TOS, 184_i32.to_ne_bytes());
+        let len = control.push(len, libc::SOL_IP, libc::IP_TTL, 64_i32.to_ne_bytes());
         let read: Vec<_> =
             control.messages(len).map(|(level, kind, data)| (level, kind, number(data))).collect();
         assert_eq!(read, [(libc::SOL_IP, libc::IP_TOS, Some(184)), (libc::SOL_IP, libc::IP_TTL, Some(64))]);
@@ -94,7 +104,7 @@ mod tests {
         let mut control = Control::new();
         let mut len = 0;
         for _ in 0..100 {
-            len = control.push(len, libc::SOL_IP, libc::IP_TTL, 1);
+            len = control.push(len, libc::SOL_IP, libc::IP_TTL, 1_i32.to_ne_bytes());
         }
         assert!(len <= CAPACITY && control.messages(len).count() == len / 24);
     }

@@ -122,7 +122,7 @@ mod tests {
         let (dead, live) = (closed_port(), UdpSocket::bind((LOCALHOST, 0)).unwrap());
         let mut sender = Sender::new();
         let mut send = |payload, destination, errors: &mut Vec<SendError>| {
-            let datagram = Datagram { payload, destination, tos: Tos(0xb8), ttl: Some(64) };
+            let datagram = Datagram { payload, destination, tos: Tos(0xb8), ttl: Some(64), segment: None };
             let mut tries = 0;
             sender.load(std::iter::once(datagram)).send(socket.as_fd(), |_, error| {
                 assert!(may_be_anothers(error), "{error}");

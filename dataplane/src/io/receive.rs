@@ -18,15 +18,6 @@ pub(crate) struct Receiver {
     controls: Box<[Control]>,
 }
 
-/// Whether a socket is to be read again, since its readiness is told only once. An error other than `WouldBlock` stood in the datagrams' way
-/// and is gone with this.
-pub(crate) fn may_be_more(received: &io::Result<usize>) -> bool {
-    match received {
-        Ok(count) => *count == BATCH,
-        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-    }
-}
-
 /// One received datagram's length, sender and marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Received {
@@ -34,6 +25,8 @@ pub(crate) struct Received {
     pub(crate) from: SocketAddr,
     pub(crate) tos: Tos,
     pub(crate) ttl: u8,
+    /// The payload is several datagrams of this size (UDP_GRO), the last may be smaller; never 0.
+    pub(crate) segment: usize,
 }
 
 // SAFETY: the pointers inside are written at the start of each call and used before its end only; between calls they are never read.
@@ -52,7 +45,7 @@ impl Receiver {
     }
 
     /// Receives what is there, each datagram into a buffer of its own, `headroom` bytes from its start. Returns how many;
-    /// fewer than [`BATCH`] means that no more are there.
+    /// fewer than there are buffers means that no more are there.
     pub(crate) fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -96,7 +89,8 @@ impl Receiver {
             return None;
         }
         let from = from_kernel(self.addresses.get(place)?)?;
-        let mut received = Received { len: header.msg_len as usize, from, tos: Tos(0), ttl: 64 };
+        let len = header.msg_len as usize;
+        let mut received = Received { len, from, tos: Tos(0), ttl: 64, segment: len.max(1) };
         let control = self.controls.get(place)?;
         for (level, kind, data) in control.messages(header.msg_hdr.msg_controllen) {
             let Some(value) = number(data) else { continue };
@@ -106,6 +100,9 @@ impl Receiver {
                 }
                 (libc::SOL_IP, libc::IP_TTL) | (libc::SOL_IPV6, libc::IPV6_HOPLIMIT) => {
                     received.ttl = value as u8;
+                }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    received.segment = usize::try_from(value).unwrap_or(0).max(1)
                 }
                 _ => {}
             }

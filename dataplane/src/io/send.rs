@@ -18,6 +18,8 @@ pub(crate) struct Datagram<'a> {
     pub(crate) tos: Tos,
     /// `None`: the system's default.
     pub(crate) ttl: Option<u8>,
+    /// The kernel makes datagrams of this size of the payload (UDP_SEGMENT), the last may be smaller.
+    pub(crate) segment: Option<u16>,
 }
 
 /// Sends up to [`BATCH`] datagrams with one sendmmsg(2).
@@ -47,6 +49,38 @@ impl Sender {
             addresses: vec![address; BATCH].into_boxed_slice(),
             controls: vec![Control::new(); BATCH].into_boxed_slice(),
         }
+    }
+
+    /// Sends datagrams, [`BATCH`] at most. `refused` is told of each that the system does not take and says whether to try it once more.
+    /// Returns whether one was refused that the kernel was to segment; its parts were then sent one by one.
+    pub(crate) fn send_all<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        datagrams: impl Iterator<Item = Datagram<'a>> + Clone,
+        mut refused: impl FnMut(usize, &io::Error) -> Retry,
+    ) -> Option<io::Error> {
+        let mut unsegmented = None;
+        let mut whole = [false; BATCH];
+        let segments =
+            |place| datagrams.clone().nth(place).is_some_and(|datagram| datagram.segment.is_some());
+        self.load(datagrams.clone()).send(socket, |place, error| {
+            // Devices that cannot checksum refuse with EIO, some kernels and too small paths with EINVAL (udp(7)).
+            let cannot = matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE));
+            if !cannot || !segments(place) {
+                return refused(place, error);
+            }
+            whole.iter_mut().skip(place).take(1).for_each(|it| *it = true);
+            unsegmented = error.raw_os_error().map(io::Error::from_raw_os_error);
+            Retry::No
+        });
+        unsegmented.as_ref()?;
+        for (datagram, _) in datagrams.zip(whole).filter(|(_, whole)| *whole) {
+            for part in datagram.payload.chunks(datagram.segment.map_or(usize::MAX, usize::from)) {
+                let part = Datagram { payload: part, segment: None, ..datagram };
+                self.load(std::iter::once(part)).send(socket, |_, error| refused(0, error));
+            }
+        }
+        unsegmented
     }
 
     /// Takes the first [`BATCH`] datagrams.
@@ -115,10 +149,13 @@ fn mark(control: &mut Control, datagram: &Datagram<'_>) -> usize {
     };
     let mut len = 0;
     if datagram.tos.0 != 0 {
-        len = control.push(len, level, tos, i32::from(datagram.tos.0));
+        len = control.push(len, level, tos, i32::from(datagram.tos.0).to_ne_bytes());
     }
     if let Some(value) = datagram.ttl {
-        len = control.push(len, level, ttl, i32::from(value));
+        len = control.push(len, level, ttl, i32::from(value).to_ne_bytes());
+    }
+    if let Some(size) = datagram.segment {
+        len = control.push(len, libc::SOL_UDP, libc::UDP_SEGMENT, size.to_ne_bytes());
     }
     len
 }

@@ -43,6 +43,16 @@ pub(crate) fn listening(address: SocketAddr, fwmark: u32) -> io::Result<Socket> 
     Ok(socket)
 }
 
+/// Lets the kernel hand over several datagrams of one size in one buffer (UDP_GRO, Linux 5.0).
+pub(crate) fn gather_datagrams(socket: &Socket) -> io::Result<()> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
+}
+
+/// Whether the kernel makes datagrams of a large one (UDP_SEGMENT, Linux 4.18); nothing is changed.
+pub(crate) fn segments_datagrams(socket: &Socket) -> io::Result<()> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0)
+}
+
 /// A mapping's socket on `address`, at `port` if it is free.
 pub(crate) fn mapping(address: IpAddr, port: u16, fwmark: u32) -> io::Result<Socket> {
     let socket = udp(address, fwmark)?;

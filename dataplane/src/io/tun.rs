@@ -1,19 +1,32 @@
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use packet::Checksum;
+use packet::{Checksum, Headers};
 use tun::AbstractDevice;
+
+use crate::offload::{SegmentKind, Segmentation};
 
 /// The virtio-net header in front of every packet on the TUN (`struct virtio_net_hdr`, linux/virtio_net.h).
 pub(crate) const VNET_HEADER: usize = 10;
 
 const NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+/// Set beside the type where segments of a connection that uses ECN follow.
+const GSO_ECN: u8 = 0x80;
 /// RFC 768: source port, destination port, length, checksum.
 const UDP_CHECKSUM_AT: u16 = 6;
-/// `TUN_F_CSUM` (linux/if_tun.h): the kernel may hand us packets whose transport checksum is only begun.
+/// `TUN_F_*` (linux/if_tun.h): what the kernel may hand us undone. The transport checksum…
 const TUN_F_CSUM: libc::c_ulong = 0x01;
+/// …TCP's segmentation (TSO4, TSO6, TSO_ECN)…
+const TUN_F_TSO: libc::c_ulong = 0x02 | 0x04 | 0x08;
+/// …and UDP's (USO4, USO6), since Linux 6.2.
+const TUN_F_USO: libc::c_ulong = 0x20 | 0x40;
+/// RFC 9293 §3.1.
+const TCP_CHECKSUM_AT: u16 = 16;
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 
 /// An open TUN with virtio headers. The interface vanishes when this is dropped.
@@ -21,6 +34,14 @@ pub struct Tun {
     file: File,
     name: String,
     index: u32,
+    tcp: Feature,
+    udp: Feature,
+}
+
+/// Whether super-packets of one kind pass, and why.
+struct Feature {
+    on: bool,
+    why: String,
 }
 
 impl Tun {
@@ -38,9 +59,10 @@ impl Tun {
         let index = device.tun_index().map_err(io_error)?.unsigned_abs();
         // SAFETY: `device` holds a valid descriptor for the whole call.
         let fd = unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) }.try_clone_to_owned()?;
-        let tun = Self { file: File::from(fd), name, index };
+        let off = || Feature { on: false, why: "not asked for".to_owned() };
+        let tun = Self { file: File::from(fd), name, index, tcp: off(), udp: off() };
         tun.set_nonblocking()?;
-        tun.offer_checksum_offload()?;
+        tun.offer(TUN_F_CSUM)?;
         Ok(tun)
     }
 
@@ -62,6 +84,41 @@ impl Tun {
         (&self.file).write(record).map(|_| ())
     }
 
+    /// Offers to take and give super-packets, as far as the kernel does.
+    pub(crate) fn offer_segmentation(&mut self) {
+        let tcp = self.offer(TUN_F_CSUM | TUN_F_TSO);
+        let udp = tcp.is_ok().then(|| self.offer(TUN_F_CSUM | TUN_F_TSO | TUN_F_USO));
+        self.tcp = Feature::of(tcp);
+        self.udp = Feature::of(udp.unwrap_or_else(|| Err(io::ErrorKind::Unsupported.into())));
+    }
+
+    /// Name, whether it is used, and why.
+    pub(crate) fn features(&self) -> [(&'static str, bool, String); 2] {
+        [("tun-tcp-segmentation", &self.tcp), ("tun-udp-segmentation", &self.udp)]
+            .map(|(name, feature)| (name, feature.on, feature.why.clone()))
+    }
+
+    pub(crate) fn joins(&self, kind: SegmentKind) -> bool {
+        match kind {
+            SegmentKind::Tcp => self.tcp.on,
+            SegmentKind::Udp => self.udp.on,
+        }
+    }
+
+    /// Writes a super-packet from its parts, header first. `false` if the kernel does not take it; it is not asked again for that kind.
+    pub(crate) fn write_joined(&mut self, parts: &[IoSlice<'_>], kind: SegmentKind) -> bool {
+        let Err(error) = (&self.file).write_vectored(parts) else { return true };
+        if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO)) {
+            let feature = match kind {
+                SegmentKind::Tcp => &mut self.tcp,
+                SegmentKind::Udp => &mut self.udp,
+            };
+            *feature = Feature { on: false, why: format!("the kernel refused a super-packet: {error}") };
+            tracing::warn!(?kind, %error, "super-packets are no longer written to the TUN");
+        }
+        false
+    }
+
     fn set_nonblocking(&self) -> io::Result<()> {
         let fd = self.file.as_raw_fd();
         // SAFETY: plain fcntl calls on a descriptor that we own.
@@ -72,9 +129,9 @@ impl Tun {
         if set { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    fn offer_checksum_offload(&self) -> io::Result<()> {
+    fn offer(&self, flags: libc::c_ulong) -> io::Result<()> {
         // SAFETY: TUNSETOFFLOAD takes its flags by value.
-        match unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, TUN_F_CSUM) } {
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, flags) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -87,13 +144,38 @@ impl AsFd for Tun {
     }
 }
 
-/// Splits a record into the state of its checksum and the packet; `None` if it is no record that we asked for (too short, or segmentation
-/// offload).
-pub(crate) fn split_record(record: &mut [u8]) -> Option<(Checksum, &mut [u8])> {
-    let (header, packet) = record.split_at_mut_checked(VNET_HEADER)?;
-    let [flags, GSO_NONE, ..] = *header else { return None };
-    let checksum = if flags & NEEDS_CSUM == 0 { Checksum::Complete } else { Checksum::Partial };
-    Some((checksum, packet))
+impl Feature {
+    fn of(offered: io::Result<()>) -> Self {
+        match offered {
+            Ok(()) => Self { on: true, why: "the kernel takes and gives super-packets".to_owned() },
+            Err(error) => Self { on: false, why: format!("the kernel does not know it: {error}") },
+        }
+    }
+}
+
+/// A packet behind a virtio header, and what that says about it.
+pub(crate) struct Record<'a> {
+    pub(crate) checksum: Checksum,
+    /// `None`: one packet.
+    pub(crate) segmentation: Option<Segmentation>,
+    pub(crate) packet: &'a mut [u8],
+}
+
+impl<'a> Record<'a> {
+    /// `None` if it is no record that we asked for.
+    pub(crate) fn split(record: &'a mut [u8]) -> Option<Self> {
+        let (header, packet) = record.split_first_chunk_mut::<VNET_HEADER>()?;
+        let [flags, gso, _, _, size_low, size_high, ..] = *header;
+        let checksum = if flags & NEEDS_CSUM == 0 { Checksum::Complete } else { Checksum::Partial };
+        let size = u16::from_ne_bytes([size_low, size_high]);
+        let kind = match gso & !GSO_ECN {
+            GSO_NONE => return Some(Self { checksum, segmentation: None, packet }),
+            GSO_TCPV4 | GSO_TCPV6 => SegmentKind::Tcp,
+            GSO_UDP_L4 => SegmentKind::Udp,
+            _ => return None,
+        };
+        Some(Self { checksum, segmentation: Some(Segmentation { kind, size }), packet })
+    }
 }
 
 /// The header in front of a packet whose checksums are complete.
@@ -104,6 +186,20 @@ pub(crate) fn partial_udp(transport_at: u16) -> [u8; VNET_HEADER] {
     let [start_low, start_high] = transport_at.to_ne_bytes();
     let [offset_low, offset_high] = UDP_CHECKSUM_AT.to_ne_bytes();
     [NEEDS_CSUM, GSO_NONE, 0, 0, 0, 0, start_low, start_high, offset_low, offset_high]
+}
+
+/// The header in front of a super-packet whose checksum covers the pseudo header only.
+pub(crate) fn segmented(segmentation: Segmentation, headers: &Headers) -> [u8; VNET_HEADER] {
+    let (gso, checksum_at) = match (segmentation.kind, headers.source.is_ipv4()) {
+        (SegmentKind::Tcp, true) => (GSO_TCPV4, TCP_CHECKSUM_AT),
+        (SegmentKind::Tcp, false) => (GSO_TCPV6, TCP_CHECKSUM_AT),
+        (SegmentKind::Udp, _) => (GSO_UDP_L4, UDP_CHECKSUM_AT),
+    };
+    let [len_low, len_high] = headers.payload_at.to_ne_bytes();
+    let [size_low, size_high] = segmentation.size.to_ne_bytes();
+    let [start_low, start_high] = headers.transport_at.to_ne_bytes();
+    let [offset_low, offset_high] = checksum_at.to_ne_bytes();
+    [NEEDS_CSUM, gso, len_low, len_high, size_low, size_high, start_low, start_high, offset_low, offset_high]
 }
 
 fn io_error(error: tun::Error) -> io::Error {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use packet::{Tos, build};
+use packet::{Headers, Tos, build};
 use socket2::{Domain, Socket};
 
 use super::Feature;
@@ -18,6 +18,7 @@ use crate::io::receive::{Received, Receiver};
 use crate::io::send::{Datagram, Retry, Sender};
 use crate::io::sockets;
 use crate::io::tun::{VNET_HEADER, partial_udp};
+use crate::offload::{Segmentation, Segments};
 use crate::{BATCH, DropReason};
 
 /// Room in front of a received payload for what the TUN wants before it: virtio, IPv6 and UDP header.
@@ -49,15 +50,16 @@ pub(super) struct Outgoing {
     pub(super) destination: SocketAddr,
     pub(super) tos: Tos,
     pub(super) ttl: u8,
+    /// Of a super-packet: the kernel segments it again behind the mapping's socket.
+    pub(super) segment: Option<u16>,
 }
 
 /// A packet in the batch of records that goes out as it is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Whole {
     pub(super) place: usize,
-    /// Of the record.
-    pub(super) length: usize,
-    pub(super) destination: IpAddr,
+    pub(super) headers: Headers,
+    pub(super) segmentation: Option<Segmentation>,
 }
 
 impl Bypass {
@@ -152,10 +154,11 @@ impl Bypass {
                 destination: out.destination,
                 tos: out.tos,
                 ttl: Some(out.ttl),
+                segment: out.segment,
             });
             let quote = &mut self.quote;
             let mut tried_again = None;
-            self.sender.load(datagrams).send(socket.as_fd(), |place, error| {
+            self.sender.send_all(socket.as_fd(), datagrams, |place, error| {
                 // A pending error of one remote makes the send to another fail: it is taken off the queue, the send tried once more.
                 if error_queue::may_be_anothers(error) {
                     tell_errors(mapping, socket, quote, shared);
@@ -171,24 +174,35 @@ impl Bypass {
     }
 
     /// Sends packets whose source is the physical interface's own, under it.
-    pub(super) fn send_whole(&mut self, whole: &[Whole], records: &Buffers, shared: &mut Shared) {
-        for run in whole.chunk_by(|a, b| a.destination.is_ipv4() == b.destination.is_ipv4()) {
-            let v4 = run.first().is_some_and(|first| first.destination.is_ipv4());
-            let Ok(socket) = (if v4 { &self.raw_v4 } else { &self.raw_v6 }) else {
-                run.iter().for_each(|_| shared.counters.count_drop(DropReason::SendFailed));
+    pub(super) fn send_whole(&mut self, whole: &[Whole], records: &mut Buffers, shared: &mut Shared) {
+        for packet in whole {
+            let destination = packet.headers.destination;
+            let Ok(socket) = (if destination.is_ipv4() { &self.raw_v4 } else { &self.raw_v6 }) else {
+                shared.counters.count_drop(DropReason::SendFailed);
                 continue;
             };
-            let datagrams = run.iter().map(|packet| Datagram {
-                payload: records.get(packet.place).get(VNET_HEADER..packet.length).unwrap_or_default(),
-                destination: SocketAddr::new(packet.destination, 0),
-                tos: Tos(0),
-                ttl: None,
-            });
-            self.sender.load(datagrams).send(socket.as_fd(), |_, error| {
-                tracing::debug!(%error, "a packet under the physical address was not sent");
-                shared.counters.count_drop(DropReason::SendFailed);
-                Retry::No
-            });
+            let sender = &mut self.sender;
+            let mut send = |payload: &[u8]| {
+                let destination = SocketAddr::new(destination, 0);
+                let datagram = Datagram { payload, destination, tos: Tos(0), ttl: None, segment: None };
+                sender.load(std::iter::once(datagram)).send(socket.as_fd(), |_, error| {
+                    tracing::debug!(%error, "a packet under the physical address was not sent");
+                    shared.counters.count_drop(DropReason::SendFailed);
+                    Retry::No
+                });
+            };
+            let Some(room) = records.get_mut(packet.place).get_mut(VNET_HEADER..) else { continue };
+            match packet.segmentation {
+                None => send(room.get(..packet.headers.len as usize).unwrap_or_default()),
+                Some(segmentation) => {
+                    let Some(mut segments) = Segments::new(room, &packet.headers, segmentation) else {
+                        continue;
+                    };
+                    while let Some(segment) = segments.next() {
+                        send(segment.room.get(..segment.length).unwrap_or_default());
+                    }
+                }
+            }
         }
     }
 
@@ -285,7 +299,8 @@ mod tests {
             [("203.0.113.9:443", "10.99.0.1:5000"), ("[2001:db8::9]:443", "[2001:db8:99::1]:5000")]
         {
             let payload = datagrams.get(1).as_ptr_range().start.wrapping_add(HEADROOM);
-            let received = Received { len: 1200, from: from.parse().unwrap(), tos: Tos(0xb8), ttl: 50 };
+            let received =
+                Received { len: 1200, from: from.parse().unwrap(), tos: Tos(0xb8), ttl: 50, segment: 1200 };
             let record = with_headers(datagrams.get_mut(1), &received, internal.parse().unwrap()).unwrap();
             let record = record.as_ptr_range();
             assert_eq!(record.end, payload.wrapping_add(1200), "the payload did not move");

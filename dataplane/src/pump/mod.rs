@@ -30,8 +30,18 @@ pub struct Setup {
     /// SO_MARK of our own sockets, which the routing rules let pass.
     pub fwmark: u32,
     pub underlay: Underlay,
+    pub offload: Offload,
     /// Called once, by the pump's thread, when it ends: `Ok` after [`Handle::stop`].
     pub on_exit: OnExit,
+}
+
+/// Which offloads may be used, where the kernel has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offload {
+    /// TCP and UDP super-packets on the TUN.
+    pub tun: bool,
+    /// Several datagrams in one call on the tunnel's socket (UDP_SEGMENT, UDP_GRO).
+    pub udp: bool,
 }
 
 pub type OnExit = Box<dyn FnOnce(Result<(), PumpError>) + Send>;
@@ -53,7 +63,6 @@ pub struct Handle {
     commands: Sender<Command>,
     waker: Arc<mio::Waker>,
     thread: Option<JoinHandle<()>>,
-    features: Vec<Feature>,
 }
 
 /// An optional feature of kernel and device: name, whether it is used, why.
@@ -65,6 +74,7 @@ pub(crate) enum Command {
     Endpoint(SocketAddr, Sender<Result<(), PumpError>>),
     Flows(Sender<Vec<FlowReport>>),
     Tunnel(Sender<TunnelReport>),
+    Features(Sender<Vec<Feature>>),
     Stop,
 }
 
@@ -81,8 +91,8 @@ impl Pump {
                 .spawn(move || run(setup, counters, inbox, ready))
                 .map_err(io_error("starting the pump's thread"))?
         };
-        let (waker, features) = started.recv().map_err(|_| PumpError::Stopped)??;
-        Ok(Handle { counters, commands, waker, thread: Some(thread), features })
+        let waker = started.recv().map_err(|_| PumpError::Stopped)??;
+        Ok(Handle { counters, commands, waker, thread: Some(thread) })
     }
 }
 
@@ -113,8 +123,9 @@ impl Handle {
         self.ask(Command::Tunnel)
     }
 
-    pub fn features(&self) -> &[Feature] {
-        &self.features
+    /// The optional features as they are now: one that fails in use is turned off.
+    pub fn features(&self) -> Result<Vec<Feature>, PumpError> {
+        self.ask(Command::Features)
     }
 
     /// Stops the thread and waits for it. The TUN goes with it.
@@ -146,13 +157,13 @@ impl Drop for Handle {
     }
 }
 
-type Ready = Sender<Result<(Arc<mio::Waker>, Vec<Feature>), PumpError>>;
+type Ready = Sender<Result<Arc<mio::Waker>, PumpError>>;
 
 fn run(mut setup: Setup, counters: Arc<Counters>, inbox: Receiver<Command>, ready: Ready) {
     let on_exit = std::mem::replace(&mut setup.on_exit, Box::new(|_| ()));
     let mut worker = match Worker::new(setup, counters, inbox) {
-        Ok((worker, waker, features)) => {
-            let _ = ready.send(Ok((waker, features)));
+        Ok((worker, waker)) => {
+            let _ = ready.send(Ok(waker));
             worker
         }
         Err(error) => {

@@ -1,41 +1,40 @@
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use packet::{Packet, Tos};
+use packet::{Headers, Packet};
 use policy::Path;
 use socket2::Socket;
 use tunnel::{Opened, Peer, Sealed, State};
 
 use super::worker::Shared;
-use super::{PumpError, io_error};
+use super::{Feature, PumpError, io_error};
 use crate::buffers::Buffers;
-use crate::io::receive::{Receiver, may_be_more};
-use crate::io::send::{Datagram, Retry, Sender};
 use crate::io::sockets;
-use crate::io::tun::{COMPLETE, VNET_HEADER};
+use crate::io::tun::VNET_HEADER;
+use crate::offload::{Segmentation, Segments};
+use crate::tun_writer::TunWriter;
+use crate::wire::Wire;
 use crate::{BATCH, DropReason, TunnelReport};
 
-/// A datagram of any size.
-const DATAGRAM: usize = 65_535;
-
-/// The WireGuard peer, its socket and its buffers.
+/// The WireGuard peer, its socket, and what it opened for the TUN.
 pub(super) struct TunnelSide {
     pub(super) peer: Peer,
     pub(super) ready: bool,
     endpoint: SocketAddr,
     fwmark: u32,
-    socket: Socket,
-    sender: Sender,
-    receiver: Receiver,
-    datagrams: Buffers,
-    /// Sealed datagrams, and how long each is.
-    sealed: Buffers,
-    sealed_lengths: Vec<usize>,
-    /// One opened packet behind its virtio header.
-    opened: Box<[u8]>,
+    wire: Wire,
+    writer: TunWriter,
+}
+
+/// A packet in the batch of records that is to be sealed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plain {
+    pub(super) place: usize,
+    pub(super) headers: Headers,
+    pub(super) segmentation: Option<Segmentation>,
 }
 
 impl TunnelSide {
@@ -43,27 +42,16 @@ impl TunnelSide {
         peer: Peer,
         endpoint: SocketAddr,
         fwmark: u32,
+        offload: bool,
         registry: &Registry,
         token: Token,
     ) -> Result<Self, PumpError> {
-        let socket = open_socket(endpoint, fwmark, registry, token)?;
-        let mut opened = vec![0; VNET_HEADER + DATAGRAM].into_boxed_slice();
-        if let Some(header) = opened.first_chunk_mut() {
-            *header = COMPLETE;
-        }
-        Ok(Self {
-            peer,
-            ready: true,
-            endpoint,
-            fwmark,
-            socket,
-            sender: Sender::new(),
-            receiver: Receiver::new(),
-            datagrams: Buffers::new(BATCH, DATAGRAM),
-            sealed: Buffers::new(BATCH, DATAGRAM),
-            sealed_lengths: Vec::with_capacity(BATCH),
-            opened,
-        })
+        let wire = Wire::new(open_socket(endpoint, fwmark, registry, token)?, offload);
+        Ok(Self { peer, ready: true, endpoint, fwmark, wire, writer: TunWriter::new() })
+    }
+
+    pub(super) fn features(&self) -> [Feature; 2] {
+        self.wire.features()
     }
 
     /// On an error the peer stays where it was.
@@ -74,7 +62,7 @@ impl TunnelSide {
         token: Token,
     ) -> Result<(), PumpError> {
         if endpoint.is_ipv4() != self.endpoint.is_ipv4() {
-            self.socket = open_socket(endpoint, self.fwmark, registry, token)?;
+            self.wire.replace(open_socket(endpoint, self.fwmark, registry, token)?);
         }
         self.endpoint = endpoint;
         Ok(())
@@ -84,92 +72,97 @@ impl TunnelSide {
         self.peer.deadline()
     }
 
-    /// Seals the packets at `places` and sends them.
+    /// Seals packets and sends them; super-packets are taken apart where they lie.
     pub(super) fn send(
         &mut self,
-        places: &[usize],
-        lengths: &[usize; BATCH],
+        packets: &[Plain],
         records: &mut Buffers,
         shared: &mut Shared,
         now: Instant,
     ) {
-        self.sealed_lengths.clear();
-        for &place in places {
-            let length = lengths.get(place).copied().unwrap_or_default().saturating_sub(VNET_HEADER);
-            let Some(room) = records.get_mut(place).get_mut(VNET_HEADER..) else { continue };
-            let out = self.sealed.get_mut(self.sealed_lengths.len());
-            match self.peer.seal(room, length, out, now) {
-                Ok(Sealed::Datagram(datagram)) => {
-                    self.sealed_lengths.push(datagram.len());
-                    shared.counters.count_out(Path::Tunnel, length);
-                }
-                Ok(Sealed::Queued { handshake }) => {
-                    self.sealed_lengths.extend(handshake.map(<[u8]>::len));
-                    shared.counters.count_out(Path::Tunnel, length);
-                }
-                Ok(Sealed::Full) => shared.counters.count_drop(DropReason::QueueFull),
-                Ok(Sealed::Down) => refuse(room.get(..length).unwrap_or_default(), shared, now),
-                Err(_) => shared.counters.count_drop(DropReason::TooBig),
+        for packet in packets {
+            let Some(room) = records.get_mut(packet.place).get_mut(VNET_HEADER..) else { continue };
+            let Some(segmentation) = packet.segmentation else {
+                self.seal(room, packet.headers.len as usize, shared, now);
+                continue;
+            };
+            let Some(mut segments) = Segments::new(room, &packet.headers, segmentation) else {
+                shared.counters.count_drop(DropReason::Malformed);
+                continue;
+            };
+            while let Some(segment) = segments.next() {
+                self.seal(segment.room, segment.length, shared, now);
             }
         }
         self.send_sealed(shared);
     }
 
+    fn seal(&mut self, room: &mut [u8], length: usize, shared: &mut Shared, now: Instant) {
+        match self.peer.seal(room, length, self.wire.outbox.room(), now) {
+            Ok(Sealed::Datagram(datagram)) => {
+                let len = datagram.len();
+                self.push(len, shared);
+                shared.counters.count_out(Path::Tunnel, length);
+            }
+            Ok(Sealed::Queued { handshake }) => {
+                if let Some(len) = handshake.map(<[u8]>::len) {
+                    self.push(len, shared);
+                }
+                shared.counters.count_out(Path::Tunnel, length);
+            }
+            Ok(Sealed::Full) => shared.counters.count_drop(DropReason::QueueFull),
+            Ok(Sealed::Down) => refuse(room.get(..length).unwrap_or_default(), shared, now),
+            Err(_) => shared.counters.count_drop(DropReason::TooBig),
+        }
+    }
+
     /// Opens one batch of what the gateway sent and writes it to the TUN.
     pub(super) fn receive(&mut self, shared: &mut Shared, now: Instant) {
-        let received = self.receiver.receive(self.socket.as_fd(), &mut self.datagrams, 0);
-        self.ready = may_be_more(&received);
-        let count = received.unwrap_or(0);
+        let (count, more) = self.wire.inbox.receive(&self.wire.socket);
+        self.ready = more;
         for place in 0..count {
-            let Some(received) = self.receiver.get(place) else { continue };
-            let datagram = self.datagrams.get(place).get(..received.len).unwrap_or_default();
-            let Some((_, out)) = self.opened.split_at_mut_checked(VNET_HEADER) else { continue };
-            let opened = match self.peer.open(datagram, out, now) {
-                Ok(opened) => opened,
-                Err(error) => {
-                    tracing::trace!(from = %received.from, %error, "datagram refused");
-                    shared.counters.count_drop(DropReason::NotAuthentic);
-                    continue;
-                }
-            };
-            // Roaming: from now on the peer is answered where it is.
-            if opened.is_authentic() {
-                self.endpoint = received.from;
-            }
-            match opened {
-                Opened::Packet(packet) => {
-                    let length = packet.len();
-                    let accepted = match Packet::parse(packet) {
-                        Ok(packet) => shared.engine.from_tunnel(&packet, now).is_ok(),
-                        Err(_) => {
-                            shared.counters.count_drop(DropReason::Malformed);
-                            false
-                        }
-                    };
-                    if accepted && let Some(record) = self.opened.get(..VNET_HEADER + length) {
-                        shared.write(record);
+            let Some((from, datagrams)) = self.wire.inbox.message(place) else { continue };
+            for datagram in datagrams {
+                let opened = match self.peer.open(datagram, self.writer.room(), now) {
+                    Ok(opened) => opened,
+                    Err(error) => {
+                        tracing::trace!(%from, %error, "datagram refused");
+                        shared.counters.count_drop(DropReason::NotAuthentic);
+                        continue;
                     }
+                };
+                // Roaming: from now on the peer is answered where it is.
+                if opened.is_authentic() {
+                    self.endpoint = from;
                 }
-                Opened::Reply(reply) => {
-                    let reply =
-                        Datagram { payload: reply, destination: received.from, tos: Tos(0), ttl: None };
-                    send(&mut self.sender, &self.socket, std::iter::once(reply), shared);
+                match opened {
+                    Opened::Packet(packet) => {
+                        let length = packet.len();
+                        if shared.accepts(self.writer.pending(length), now) && self.writer.keep(length) {
+                            shared.flush(&mut self.writer);
+                        }
+                    }
+                    Opened::Reply(reply) => {
+                        let failed = self.wire.outbox.send_now(reply, from, &self.wire.socket);
+                        shared.count_failed(failed);
+                    }
+                    Opened::Keepalive | Opened::Nothing => {}
                 }
-                Opened::Keepalive | Opened::Nothing => {}
             }
         }
+        shared.flush(&mut self.writer);
         self.flush(shared, now);
     }
 
     pub(super) fn meet_deadlines(&mut self, shared: &mut Shared, now: Instant) {
-        self.sealed_lengths.clear();
         for _ in 0..BATCH {
             if self.peer.deadline().is_none_or(|due| due > now) {
                 break;
             }
-            let out = self.sealed.get_mut(self.sealed_lengths.len());
-            let datagram = self.peer.on_deadline(out, now);
-            self.sealed_lengths.extend(datagram.map(<[u8]>::len));
+            let datagram = self.peer.on_deadline(self.wire.outbox.room(), now);
+            if let Some(len) = datagram.map(<[u8]>::len) {
+                self.push(len, shared);
+            }
         }
         self.send_sealed(shared);
         while let Some(packet) = self.peer.take_refused() {
@@ -198,47 +191,19 @@ impl TunnelSide {
 
     /// Sends what waited for the session that is up now.
     fn flush(&mut self, shared: &mut Shared, now: Instant) {
-        loop {
-            self.sealed_lengths.clear();
-            while self.sealed_lengths.len() < BATCH {
-                let out = self.sealed.get_mut(self.sealed_lengths.len());
-                let Some(datagram) = self.peer.flush(out, now) else { break };
-                self.sealed_lengths.push(datagram.len());
-            }
-            self.send_sealed(shared);
-            if self.sealed_lengths.len() < BATCH {
-                return;
-            }
+        while let Some(len) = self.peer.flush(self.wire.outbox.room(), now).map(<[u8]>::len) {
+            self.push(len, shared);
         }
+        self.send_sealed(shared);
     }
 
-    fn send_sealed(&mut self, shared: &mut Shared) {
-        if self.sealed_lengths.is_empty() {
-            return;
-        }
-        let sealed = &self.sealed;
-        let destination = self.endpoint;
-        let datagrams = self.sealed_lengths.iter().enumerate().map(|(place, &length)| Datagram {
-            payload: sealed.get(place).get(..length).unwrap_or_default(),
-            destination,
-            tos: Tos(0),
-            ttl: None,
-        });
-        send(&mut self.sender, &self.socket, datagrams, shared);
+    fn push(&mut self, len: usize, shared: &Shared) {
+        shared.count_failed(self.wire.outbox.push(len, self.endpoint, &self.wire.socket));
     }
-}
 
-fn send<'a>(
-    sender: &mut Sender,
-    socket: &Socket,
-    datagrams: impl Iterator<Item = Datagram<'a>>,
-    shared: &Shared,
-) {
-    sender.load(datagrams).send(socket.as_fd(), |_, error| {
-        tracing::debug!(%error, "the tunnel's datagram was not sent");
-        shared.counters.count_drop(DropReason::SendFailed);
-        Retry::No
-    });
+    fn send_sealed(&mut self, shared: &Shared) {
+        shared.count_failed(self.wire.outbox.send(&self.wire.socket));
+    }
 }
 
 fn refuse(packet: &[u8], shared: &mut Shared, now: Instant) {

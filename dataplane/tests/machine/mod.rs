@@ -7,7 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use dataplane::{DropReason, Handle, Pump, Setup, Tun, Underlay};
+use dataplane::{DropReason, Handle, Offload, Pump, Setup, Tun, Underlay};
 use policy::{Config, Snapshot};
 use tunnel::{Peer, PeerConfig, PrivateKey};
 
@@ -177,6 +177,7 @@ fn start_pump() -> Handle {
         snapshot: Arc::new(Snapshot::compile(&config)),
         fwmark: FWMARK,
         underlay: underlay(Some(WIFI_V4)),
+        offload: Offload { tun: true, udp: true },
         on_exit: Box::new(|result| result.unwrap()),
     })
     .unwrap()

@@ -100,6 +100,7 @@ fn needs_restart(old: &Loaded, new: &Loaded) -> Vec<&'static str> {
         (tunnel.peer_public_key != new_tunnel.peer_public_key, "tunnel.peer_public_key"),
         (preshared(old) != preshared(new), "the pre-shared key"),
         (tunnel.keepalive != new_tunnel.keepalive, "tunnel.keepalive"),
+        (old.config.dataplane != new.config.dataplane, "[dataplane]"),
     ]
     .into_iter()
     .filter_map(|(differs, what)| differs.then_some(what))

@@ -52,9 +52,8 @@ pub fn status(running: &Running) -> Result<Status, PumpError> {
             .collect(),
         features: running
             .pump
-            .features()
-            .iter()
-            .cloned()
+            .features()?
+            .into_iter()
             .chain(running.machine.features())
             .map(|(name, on, why)| Feature { name: name.to_owned(), on, why })
             .collect(),

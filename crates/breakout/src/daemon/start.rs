@@ -1,7 +1,7 @@
 use std::{path::PathBuf, time::Instant};
 
 use control::Server;
-use dataplane::{Handle, Pump, PumpError, Setup, Tun};
+use dataplane::{Handle, Offload, Pump, PumpError, Setup, Tun};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use policy::Fail;
 use tokio::sync::oneshot;
@@ -112,6 +112,7 @@ fn start_pump(tun: Tun, loaded: &Loaded, mtu: u16, machine: &Machine) -> Result<
         snapshot: loaded.snapshot.clone(),
         fwmark: Machine::fwmark(),
         underlay: machine.underlay(),
+        offload: Offload { tun: config.dataplane.tun_offload, udp: config.dataplane.udp_offload },
         on_exit: Box::new(move |result| drop(ended.send(result))),
     };
     let pump = Pump::start(setup).map_err(|error| Failure::system("cannot start the pump").because(error))?;

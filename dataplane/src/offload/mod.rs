@@ -1,0 +1,28 @@
+//! Super-packets: what the kernel hands over in one read is taken apart where it lies, what arrives in pieces is handed to the kernel in one
+//! write. No I/O.
+
+mod coalesce;
+mod split;
+
+pub(crate) use coalesce::{Bundle, Coalescer, MAX_PARTS};
+pub(crate) use split::Segments;
+
+/// IPv4 and TCP with all options: 60 bytes each. IPv6 with extension headers beyond that is neither taken apart nor put together.
+pub(crate) const MAX_HEADERS: usize = 120;
+
+/// How a super-packet is to be segmented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segmentation {
+    pub(crate) kind: SegmentKind,
+    /// Payload bytes in each segment but the last, which may have fewer; never 0.
+    pub(crate) size: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SegmentKind {
+    Tcp,
+    Udp,
+}
+
+#[cfg(test)]
+mod tests;
