@@ -10,8 +10,8 @@ use super::sheet::number;
 const COLOURS: [&str; 7] = ["#0b6e99", "#d9730d", "#6940a5", "#64748b", "#ad1a72", "#3f8f5f", "#8a6d3b"];
 
 const WIDTH: f64 = 760.0;
-const LEFT: f64 = 50.0;
-const RIGHT: f64 = 20.0;
+const LEFT: f64 = 64.0;
+const RIGHT: f64 = 28.0;
 
 /// Which part of the packets (up) came within which time (across, in µs, each line ten times the one before).
 /// Up, the axis shows the tail: 90 %, 99 % and 99.9 % lie equally far apart.

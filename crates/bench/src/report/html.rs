@@ -91,7 +91,7 @@ fn throughput(out: &mut String, report: &Report) {
             let (value, low, high) = (metric.median(), metric.min(), metric.max());
             Some(Bar { name: client.to_owned(), series, value, low, high })
         };
-        (scenario.to_owned(), report.clients().enumerate().filter_map(bar).collect())
+        (title(scenario), report.clients().enumerate().filter_map(bar).collect())
     };
     for (title, unit, name) in [
         ("Throughput through the tunnel", "Gbit/s", metric::RATE),
@@ -107,6 +107,21 @@ fn throughput(out: &mut String, report: &Report) {
             );
         }
     }
+}
+
+/// A throughput scenario in words, such as `TCP upload, 4 streams` for `tcp-up-4`.
+fn title(scenario: &str) -> String {
+    let words = scenario.split('-').map(|word| match word {
+        "tcp" => "TCP".to_owned(),
+        "udp" => "UDP".to_owned(),
+        "up" => " upload".to_owned(),
+        "down" => " download".to_owned(),
+        "both" => " both ways at once".to_owned(),
+        "small" => " of 200 B,".to_owned(),
+        "1" => ", 1 stream".to_owned(),
+        streams => format!(", {streams} streams"),
+    });
+    words.collect()
 }
 
 fn voice(out: &mut String, report: &Report) {
@@ -161,4 +176,19 @@ fn table(out: &mut String, sheet: &Sheet) {
         *out += &row(cells, "td");
     }
     *out += "</tbody></table></div>\n";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scenarios_have_titles() {
+        let titles = ["tcp-up-1", "tcp-both-4", "udp-small-down"].map(title);
+        assert_eq!(
+            titles,
+            ["TCP upload, 1 stream", "TCP both ways at once, 4 streams", "UDP of 200 B, download"]
+        );
+        assert_eq!(escape("<a href=\"&\">"), "&lt;a href=&quot;&amp;&quot;&gt;");
+    }
 }
