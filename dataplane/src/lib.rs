@@ -22,5 +22,5 @@ pub use counters::{Counters, DropReason, PathCount};
 pub use gateway::{Gateway, GatewaySetup};
 pub use io::tun::Tun;
 pub use pump::{Handle, Offload, Pump, PumpError, Setup};
-pub use report::{FlowReport, TunnelReport};
+pub use report::{Feature, FlowReport, TunnelReport};
 pub use underlay::Underlay;

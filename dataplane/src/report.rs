@@ -33,3 +33,6 @@ pub struct TunnelReport {
     /// What the peer's silence or its answers suggest, in a sentence with a remedy.
     pub trouble: Option<String>,
 }
+
+/// An optional feature of kernel and device: name, whether it is used, why.
+pub type Feature = (&'static str, bool, String);

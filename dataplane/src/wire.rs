@@ -5,11 +5,11 @@ use std::os::fd::AsFd;
 use packet::Tos;
 use socket2::Socket;
 
+use crate::Feature;
 use crate::buffers::Buffers;
 use crate::io::receive::Receiver;
 use crate::io::send::{Datagram, Retry, Sender};
 use crate::io::sockets;
-use crate::pump::Feature;
 use crate::sealed::SealedBatch;
 
 /// A datagram of any size, or several that the kernel gathered.

@@ -9,8 +9,7 @@ use mio::{Interest, Registry, Token};
 use packet::{Headers, Tos, build};
 use socket2::{Domain, Socket};
 
-use super::Feature;
-use super::worker::Shared;
+use super::shared::Shared;
 use crate::buffers::Buffers;
 use crate::engine::{Engine, MappingId};
 use crate::io::error_queue::{self, Cause};
@@ -19,7 +18,7 @@ use crate::io::send::{Datagram, Retry, Sender};
 use crate::io::sockets;
 use crate::io::tun::{VNET_HEADER, partial_udp};
 use crate::offload::{Segmentation, Segments};
-use crate::{BATCH, DropReason};
+use crate::{BATCH, DropReason, Feature};
 
 /// Room in front of a received payload for what the TUN wants before it: virtio, IPv6 and UDP header.
 const HEADROOM: usize = VNET_HEADER + 48;

@@ -2,6 +2,7 @@
 
 mod bypass;
 mod refusal;
+mod shared;
 mod tunnel_side;
 mod worker;
 
@@ -14,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use policy::Snapshot;
 use tunnel::Peer;
 
-use crate::{Counters, FlowReport, Tun, TunnelReport, Underlay};
+use crate::{Counters, Feature, FlowReport, Tun, TunnelReport, Underlay};
 use worker::Worker;
 
 /// What the pump needs to run.
@@ -64,9 +65,6 @@ pub struct Handle {
     waker: Arc<mio::Waker>,
     thread: Option<JoinHandle<()>>,
 }
-
-/// An optional feature of kernel and device: name, whether it is used, why.
-pub type Feature = (&'static str, bool, String);
 
 pub(crate) enum Command {
     Swap(Arc<Snapshot>, Sender<usize>),

@@ -9,15 +9,15 @@ use policy::Path;
 use socket2::Socket;
 use tunnel::{Opened, Peer, Sealed, State};
 
-use super::worker::Shared;
-use super::{Feature, PumpError, io_error};
+use super::shared::Shared;
+use super::{PumpError, io_error};
 use crate::buffers::Buffers;
 use crate::io::sockets;
 use crate::io::tun::VNET_HEADER;
 use crate::offload::{Segmentation, Segments};
 use crate::tun_writer::TunWriter;
 use crate::wire::Wire;
-use crate::{BATCH, DropReason, TunnelReport};
+use crate::{BATCH, DropReason, Feature, TunnelReport};
 
 /// The WireGuard peer, its socket, and what it opened for the TUN.
 pub(super) struct TunnelSide {

@@ -6,20 +6,20 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use packet::{Headers, Packet, PacketMut};
+use packet::{Headers, PacketMut};
 
 use super::bypass::{Bypass, Outgoing, Whole};
 use super::refusal::Refuser;
+use super::shared::Shared;
 use super::tunnel_side::{Plain, TunnelSide};
-use super::{Command, Feature, PumpError, Setup, io_error};
+use super::{Command, PumpError, Setup, io_error};
 use crate::buffers::Buffers;
 use crate::clock::Clock;
 use crate::engine::{Action, Engine, Limits, MappingId};
 use crate::io::sockets;
-use crate::io::tun::{Record, Tun, VNET_HEADER};
+use crate::io::tun::{Record, VNET_HEADER};
 use crate::offload::Segmentation;
-use crate::tun_writer::TunWriter;
-use crate::{BATCH, Counters, DropReason};
+use crate::{BATCH, Counters, DropReason, Feature};
 
 /// One packet of any size with its virtio header, and room behind it for the tunnel's padding. Pages that are never used cost nothing.
 const RECORD: usize = VNET_HEADER + 65_535 + 15;
@@ -56,14 +56,6 @@ pub(super) struct Worker {
     tunnel: TunnelSide,
     bypass: Bypass,
     shared: Shared,
-}
-
-/// What both sides of the pump work with.
-pub(super) struct Shared {
-    pub(super) tun: Tun,
-    pub(super) engine: Engine,
-    pub(super) counters: Arc<Counters>,
-    pub(super) refuser: Refuser,
 }
 
 impl Worker {
@@ -286,53 +278,6 @@ impl Worker {
             }
         }
         false
-    }
-}
-
-impl Shared {
-    /// Carries out a refusal; other actions are not for here.
-    pub(super) fn carry_out(&mut self, action: Action, packet: &Packet<'_>) {
-        let Action::Refuse(refusal) = action else { return };
-        let written = self.refuser.refuse(&self.tun, packet, refusal);
-        self.count_write(written);
-    }
-
-    fn too_big(&mut self, packet: &Packet<'_>, mtu: u32) {
-        self.counters.count_drop(DropReason::TooBig);
-        let from = packet.headers().destination;
-        let written = self.refuser.too_big(&self.tun, packet, mtu, from);
-        self.count_write(written);
-    }
-
-    /// Whether a packet out of the tunnel may go to the TUN.
-    pub(super) fn accepts(&mut self, packet: &[u8], now: Instant) -> bool {
-        match Packet::parse(packet) {
-            Ok(packet) => self.engine.from_tunnel(&packet, now).is_ok(),
-            Err(_) => {
-                self.counters.count_drop(DropReason::Malformed);
-                false
-            }
-        }
-    }
-
-    pub(super) fn flush(&mut self, writer: &mut TunWriter) {
-        let refused = writer.flush(&mut self.tun);
-        (0..refused).for_each(|_| self.count_write(false));
-    }
-
-    pub(super) fn count_failed(&self, sends: usize) {
-        (0..sends).for_each(|_| self.counters.count_drop(DropReason::SendFailed));
-    }
-
-    pub(super) fn write(&mut self, record: &[u8]) {
-        let written = self.tun.write(record).is_ok();
-        self.count_write(written);
-    }
-
-    pub(super) fn count_write(&self, written: bool) {
-        if !written {
-            self.counters.count_drop(DropReason::TunWriteFailed);
-        }
     }
 }
 
