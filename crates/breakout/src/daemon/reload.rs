@@ -51,7 +51,9 @@ async fn swap(running: &mut Running, new: &Loaded) -> Result<usize, Failure> {
 async fn take(running: &mut Running, new: &Loaded) -> Result<usize, Failure> {
     let (was, is) = (running.loaded.snapshot.captured(), new.snapshot.captured());
     running.machine.set_captured(&both(was, is)).await?;
-    if new.endpoint != running.loaded.endpoint {
+    // A peer that roamed and fell silent may be found where the configuration says.
+    let is_lost = running.pump.tunnel().map_err(not_taken)?.state == "down";
+    if is_lost || new.endpoint != running.loaded.endpoint {
         set_gateway(running, new.endpoint).await?;
     }
     let cut_flows = running.pump.swap(new.snapshot.clone()).map_err(not_taken)?;

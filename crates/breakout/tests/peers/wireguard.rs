@@ -92,6 +92,9 @@ fn far_end(gateway: Gateway) {
     assert_hidden(&wire);
     let age = scene.status().tunnel.last_handshake_seconds.expect("data moved without a handshake");
     assert!(age < restarted.elapsed().as_secs_f64(), "the session is {age} s old, the gateway younger");
+    if gateway == Gateway::Breakout {
+        finds_the_gateway_again(&mut scene);
+    }
 }
 
 /// WireGuard makes a new session every two minutes while there is traffic.
@@ -165,6 +168,23 @@ fn follows_the_gateway(scene: &Scene) {
         to(OTHER_PORT),
         to(GATEWAY_PORT)
     );
+}
+
+/// Back on its configured port, and with nothing to send: only a reload looks there.
+fn finds_the_gateway_again(scene: &mut Scene) {
+    scene.gateway = None;
+    let mut command = Command::new("nft");
+    command.args(["delete", "table", "ip", "moved"]);
+    said(&ok(scene.internet.gateway.output(command)));
+    ok(scene.start_gateway(Gateway::Breakout, exe()));
+    eventually(LOST_SESSION, || match (transfer(scene), scene.status().tunnel.state.as_str()) {
+        (Err(_), "down") => Ok(()),
+        (reached, state) => Err(format!("{state}, {reached:?}")),
+    });
+
+    said(&scene.breakout(&["reload"]));
+    assert_eq!(scene.status().tunnel.endpoint, SocketAddr::from((GATEWAY, GATEWAY_PORT)));
+    transfer(scene).unwrap();
 }
 
 /// The other way round: our gateway, another's client.
