@@ -38,10 +38,6 @@ impl Tos {
         Dscp(self.0 >> 2)
     }
 
-    pub const fn ecn(self) -> u8 {
-        self.0 & 3
-    }
-
     pub const fn with_dscp(self, dscp: Dscp) -> Self {
         Self(dscp.0 << 2 | self.0 & 3)
     }

@@ -72,17 +72,6 @@ impl Netlink {
         self.create(RouteNetlinkMessage::NewLink(near), &action).await
     }
 
-    /// Moves a link into an open network namespace. It loses its addresses and routes and may get another index there.
-    pub async fn move_link(&self, index: u32, namespace: BorrowedFd<'_>) -> Result<(), Error> {
-        let attribute = LinkAttribute::NetNsFd(namespace.as_raw_fd());
-        self.set_link(index, attribute, "move to another namespace").await
-    }
-
-    pub async fn delete_link(&self, index: u32) -> Result<(), Error> {
-        let message = RouteNetlinkMessage::DelLink(link_message(index));
-        self.change(message, &format!("delete link {index}")).await
-    }
-
     pub async fn set_up(&self, index: u32) -> Result<(), Error> {
         self.set_flags(index, LinkFlags::Up).await
     }
@@ -94,11 +83,10 @@ impl Netlink {
 
     /// `mtu` in bytes of IP packet. Below 1280 the kernel takes the link's IPv6 away.
     pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), Error> {
-        self.set_link(index, LinkAttribute::Mtu(mtu), &format!("set the MTU {mtu}")).await
-    }
-
-    pub async fn set_mac(&self, index: u32, mac: [u8; 6]) -> Result<(), Error> {
-        self.set_link(index, LinkAttribute::Address(mac.to_vec()), "set the link-layer address").await
+        let mut message = link_message(index);
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        self.change(RouteNetlinkMessage::SetLink(message), &format!("set the MTU {mtu} of link {index}"))
+            .await
     }
 
     async fn set_flags(&self, index: u32, flags: LinkFlags) -> Result<(), Error> {
@@ -107,12 +95,6 @@ impl Netlink {
         message.header.change_mask = LinkFlags::Up;
         let state = if flags.contains(LinkFlags::Up) { "up" } else { "down" };
         self.change(RouteNetlinkMessage::SetLink(message), &format!("set link {index} {state}")).await
-    }
-
-    async fn set_link(&self, index: u32, attribute: LinkAttribute, what: &str) -> Result<(), Error> {
-        let mut message = link_message(index);
-        message.attributes.push(attribute);
-        self.change(RouteNetlinkMessage::SetLink(message), &format!("{what} of link {index}")).await
     }
 }
 

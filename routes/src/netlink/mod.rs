@@ -27,8 +27,6 @@ pub use watch::Watch;
 
 /// The main routing table (`RT_TABLE_MAIN`, linux/rtnetlink.h).
 pub const TABLE_MAIN: u32 = 254;
-/// The table of the machine's own addresses (`RT_TABLE_LOCAL`, linux/rtnetlink.h).
-pub const TABLE_LOCAL: u32 = 255;
 /// Made by an administrator (`RTPROT_STATIC`, linux/rtnetlink.h).
 pub const PROTOCOL_STATIC: u8 = 4;
 
