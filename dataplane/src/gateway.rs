@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -16,7 +16,7 @@ use tunnel::{Opened, Responder, Sealed};
 use crate::BATCH;
 use crate::clock::Clock;
 use crate::io::sockets;
-use crate::io::tun::{Record, Tun, VNET_HEADER};
+use crate::io::tun::{Queue, Record, Tun, VNET_HEADER};
 use crate::offload::Segments;
 use crate::pump::{OnExit, PumpError, io_error};
 use crate::tun_writer::TunWriter;
@@ -46,8 +46,9 @@ impl Gateway {
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?);
         let socket = sockets::listening(setup.listen, 0).map_err(io_error("opening the gateway's port"))?;
         let clock = Clock::start().map_err(io_error("opening a timer"))?;
-        let tun = setup.tun.as_fd().as_raw_fd();
-        for (fd, token) in [(socket.as_raw_fd(), PEERS), (tun, TUN), (clock.as_raw_fd(), ALARM)] {
+        let queues: Vec<_> = setup.tun.queues().map(|(_, fd)| (fd.as_raw_fd(), TUN)).collect();
+        for (fd, token) in queues.into_iter().chain([(socket.as_raw_fd(), PEERS), (clock.as_raw_fd(), ALARM)])
+        {
             poll.registry()
                 .register(&mut SourceFd(&fd), token, Interest::READABLE)
                 .map_err(io_error("watching the gateway's descriptors"))?;
@@ -147,7 +148,7 @@ impl Worker {
 
     fn take_from_tun(&mut self, now: Instant) -> Result<(), PumpError> {
         for _ in 0..BATCH {
-            let length = match self.tun.read(&mut self.record) {
+            let length = match self.tun.read(Queue::Bulk, &mut self.record) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.tun_ready = false;

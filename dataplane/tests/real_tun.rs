@@ -83,6 +83,16 @@ fn a_super_packet_of_voice_leaves_in_its_datagrams() {
     assert_eq!(machine.pump.counters().path(Path::Bypass).out_packets, 4, "each was one packet on the TUN");
 }
 
+#[test]
+fn what_this_kernel_has_is_used() {
+    let Some(machine) = Machine::new() else { return };
+    for (name, on, why) in machine.pump.features().unwrap() {
+        // Since Linux 6.2; the others are older than what else is needed.
+        assert!(on || name == "tun-udp-segmentation", "{name}: {why}");
+        assert!(!why.is_empty());
+    }
+}
+
 /// From now on the kernel makes datagrams of `size` bytes of what is sent.
 fn segment(socket: &UdpSocket, size: libc::c_int) {
     // SAFETY: the option's value is one `int`, which outlives the call.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use packet::{Checksum, Headers};
 use tun::AbstractDevice;
 
+use super::queue;
 use crate::offload::{SegmentKind, Segmentation};
 
 /// The virtio-net header in front of every packet on the TUN (`struct virtio_net_hdr`, linux/virtio_net.h).
@@ -31,14 +32,23 @@ const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 
 /// An open TUN with virtio headers. The interface vanishes when this is dropped.
 pub struct Tun {
-    file: File,
+    bulk: File,
+    voice: Option<File>,
     name: String,
     index: u32,
     tcp: Feature,
     udp: Feature,
+    voice_queue: Feature,
 }
 
-/// Whether super-packets of one kind pass, and why.
+/// One of a TUN's queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queue {
+    Voice,
+    Bulk,
+}
+
+/// Whether something optional is used, and why.
 struct Feature {
     on: bool,
     why: String,
@@ -48,22 +58,33 @@ impl Tun {
     /// Opens `name`, or the first free `tunN`: browsers know VPNs by that name. Needs CAP_NET_ADMIN. The interface is left down and
     /// without an address.
     pub fn open(name: Option<&str>) -> io::Result<Self> {
+        let (file, name) = queue::attach(name.unwrap_or("tun%d"))?;
         let mut configuration = tun::Configuration::default();
-        configuration.tun_name(name.unwrap_or("tun%d"));
-        configuration.platform_config(|linux| {
-            linux.vnet_hdr(true);
-            linux.ensure_root_privileges(false);
-        });
-        let device = tun::create(&configuration).map_err(io_error)?;
-        let name = device.tun_name().map_err(io_error)?;
-        let index = device.tun_index().map_err(io_error)?.unsigned_abs();
-        // SAFETY: `device` holds a valid descriptor for the whole call.
-        let fd = unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) }.try_clone_to_owned()?;
-        let off = || Feature { on: false, why: "not asked for".to_owned() };
-        let tun = Self { file: File::from(fd), name, index, tcp: off(), udp: off() };
-        tun.set_nonblocking()?;
+        configuration.raw_fd(file.as_raw_fd()).close_fd_on_drop(false).tun_name(&name);
+        let index = tun::create(&configuration).and_then(|device| device.tun_index()).map_err(io_error)?;
+        let off = || Feature { on: false, why: "switched off in the configuration".to_owned() };
+        let tun = Self {
+            bulk: file,
+            voice: None,
+            name,
+            index: index.unsigned_abs(),
+            tcp: off(),
+            udp: off(),
+            voice_queue: off(),
+        };
         tun.offer(TUN_F_CSUM)?;
         Ok(tun)
+    }
+
+    /// Opens a queue of its own for UDP, so that no voice packet waits behind bulk. Where the kernel cannot tell them apart, all stays in
+    /// one queue.
+    pub(crate) fn open_voice_queue(&mut self) {
+        let opened = queue::attach(&self.name).and_then(|(file, _)| queue::steer(&file).map(|()| file));
+        self.voice_queue = match &opened {
+            Ok(_) => Feature { on: true, why: "UDP has a queue of its own, which is read first".to_owned() },
+            Err(error) => Feature { on: false, why: format!("all packets share one queue: {error}") },
+        };
+        self.voice = opened.ok();
     }
 
     pub fn name(&self) -> &str {
@@ -74,14 +95,24 @@ impl Tun {
         self.index
     }
 
+    /// The queues, that for voice first where there is one.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = (Queue, BorrowedFd<'_>)> {
+        let voice = self.voice.iter().map(|file| (Queue::Voice, file.as_fd()));
+        voice.chain([(Queue::Bulk, self.bulk.as_fd())])
+    }
+
     /// Reads one packet with its header; `WouldBlock` when there is none.
-    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&self.file).read(buffer)
+    pub(crate) fn read(&self, queue: Queue, buffer: &mut [u8]) -> io::Result<usize> {
+        let file = match queue {
+            Queue::Voice => self.voice.as_ref(),
+            Queue::Bulk => Some(&self.bulk),
+        };
+        file.map_or_else(|| Err(io::ErrorKind::WouldBlock.into()), |mut file| file.read(buffer))
     }
 
     /// Writes one packet; the first [`VNET_HEADER`] bytes of `record` are its header.
     pub(crate) fn write(&self, record: &[u8]) -> io::Result<()> {
-        (&self.file).write(record).map(|_| ())
+        (&self.bulk).write(record).map(|_| ())
     }
 
     /// Offers to take and give super-packets, as far as the kernel does.
@@ -93,9 +124,13 @@ impl Tun {
     }
 
     /// Name, whether it is used, and why.
-    pub(crate) fn features(&self) -> [(&'static str, bool, String); 2] {
-        [("tun-tcp-segmentation", &self.tcp), ("tun-udp-segmentation", &self.udp)]
-            .map(|(name, feature)| (name, feature.on, feature.why.clone()))
+    pub(crate) fn features(&self) -> [crate::Feature; 3] {
+        [
+            ("tun-tcp-segmentation", &self.tcp),
+            ("tun-udp-segmentation", &self.udp),
+            ("tun-voice-queue", &self.voice_queue),
+        ]
+        .map(|(name, feature)| (name, feature.on, feature.why.clone()))
     }
 
     pub(crate) fn joins(&self, kind: SegmentKind) -> bool {
@@ -107,7 +142,7 @@ impl Tun {
 
     /// Writes a super-packet from its parts, header first. `false` if the kernel does not take it; it is not asked again for that kind.
     pub(crate) fn write_joined(&mut self, parts: &[IoSlice<'_>], kind: SegmentKind) -> bool {
-        let Err(error) = (&self.file).write_vectored(parts) else { return true };
+        let Err(error) = (&self.bulk).write_vectored(parts) else { return true };
         if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO)) {
             let feature = match kind {
                 SegmentKind::Tcp => &mut self.tcp,
@@ -119,28 +154,12 @@ impl Tun {
         false
     }
 
-    fn set_nonblocking(&self) -> io::Result<()> {
-        let fd = self.file.as_raw_fd();
-        // SAFETY: plain fcntl calls on a descriptor that we own.
-        let set = unsafe {
-            let flags = libc::fcntl(fd, libc::F_GETFL);
-            flags >= 0 && libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) == 0
-        };
-        if set { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-
     fn offer(&self, flags: libc::c_ulong) -> io::Result<()> {
         // SAFETY: TUNSETOFFLOAD takes its flags by value.
-        match unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, flags) } {
+        match unsafe { libc::ioctl(self.bulk.as_raw_fd(), TUNSETOFFLOAD, flags) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
-    }
-}
-
-impl AsFd for Tun {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 }
 

@@ -1,5 +1,5 @@
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::buffers::Buffers;
 use crate::clock::Clock;
 use crate::engine::{Action, Engine, Limits, MappingId};
 use crate::io::sockets;
-use crate::io::tun::{Record, VNET_HEADER};
+use crate::io::tun::{Queue, Record, VNET_HEADER};
 use crate::offload::Segmentation;
 use crate::{BATCH, Counters, DropReason, Feature};
 
@@ -28,11 +28,12 @@ const RECORD: usize = VNET_HEADER + 65_535 + 15;
 const BATCH_BYTES: usize = 128 << 10;
 
 const WAKER: Token = Token(0);
-const TUN: Token = Token(1);
-const TUNNEL: Token = Token(2);
-const ALARM: Token = Token(3);
+const VOICE: Token = Token(1);
+const BULK: Token = Token(2);
+const TUNNEL: Token = Token(3);
+const ALARM: Token = Token(4);
 /// Mapping `slot` has the token `FIRST_MAPPING + slot`.
-const FIRST_MAPPING: usize = 4;
+const FIRST_MAPPING: usize = 5;
 
 /// Left to the rest of the process where descriptors are few.
 const OTHER_DESCRIPTORS: usize = 128;
@@ -46,7 +47,8 @@ pub(super) struct Worker {
     inbox: Receiver<Command>,
     /// The largest packet the tunnel carries; the TUN itself takes at least IPv6's 1280 bytes.
     mtu: u32,
-    tun_ready: bool,
+    voice_ready: bool,
+    bulk_ready: bool,
     records: Buffers,
     lengths: [usize; BATCH],
     for_tunnel: Vec<Plain>,
@@ -68,7 +70,16 @@ impl Worker {
         let waker = Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?;
         let clock = Clock::start().map_err(io_error("opening a timer"))?;
         let now = clock.now();
-        for (fd, token) in [(setup.tun.as_fd().as_raw_fd(), TUN), (clock.as_raw_fd(), ALARM)] {
+        let mut tun = setup.tun;
+        if setup.offload.tun {
+            tun.offer_segmentation();
+        }
+        tun.open_voice_queue();
+        let queues = tun.queues().map(|(queue, fd)| match queue {
+            Queue::Voice => (fd.as_raw_fd(), VOICE),
+            Queue::Bulk => (fd.as_raw_fd(), BULK),
+        });
+        for (fd, token) in queues.chain([(clock.as_raw_fd(), ALARM)]) {
             poll.registry()
                 .register(&mut SourceFd(&fd), token, Interest::READABLE)
                 .map_err(io_error("watching the TUN and the timer"))?;
@@ -78,10 +89,6 @@ impl Worker {
         let tunnel =
             TunnelSide::open(peer, setup.endpoint, setup.fwmark, setup.offload.udp, poll.registry(), TUNNEL)?;
         let bypass = Bypass::open(setup.fwmark);
-        let mut tun = setup.tun;
-        if setup.offload.tun {
-            tun.offer_segmentation();
-        }
         let (default, descriptors) = (Limits::default(), sockets::raise_descriptor_limit());
         let engine = Engine::new(
             setup.snapshot,
@@ -98,7 +105,8 @@ impl Worker {
             clock,
             inbox,
             mtu: u32::from(setup.mtu),
-            tun_ready: true,
+            voice_ready: true,
+            bulk_ready: true,
             records: Buffers::new(BATCH, RECORD),
             lengths: [0; BATCH],
             for_tunnel: Vec::with_capacity(BATCH),
@@ -118,7 +126,7 @@ impl Worker {
         let mut now = self.clock.now();
         loop {
             self.clock.ring_at(self.deadline(), now);
-            let busy = self.tun_ready || self.tunnel.ready || self.bypass.has_ready();
+            let busy = self.voice_ready || self.bulk_ready || self.tunnel.ready || self.bypass.has_ready();
             match self.poll.poll(&mut events, busy.then_some(Duration::ZERO)) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     return Err(io_error("waiting for packets")(error));
@@ -134,7 +142,8 @@ impl Worker {
                         }
                     }
                     ALARM => self.clock.rang(),
-                    TUN => self.tun_ready = true,
+                    VOICE => self.voice_ready = true,
+                    BULK => self.bulk_ready = true,
                     TUNNEL => self.tunnel.ready = true,
                     Token(token) => {
                         self.bypass.set_ready(token - FIRST_MAPPING, event.is_error(), &mut self.shared);
@@ -142,8 +151,11 @@ impl Worker {
                 }
             }
             self.bypass.receive(&mut self.shared, now);
-            if self.tun_ready {
-                self.take_from_tun(now)?;
+            if self.voice_ready {
+                self.voice_ready = self.take_from_tun(Queue::Voice, now)?;
+            }
+            if self.bulk_ready {
+                self.bulk_ready = self.take_from_tun(Queue::Bulk, now)?;
             }
             if self.tunnel.ready {
                 self.tunnel.receive(&mut self.shared, now);
@@ -164,20 +176,21 @@ impl Worker {
         }
     }
 
-    /// Reads, judges and sends one batch of what applications sent.
-    fn take_from_tun(&mut self, now: Instant) -> Result<(), PumpError> {
+    /// Reads, judges and sends one batch of what applications sent; `true`: there may be more.
+    fn take_from_tun(&mut self, queue: Queue, now: Instant) -> Result<bool, PumpError> {
+        let mut more = true;
         let (mut count, mut bytes) = (0, 0);
         for (place, length) in self.lengths.iter_mut().enumerate() {
             if bytes >= BATCH_BYTES {
                 break;
             }
-            match self.shared.tun.read(self.records.get_mut(place)) {
+            match self.shared.tun.read(queue, self.records.get_mut(place)) {
                 Ok(read) => {
                     *length = read;
                     bytes += read;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.tun_ready = false;
+                    more = false;
                     break;
                 }
                 Err(error) => return Err(io_error("reading from the TUN")(error)),
@@ -193,7 +206,7 @@ impl Worker {
         self.bypass.send(&self.for_bypass, &self.records, &mut self.shared);
         self.bypass.send_whole(&self.whole, &mut self.records, &mut self.shared);
         self.tunnel.send(&self.for_tunnel, &mut self.records, &mut self.shared, now);
-        Ok(())
+        Ok(more)
     }
 
     fn judge(&mut self, place: usize, now: Instant) {
