@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::report::{Load, Path};
+use crate::voice::INTERVAL;
+
 /// What is measured; each can be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -75,7 +78,7 @@ pub struct Plan {
     pub rounds: u32,
     /// Of one transfer, in seconds, without the first [`Plan::WARM_UP`].
     pub transfer_seconds: f64,
-    /// Voice packets in each cell, over all its rounds.
+    /// Voice packets in each cell, over all its rounds, unless [`Plan::packets`] says fewer.
     pub voice_samples: u32,
     /// How many calls at once.
     pub calls: Vec<u16>,
@@ -94,6 +97,9 @@ impl Plan {
     pub const WARM_UP: Duration = Duration::from_millis(500);
     /// Between the start of a load and the first voice packet beside it.
     pub const LOAD_LEAD: Duration = Duration::from_millis(1000);
+
+    /// Of voice, over all rounds, where the number of samples does not matter more.
+    pub const LONGEST_CELL: Duration = Duration::from_secs(60);
 
     /// What bars are judged by.
     pub fn full() -> Self {
@@ -127,8 +133,43 @@ impl Plan {
         Duration::from_secs_f64(self.transfer_seconds)
     }
 
-    /// Packets of each call in each round.
-    pub fn packets(&self, calls: u16) -> u32 {
-        self.voice_samples.div_ceil(self.rounds.max(1) * u32::from(calls.max(1))).max(1)
+    /// Packets of each call in each round. The idle bypass is judged at one call too, so it and what it is compared with get all their
+    /// samples, however long that takes; elsewhere a cell ends after [`Plan::LONGEST_CELL`], which is 30 000 packets of ten calls.
+    pub fn packets(&self, calls: u16, load: Load, path: Option<Path>) -> u32 {
+        let rounds = self.rounds.max(1);
+        let wanted = self.voice_samples.div_ceil(rounds * u32::from(calls.max(1))).max(1);
+        if load == Load::Idle && matches!(path, Some(Path::Direct | Path::DirectAgain | Path::Bypass)) {
+            return wanted;
+        }
+        let most = (Self::LONGEST_CELL / rounds).as_millis() / INTERVAL.as_millis();
+        wanted.min(u32::try_from(most).unwrap_or(u32::MAX)).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn barred_cells_get_all_their_samples() {
+        let plan = Plan::full();
+        let of_cell =
+            |calls: u16, load, path| plan.packets(calls, load, Some(path)) * plan.rounds * u32::from(calls);
+        for calls in [1, 10, 50] {
+            assert_eq!(of_cell(calls, Load::Idle, Path::Bypass), 30_000);
+            assert_eq!(of_cell(calls, Load::Idle, Path::DirectAgain), 30_000);
+        }
+        assert_eq!(of_cell(10, Load::Upload, Path::Bypass), 30_000);
+        assert_eq!(of_cell(1, Load::Upload, Path::Bypass), 3000);
+        assert_eq!(plan.packets(1, Load::Idle, None), 600);
+    }
+
+    #[test]
+    fn sections_are_called_by_their_names() {
+        for section in Section::ALL {
+            assert_eq!(section.name().parse(), Ok(section));
+            assert_eq!(serde_json::to_value(section).unwrap(), section.name());
+        }
+        assert!("speed".parse::<Section>().is_err());
     }
 }

@@ -217,7 +217,12 @@ impl Bench<'_> {
         let client = site.client().name();
         self.progress.step(&format!("voice, {calls} calls, load {load}, {path} {client}"));
         let what = || format!("voice by {path} beside {client}");
-        let call = Calls { to: site.voice(path), calls, packets: self.plan.packets(calls), tos: EF_TOS };
+        let call = Calls {
+            to: site.voice(path),
+            calls,
+            packets: self.plan.packets(calls, load, Some(path)),
+            tos: EF_TOS,
+        };
         let load_runs = load::start(site, load, INTERVAL * call.packets)?;
         let thread = site.agent.thread("voice", move || call.run())?;
         let heard = thread.join().map_err(|_| "its thread panicked".to_owned()).during(what)?;

@@ -18,7 +18,7 @@ pub struct Far {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Echoes voice and serves transfers on `address`, at most [`MOST_TRANSFERS`] at once, each of at most 60 s and 100 GB. Voice is answered with
+/// Echoes voice and serves transfers on `address`, at most [`MOST_TRANSFERS`] at once, each of at most 90 s and 100 GB. Voice is answered with
 /// as many bytes as came, and bulk is sent only to whoever holds a TCP connection.
 pub fn serve(address: SocketAddr) -> io::Result<Far> {
     let listener = TcpListener::bind(address)?;
@@ -26,7 +26,7 @@ pub fn serve(address: SocketAddr) -> io::Result<Far> {
     let socket = open(address)?;
     let stop = StopSource::new()?;
     let limits = Limits {
-        duration: Duration::from_secs(60),
+        duration: Duration::from_secs(90),
         bytes: 100_000_000_000,
         transfers_at_once: MOST_TRANSFERS,
     };

@@ -1,5 +1,5 @@
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use lab::During;
 
@@ -31,8 +31,6 @@ const TRANSFERS: [(&str, Protocol, Direction, u16); 6] = [
 ];
 /// What a datagram transfer offers at most, in bit/s: unlike TCP it does not give way to others on a real network.
 const UDP_RATE: u64 = 20_000_000;
-/// Voice runs this long at most in a round, for each load.
-const LONGEST_VOICE: Duration = Duration::from_secs(30);
 /// Whatever way packets to the target take; in the place of a client's name.
 const CLIENT: &str = "as routed";
 
@@ -113,8 +111,7 @@ fn transfer_once(
 
 /// Returns by how much its one-way delays may be wrong, in nanoseconds.
 fn talk(live: &Live, calls: u16, load: Load, report: &mut Report) -> Result<u64, BenchError> {
-    let longest = LONGEST_VOICE.as_millis() / INTERVAL.as_millis();
-    let packets = live.plan.packets(calls).min(longest as u32);
+    let packets = live.plan.packets(calls, load, None);
     let direction = match load {
         Load::Idle => None,
         Load::Upload => Some(Direction::Up),

@@ -48,12 +48,17 @@ pub fn delays(lines: &[(String, &Distribution)]) -> String {
         let all = distribution.count() as f64;
         let mut seen = 0;
         let mut points = String::new();
+        let mut drawn = f64::NEG_INFINITY;
         for (ns, count) in &distribution.ns {
             let x = across((*ns).max(1) as f64 / 1e3);
-            // A step: up to this value as many as before, from it on more.
-            let _ = write!(points, "{x:.1},{:.1} ", up(seen as f64 / all));
+            let before = up(seen as f64 / all);
             seen += count;
-            let _ = write!(points, "{x:.1},{:.1} ", up(seen as f64 / all));
+            // A step that is narrower than what can be seen joins the next one; the last is always drawn.
+            if x - drawn < 0.5 && seen as f64 != all {
+                continue;
+            }
+            let _ = write!(points, "{x:.1},{before:.1} {x:.1},{:.1} ", up(seen as f64 / all));
+            drawn = x;
         }
         let colour = colour(index);
         let dash = if name.contains("again") { " stroke-dasharray=\"4 3\"" } else { "" };

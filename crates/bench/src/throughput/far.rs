@@ -24,7 +24,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { duration: Duration::from_secs(60), bytes: 100_000_000_000, transfers_at_once: 32 }
+        Self { duration: Duration::from_secs(120), bytes: 100_000_000_000, transfers_at_once: 32 }
     }
 }
 

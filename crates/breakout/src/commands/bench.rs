@@ -14,7 +14,7 @@ use crate::{exit::Exit, failure::Failure, output};
 ///
 /// Builds an agent, a gateway and far ends out of network namespaces, one set for each client, and measures in turn: no
 /// packet leaves this machine. With --live it measures against `breakout bench --serve` on another machine instead.
-/// Takes about an hour and a half; --quick about a minute.
+/// Takes more than an hour; --quick about a minute.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true, after_help = concat!(
     "Exit status:\n",
@@ -58,7 +58,7 @@ struct Measure {
     /// How often each figure is measured
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
-    /// Voice packets in each cell, over all rounds
+    /// Voice packets in each cell, over all rounds; but where 60 s have to do, see docs/bench.md
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     samples: Option<u32>,
     /// Write everything that was measured, with raw distributions; docs/bench.md has the schema
