@@ -207,6 +207,11 @@ impl Scenario {
         let Ok(mut packet) = PacketMut::parse(&mut bytes, Checksum::Partial) else { return };
         let headers = *packet.headers();
         let tuple = headers.five_tuple();
+        // On another address an endpoint's next packet starts a new flow, whatever becomes of that.
+        if let (Some(tuple), Some(physical)) = (tuple, self.physical) {
+            let elsewhere = |flow: &Pinned| flow.external.is_some_and(|external| external.ip() != physical);
+            self.pinned.retain(|pinned, flow| *pinned != tuple || !elsewhere(flow));
+        }
         let mut action = self.engine.outbound(&mut packet, self.now);
         if let Action::Reserve { internal, external } = action {
             assert_eq!(Some(external), self.physical, "a port is reserved on the machine's address");
