@@ -113,7 +113,7 @@ impl Plan {
         }
     }
 
-    /// About a minute, for a first look.
+    /// About two minutes, for a first look.
     pub fn quick() -> Self {
         Self {
             rounds: 2,

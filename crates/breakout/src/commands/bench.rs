@@ -14,7 +14,7 @@ use crate::{exit::Exit, failure::Failure, output};
 ///
 /// Builds an agent, a gateway and far ends out of network namespaces, one set for each client, and measures in turn: no
 /// packet leaves this machine. With --live it measures against `breakout bench --serve` on another machine instead.
-/// Takes more than an hour; --quick about a minute.
+/// Takes more than an hour; --quick about two minutes.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true, after_help = concat!(
     "Exit status:\n",
@@ -43,7 +43,7 @@ enum Other {
 
 #[derive(Args, Debug)]
 struct Measure {
-    /// Take about a minute, for a first look
+    /// Take about two minutes, for a first look
     #[arg(long)]
     quick: bool,
     /// Measure only this: ceiling, throughput, fixed-load, voice, idle, roaming, startup
