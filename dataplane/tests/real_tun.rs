@@ -68,8 +68,9 @@ fn under_the_physical_address_voice_leaves_as_it_is_and_is_answered() {
 fn a_super_packet_of_voice_leaves_in_its_datagrams() {
     let Some(machine) = Machine::new() else { return };
     for family in [V4, V6] {
+        let far = machine.far_socket(family.media, 20_000);
         for (source, port) in [(family.tun, 7000), (family.wifi, 7001)] {
-            let (app, far) = (open(source, port), machine.far_socket(family.media, 20_000));
+            let app = open(source, port);
             marked::set(&app, 0xb8, 64);
             segment(&app, 500);
             let sent: Vec<u8> = (0..5_100_u16).map(|byte| (byte / 7) as u8).collect();
