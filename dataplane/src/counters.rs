@@ -37,6 +37,7 @@ pub enum DropReason {
     Stranger,
     Cut,
     NotAuthentic,
+    Congested,
     SendFailed,
     TunWriteFailed,
     RefusalLimited,
@@ -100,7 +101,7 @@ fn add(counter: &AtomicU64, amount: u64) {
 
 impl DropReason {
     /// In the order of their counters.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Malformed,
         Self::Policy,
         Self::TunnelDown,
@@ -117,6 +118,7 @@ impl DropReason {
         Self::Stranger,
         Self::Cut,
         Self::NotAuthentic,
+        Self::Congested,
         Self::SendFailed,
         Self::TunWriteFailed,
         Self::RefusalLimited,
@@ -157,6 +159,10 @@ impl DropReason {
             Self::NotAuthentic => {
                 ("not-authentic", "to the tunnel's port, but not from the gateway, or replayed")
             }
+            Self::Congested => (
+                "congested",
+                "out of the tunnel, marked as congested on the way, from a sender that only loss tells so (RFC 6040)",
+            ),
             Self::SendFailed => ("send-failed", "the system refused to send it"),
             Self::TunWriteFailed => ("tun-write-failed", "the interface refused it"),
             Self::RefusalLimited => {

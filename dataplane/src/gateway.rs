@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use packet::{Packet, PacketMut};
+use packet::{OuterDscp, Packet, PacketMut, Tos, decapsulate};
 use tunnel::{Opened, Responder, Sealed};
 
 use crate::BATCH;
@@ -27,6 +27,8 @@ pub struct GatewaySetup {
     pub responder: Responder,
     /// Where peers reach it.
     pub listen: SocketAddr,
+    /// Of the tunnel's own packets.
+    pub outer_dscp: OuterDscp,
     /// Called once, by the gateway's thread, when it ends: `Ok` after [`Gateway::stop`].
     pub on_exit: OnExit,
 }
@@ -62,7 +64,7 @@ impl Gateway {
             tun,
             tun_ready: true,
             responder: setup.responder,
-            wire: Wire::new(socket, true),
+            wire: Wire::new(socket, true, setup.outer_dscp),
             peers_ready: true,
             writer: TunWriter::new(),
             record: vec![0; RECORD].into_boxed_slice(),
@@ -176,9 +178,13 @@ impl Worker {
         let peer = self.responder.peer_mut(route.peer)?;
         let wire = &mut self.wire;
         let mut seal = |room: &mut [u8], length| match peer.seal(room, length, wire.outbox.room(), now) {
-            Ok(Sealed::Datagram(datagram) | Sealed::Queued { handshake: Some(datagram) }) => {
+            Ok(Sealed::Datagram(datagram)) => {
                 let len = datagram.len();
-                wire.outbox.push(len, endpoint, &wire.socket);
+                wire.outbox.push(len, Some(headers.tos), endpoint, &wire.socket);
+            }
+            Ok(Sealed::Queued { handshake: Some(handshake) }) => {
+                let len = handshake.len();
+                wire.outbox.push(len, None, endpoint, &wire.socket);
             }
             Ok(Sealed::Queued { handshake: None } | Sealed::Full | Sealed::Down) | Err(_) => {}
         };
@@ -199,7 +205,7 @@ impl Worker {
         self.peers_ready = more;
         for place in 0..count {
             let mut heard = None;
-            if let Some((from, datagrams)) = self.wire.inbox.message(place) {
+            if let Some((from, tos, datagrams)) = self.wire.inbox.message(place) {
                 for datagram in datagrams {
                     let opened = self.responder.open(datagram, from, self.writer.room(), now);
                     let Ok((peer, opened)) =
@@ -211,8 +217,9 @@ impl Worker {
                     match opened {
                         Opened::Packet(packet) => {
                             let length = packet.len();
-                            let whole = Packet::parse(self.writer.pending(length)).is_ok();
-                            if whole && self.writer.keep(length) {
+                            let taken = decapsulate(packet, tos)
+                                && Packet::parse(self.writer.pending(length)).is_ok();
+                            if taken && self.writer.keep(length) {
                                 self.writer.flush(&mut self.tun);
                             }
                         }
@@ -233,11 +240,10 @@ impl Worker {
     /// Sends what waited for the peer's session.
     fn flush(&mut self, peer: usize, now: Instant) {
         let Some(endpoint) = self.responder.endpoint(peer) else { return };
-        while let Some(datagram) =
-            self.responder.peer_mut(peer).and_then(|peer| peer.flush(self.wire.outbox.room(), now))
-        {
-            let len = datagram.len();
-            self.wire.outbox.push(len, endpoint, &self.wire.socket);
+        while let Some(peer) = self.responder.peer_mut(peer) {
+            let inner = peer.waiting(now).and_then(Tos::of);
+            let Some(len) = peer.flush(self.wire.outbox.room(), now).map(<[u8]>::len) else { break };
+            self.wire.outbox.push(len, inner, endpoint, &self.wire.socket);
         }
         self.wire.outbox.send(&self.wire.socket);
     }
@@ -252,7 +258,7 @@ impl Worker {
             };
             let len = datagram.len();
             if let Some(endpoint) = self.responder.endpoint(peer) {
-                self.wire.outbox.push(len, endpoint, &self.wire.socket);
+                self.wire.outbox.push(len, None, endpoint, &self.wire.socket);
             }
         }
         self.wire.outbox.send(&self.wire.socket);

@@ -15,7 +15,7 @@ const MAX_SEGMENTS: usize = 64;
 /// What IPv4 carries in one packet without its own and UDP's header, the bound of a segmented send too.
 const MAX_PAYLOAD: usize = 65_507;
 
-/// Sealed datagrams back to back in one buffer, those of equal size to one destination as one message that the kernel segments.
+/// Sealed datagrams back to back in one buffer, those of equal size and TOS to one destination as one message that the kernel segments.
 pub(crate) struct SealedBatch {
     bytes: Box<[u8]>,
     used: usize,
@@ -25,6 +25,7 @@ pub(crate) struct SealedBatch {
 struct Message {
     range: Range<usize>,
     destination: SocketAddr,
+    tos: Tos,
     /// The size of each datagram in it but the last.
     size: usize,
     count: usize,
@@ -42,13 +43,14 @@ impl SealedBatch {
     }
 
     /// Takes what was written to the first `len` bytes of [`SealedBatch::room`]. With `segments` it joins the message before where it can.
-    pub(crate) fn push(&mut self, len: usize, destination: SocketAddr, segments: bool) {
+    pub(crate) fn push(&mut self, len: usize, destination: SocketAddr, tos: Tos, segments: bool) {
         let range = self.used..self.used + len;
         self.used = range.end;
         if let Some(last) = self.messages.last_mut()
             && segments
             && last.open
             && last.destination == destination
+            && last.tos == tos
             && len <= last.size
             && last.range.len() + len <= MAX_PAYLOAD
         {
@@ -57,7 +59,7 @@ impl SealedBatch {
             last.open = len == last.size && last.count < MAX_SEGMENTS;
             return;
         }
-        self.messages.push(Message { range, destination, size: len, count: 1, open: true });
+        self.messages.push(Message { range, destination, tos, size: len, count: 1, open: true });
     }
 
     /// Whether another datagram may not fit: send and clear first.
@@ -78,7 +80,7 @@ impl SealedBatch {
         self.messages.iter().map(|message| Datagram {
             payload: self.bytes.get(message.range.clone()).unwrap_or_default(),
             destination: message.destination,
-            tos: Tos(0),
+            tos: message.tos,
             ttl: None,
             segment: (message.count > 1).then_some(message.size as u16),
         })
@@ -92,7 +94,7 @@ mod tests {
     fn messages(sizes: &[(usize, u16)], segments: bool) -> Vec<(usize, Option<u16>)> {
         let mut sealed = SealedBatch::new();
         for &(size, port) in sizes {
-            sealed.push(size, SocketAddr::from(([198, 18, 0, 2], port)), segments);
+            sealed.push(size, SocketAddr::from(([198, 18, 0, 2], port)), Tos(0), segments);
         }
         sealed.datagrams().map(|datagram| (datagram.payload.len(), datagram.segment)).collect()
     }
@@ -102,6 +104,16 @@ mod tests {
         let sizes = [(1452, 1), (1452, 1), (300, 1), (300, 1), (1452, 1), (1452, 2)];
         assert_eq!(messages(&sizes, true), [(3204, Some(1452)), (300, None), (1452, None), (1452, None)]);
         assert_eq!(messages(&sizes, false).len(), sizes.len());
+    }
+
+    #[test]
+    fn no_message_has_datagrams_of_two_tos() {
+        let mut sealed = SealedBatch::new();
+        for tos in [0, 0, 2, 2, 0] {
+            sealed.push(1452, SocketAddr::from(([198, 18, 0, 2], 1)), Tos(tos), true);
+        }
+        let messages: Vec<_> = sealed.datagrams().map(|it| (it.payload.len(), it.tos.0)).collect();
+        assert_eq!(messages, [(2904, 0), (2904, 2), (1452, 0)]);
     }
 
     #[test]
@@ -122,7 +134,7 @@ mod tests {
         let mut sealed = SealedBatch::new();
         while !sealed.is_full() {
             assert!(sealed.room().len() >= DATAGRAM);
-            sealed.push(DATAGRAM, SocketAddr::from(([198, 18, 0, 2], 1)), true);
+            sealed.push(DATAGRAM, SocketAddr::from(([198, 18, 0, 2], 1)), Tos(0), true);
         }
         sealed.clear();
         assert!(!sealed.is_full() && sealed.is_empty());

@@ -2,7 +2,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
-use packet::Tos;
+use packet::{OuterDscp, Tos};
 use socket2::Socket;
 
 use crate::Feature;
@@ -28,6 +28,7 @@ pub(crate) struct Wire {
 pub(crate) struct Outbox {
     sender: Sender,
     sealed: SealedBatch,
+    dscp: OuterDscp,
     segments: Switch,
 }
 
@@ -45,8 +46,8 @@ struct Switch {
 }
 
 impl Wire {
-    /// With `offload` it uses what the kernel offers.
-    pub(crate) fn new(socket: Socket, offload: bool) -> Self {
+    /// With `offload` it uses what the kernel offers. `dscp` is for what goes out.
+    pub(crate) fn new(socket: Socket, offload: bool, dscp: OuterDscp) -> Self {
         let asked = |ask: fn(&Socket) -> io::Result<()>| match offload {
             true => Switch::of(ask(&socket)),
             false => Switch { on: false, why: "switched off in the configuration".to_owned() },
@@ -55,7 +56,7 @@ impl Wire {
         let gathers = asked(sockets::gather_datagrams);
         Self {
             socket,
-            outbox: Outbox { sender: Sender::new(), sealed: SealedBatch::new(), segments },
+            outbox: Outbox { sender: Sender::new(), sealed: SealedBatch::new(), dscp, segments },
             inbox: Inbox { receiver: Receiver::new(), buffers: Buffers::new(MESSAGES, DATAGRAM), gathers },
         }
     }
@@ -80,9 +81,16 @@ impl Outbox {
         self.sealed.room()
     }
 
-    /// Takes what was sealed into the first `len` bytes of [`Outbox::room`], and sends if no more fits. Returns how many sends failed.
-    pub(crate) fn push(&mut self, len: usize, destination: SocketAddr, socket: &Socket) -> usize {
-        self.sealed.push(len, destination, self.segments.on);
+    /// Takes what was sealed into the first `len` bytes of [`Outbox::room`], and sends if no more fits. `inner` is the TOS of the packet inside,
+    /// if there is one. Returns how many sends failed.
+    pub(crate) fn push(
+        &mut self,
+        len: usize,
+        inner: Option<Tos>,
+        destination: SocketAddr,
+        socket: &Socket,
+    ) -> usize {
+        self.sealed.push(len, destination, self.dscp.encapsulated(inner), self.segments.on);
         if self.sealed.is_full() { self.send(socket) } else { 0 }
     }
 
@@ -103,9 +111,10 @@ impl Outbox {
         failed
     }
 
-    /// Sends one datagram at once. Returns how many sends failed.
+    /// Sends one datagram without a packet inside at once. Returns how many sends failed.
     pub(crate) fn send_now(&mut self, payload: &[u8], destination: SocketAddr, socket: &Socket) -> usize {
-        let datagram = Datagram { payload, destination, tos: Tos(0), ttl: None, segment: None };
+        let tos = self.dscp.encapsulated(None);
+        let datagram = Datagram { payload, destination, tos, ttl: None, segment: None };
         let mut failed = 0;
         self.sender
             .load(std::iter::once(datagram))
@@ -124,11 +133,12 @@ impl Inbox {
         }
     }
 
-    /// Who sent the message at a place below what [`Inbox::receive`] returned, and the datagrams that it holds.
-    pub(crate) fn message(&self, place: usize) -> Option<(SocketAddr, impl Iterator<Item = &[u8]>)> {
+    /// Who sent the message at a place below what [`Inbox::receive`] returned, what its header said, and the datagrams that it holds: the kernel
+    /// gathers only those with the same TOS.
+    pub(crate) fn message(&self, place: usize) -> Option<(SocketAddr, Tos, impl Iterator<Item = &[u8]>)> {
         let received = self.receiver.get(place)?;
         let bytes = self.buffers.get(place).get(..received.len)?;
-        Some((received.from, bytes.chunks(received.segment)))
+        Some((received.from, received.tos, bytes.chunks(received.segment)))
     }
 }
 

@@ -1,7 +1,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::checksum::{self, Sum};
-use crate::{Dscp, Headers, Packet, ParseError, Tos, Transport};
+use crate::{Dscp, Ecn, Headers, Packet, ParseError, Tos, Transport};
 
 /// In which state a packet's transport checksum is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,15 @@ impl<'a> PacketMut<'a> {
 
     /// Rewrites the DSCP, keeps ECN.
     pub fn set_dscp(&mut self, dscp: Dscp) {
-        let tos = self.headers.tos.with_dscp(dscp);
+        self.set_tos(self.headers.tos.with_dscp(dscp));
+    }
+
+    /// Rewrites ECN, keeps the DSCP.
+    pub fn set_ecn(&mut self, ecn: Ecn) {
+        self.set_tos(self.headers.tos.with_ecn(ecn));
+    }
+
+    fn set_tos(&mut self, tos: Tos) {
         self.headers.tos = tos;
         let old: [u8; 2] = self.read(0);
         if self.headers.source.is_ipv4() {

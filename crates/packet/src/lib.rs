@@ -8,10 +8,12 @@ pub mod build;
 pub mod checksum;
 mod dscp;
 mod edit;
+mod encapsulation;
 mod headers;
 mod parse;
 
 pub use dscp::{Dscp, ParseDscpError, Tos};
 pub use edit::{Checksum, PacketMut};
+pub use encapsulation::{Ecn, OuterDscp, ParseOuterDscpError, decapsulate};
 pub use headers::{FiveTuple, Fragment, Headers, Icmp, TcpFlags, Transport, protocol};
 pub use parse::{Packet, ParseError};

@@ -11,6 +11,7 @@ mod tunnel;
 use std::{net::SocketAddr, path::PathBuf};
 
 use ipnet::IpNet;
+use packet::OuterDscp;
 use toml::de::DeTable;
 
 use crate::{Path, genesys, rule::Rule};
@@ -64,18 +65,20 @@ pub struct Control {
     pub group: Option<String>,
 }
 
-/// `[dataplane]`: which features may be used where the kernel has them.
+/// `[dataplane]`: which features may be used where the kernel has them, and how the tunnel's packets are marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dataplane {
     /// Super-packets on the TUN (TCP and UDP segmentation offload).
     pub tun_offload: bool,
     /// Several datagrams in one call on the tunnel's socket (UDP_SEGMENT, UDP_GRO).
     pub udp_offload: bool,
+    /// The DSCP of the tunnel's own packets.
+    pub outer_dscp: OuterDscp,
 }
 
 impl Default for Dataplane {
     fn default() -> Self {
-        Self { tun_offload: true, udp_offload: true }
+        Self { tun_offload: true, udp_offload: true, outer_dscp: OuterDscp::ZERO }
     }
 }
 

@@ -156,11 +156,16 @@ impl Peer {
         opened.inspect_err(|error| self.stats.count(*error))
     }
 
+    /// The packet that [`Peer::flush`] with the same `now` would seal, with its padding.
+    pub fn waiting(&mut self, now: Instant) -> Option<&[u8]> {
+        self.queue.refuse_overdue(now);
+        self.queue.next()
+    }
+
     /// The next packet that waited for the session that is up now, sealed; call until `None`. `out` as for [`Peer::seal`]:
     /// a packet that does not fit goes on waiting.
     pub fn flush<'a>(&mut self, out: &'a mut [u8], now: Instant) -> Option<&'a [u8]> {
-        self.queue.refuse_overdue(now);
-        let need = (self.queue.next_len()? + DATAGRAM_OVERHEAD).max(MIN_OUT);
+        let need = (self.waiting(now)?.len() + DATAGRAM_OVERHEAD).max(MIN_OUT);
         if out.len() < need || !self.can_send(now) {
             return None;
         }

@@ -35,9 +35,9 @@ impl Queue {
         self.waiting.pop_front().map(|waiting| waiting.padded)
     }
 
-    /// The length of what [`Queue::pop`] would give.
-    pub(crate) fn next_len(&self) -> Option<usize> {
-        self.waiting.front().map(|waiting| waiting.padded.len())
+    /// What [`Queue::pop`] would give.
+    pub(crate) fn next(&self) -> Option<&[u8]> {
+        self.waiting.front().map(|waiting| waiting.padded.as_slice())
     }
 
     /// When the oldest packet has waited long enough.

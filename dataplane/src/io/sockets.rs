@@ -39,6 +39,7 @@ pub(crate) fn listening(address: SocketAddr, fwmark: u32) -> io::Result<Socket> 
     let socket = udp(address.ip(), fwmark)?;
     set(&socket, Discover::Off, address.ip())?;
     grow_buffers(&socket, TUNNEL_BUFFER);
+    report_tos(&socket, address.ip())?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -109,18 +110,18 @@ fn set(socket: &Socket, discover: Discover, like: IpAddr) -> io::Result<()> {
     set_option(socket, level, name, value)
 }
 
+fn report_tos(socket: &Socket, like: IpAddr) -> io::Result<()> {
+    match like {
+        IpAddr::V4(_) => set_option(socket, libc::SOL_IP, libc::IP_RECVTOS, 1),
+        IpAddr::V6(_) => set_option(socket, libc::SOL_IPV6, libc::IPV6_RECVTCLASS, 1),
+    }
+}
+
 fn report_errors_and_marks(socket: &Socket, like: IpAddr) -> io::Result<()> {
+    report_tos(socket, like)?;
     let options = match like {
-        IpAddr::V4(_) => [
-            (libc::SOL_IP, libc::IP_RECVERR),
-            (libc::SOL_IP, libc::IP_RECVTOS),
-            (libc::SOL_IP, libc::IP_RECVTTL),
-        ],
-        IpAddr::V6(_) => [
-            (libc::SOL_IPV6, libc::IPV6_RECVERR),
-            (libc::SOL_IPV6, libc::IPV6_RECVTCLASS),
-            (libc::SOL_IPV6, libc::IPV6_RECVHOPLIMIT),
-        ],
+        IpAddr::V4(_) => [(libc::SOL_IP, libc::IP_RECVERR), (libc::SOL_IP, libc::IP_RECVTTL)],
+        IpAddr::V6(_) => [(libc::SOL_IPV6, libc::IPV6_RECVERR), (libc::SOL_IPV6, libc::IPV6_RECVHOPLIMIT)],
     };
     options.into_iter().try_for_each(|(level, name)| set_option(socket, level, name, 1))
 }

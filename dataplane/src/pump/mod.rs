@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use packet::OuterDscp;
 use policy::Snapshot;
 use tunnel::Peer;
 
@@ -32,6 +33,8 @@ pub struct Setup {
     pub fwmark: u32,
     pub underlay: Underlay,
     pub offload: Offload,
+    /// Of the tunnel's own packets.
+    pub outer_dscp: OuterDscp,
     /// Called once, by the pump's thread, when it ends: `Ok` after [`Handle::stop`].
     pub on_exit: OnExit,
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use packet::{Headers, Packet};
+use packet::{Headers, OuterDscp, Packet, Tos, decapsulate};
 use policy::Path;
 use socket2::Socket;
 use tunnel::{Opened, Peer, Sealed, State};
@@ -43,10 +43,11 @@ impl TunnelSide {
         endpoint: SocketAddr,
         fwmark: u32,
         offload: bool,
+        outer_dscp: OuterDscp,
         registry: &Registry,
         token: Token,
     ) -> Result<Self, PumpError> {
-        let wire = Wire::new(open_socket(endpoint, fwmark, registry, token)?, offload);
+        let wire = Wire::new(open_socket(endpoint, fwmark, registry, token)?, offload, outer_dscp);
         Ok(Self { peer, ready: true, endpoint, fwmark, wire, writer: TunWriter::new() })
     }
 
@@ -83,7 +84,7 @@ impl TunnelSide {
         for packet in packets {
             let Some(room) = records.get_mut(packet.place).get_mut(VNET_HEADER..) else { continue };
             let Some(segmentation) = packet.segmentation else {
-                self.seal(room, packet.headers.len as usize, shared, now);
+                self.seal(room, packet.headers.len as usize, packet.headers.tos, shared, now);
                 continue;
             };
             let Some(mut segments) = Segments::new(room, &packet.headers, segmentation) else {
@@ -91,22 +92,22 @@ impl TunnelSide {
                 continue;
             };
             while let Some(segment) = segments.next() {
-                self.seal(segment.room, segment.length, shared, now);
+                self.seal(segment.room, segment.length, packet.headers.tos, shared, now);
             }
         }
         self.send_sealed(shared);
     }
 
-    fn seal(&mut self, room: &mut [u8], length: usize, shared: &mut Shared, now: Instant) {
+    fn seal(&mut self, room: &mut [u8], length: usize, tos: Tos, shared: &mut Shared, now: Instant) {
         match self.peer.seal(room, length, self.wire.outbox.room(), now) {
             Ok(Sealed::Datagram(datagram)) => {
                 let len = datagram.len();
-                self.push(len, shared);
+                self.push(len, Some(tos), shared);
                 shared.counters.count_out(Path::Tunnel, length);
             }
             Ok(Sealed::Queued { handshake }) => {
                 if let Some(len) = handshake.map(<[u8]>::len) {
-                    self.push(len, shared);
+                    self.push(len, None, shared);
                 }
                 shared.counters.count_out(Path::Tunnel, length);
             }
@@ -121,7 +122,7 @@ impl TunnelSide {
         let (count, more) = self.wire.inbox.receive(&self.wire.socket);
         self.ready = more;
         for place in 0..count {
-            let Some((from, datagrams)) = self.wire.inbox.message(place) else { continue };
+            let Some((from, tos, datagrams)) = self.wire.inbox.message(place) else { continue };
             for datagram in datagrams {
                 let opened = match self.peer.open(datagram, self.writer.room(), now) {
                     Ok(opened) => opened,
@@ -138,6 +139,10 @@ impl TunnelSide {
                 match opened {
                     Opened::Packet(packet) => {
                         let length = packet.len();
+                        if !decapsulate(packet, tos) {
+                            shared.counters.count_drop(DropReason::Congested);
+                            continue;
+                        }
                         if shared.accepts(self.writer.pending(length), now) && self.writer.keep(length) {
                             shared.flush(&mut self.writer);
                         }
@@ -161,7 +166,7 @@ impl TunnelSide {
             }
             let datagram = self.peer.on_deadline(self.wire.outbox.room(), now);
             if let Some(len) = datagram.map(<[u8]>::len) {
-                self.push(len, shared);
+                self.push(len, None, shared);
             }
         }
         self.send_sealed(shared);
@@ -191,14 +196,16 @@ impl TunnelSide {
 
     /// Sends what waited for the session that is up now.
     fn flush(&mut self, shared: &mut Shared, now: Instant) {
-        while let Some(len) = self.peer.flush(self.wire.outbox.room(), now).map(<[u8]>::len) {
-            self.push(len, shared);
+        loop {
+            let inner = self.peer.waiting(now).and_then(Tos::of);
+            let Some(len) = self.peer.flush(self.wire.outbox.room(), now).map(<[u8]>::len) else { break };
+            self.push(len, inner, shared);
         }
         self.send_sealed(shared);
     }
 
-    fn push(&mut self, len: usize, shared: &Shared) {
-        shared.count_failed(self.wire.outbox.push(len, self.endpoint, &self.wire.socket));
+    fn push(&mut self, len: usize, inner: Option<Tos>, shared: &Shared) {
+        shared.count_failed(self.wire.outbox.push(len, inner, self.endpoint, &self.wire.socket));
     }
 
     fn send_sealed(&mut self, shared: &Shared) {

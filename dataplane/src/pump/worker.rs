@@ -86,8 +86,15 @@ impl Worker {
         }
         let mut peer = setup.peer;
         peer.set_underlay(setup.underlay.gateway_reachable, now);
-        let tunnel =
-            TunnelSide::open(peer, setup.endpoint, setup.fwmark, setup.offload.udp, poll.registry(), TUNNEL)?;
+        let tunnel = TunnelSide::open(
+            peer,
+            setup.endpoint,
+            setup.fwmark,
+            setup.offload.udp,
+            setup.outer_dscp,
+            poll.registry(),
+            TUNNEL,
+        )?;
         let bypass = Bypass::open(setup.fwmark);
         let (default, descriptors) = (Limits::default(), sockets::raise_descriptor_limit());
         let engine = Engine::new(

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use dataplane::{DropReason, Handle, Offload, Pump, Setup, Tun, Underlay};
+use packet::OuterDscp;
 use policy::{Config, Snapshot};
 use tunnel::{Peer, PeerConfig, PrivateKey};
 
@@ -63,19 +64,21 @@ pub struct Machine {
     far: FarEnd,
 }
 
+/// The tunnel's two ends, and how the near one marks what it sends.
+pub struct Tunnel {
+    pub agent: PrivateKey,
+    pub gateway: PrivateKey,
+    pub outer_dscp: OuterDscp,
+}
+
 impl Machine {
     /// `None`, with the reason told, where it cannot be made.
     pub fn new() -> Option<Self> {
-        // SAFETY: takes no pointers.
-        if unsafe { libc::geteuid() } != 0 {
-            skip("making network namespaces needs root");
-            return None;
-        }
-        if Command::new("ip").arg("-V").output().is_err() {
-            skip("the program ip (iproute2) is missing");
-            return None;
-        }
-        enter_namespace();
+        Self::with(&Tunnel::new(OuterDscp::ZERO))
+    }
+
+    pub fn with(tunnel: &Tunnel) -> Option<Self> {
+        namespace()?;
         let far = FarEnd::start();
         let thread = far.thread;
         ip(&format!("link add wifi type veth peer name wan netns {thread}"));
@@ -100,7 +103,7 @@ impl Machine {
         ip("address add 2001:db8:77::10/64 dev wifi nodad");
         ip("route add default via 192.168.77.1");
         ip("route add default via 2001:db8:77::1");
-        let pump = start_pump();
+        let pump = start_pump(tunnel);
         Some(Self { pump, far })
     }
 
@@ -115,6 +118,13 @@ impl Machine {
     }
 }
 
+impl Tunnel {
+    pub fn new(outer_dscp: OuterDscp) -> Self {
+        let key = || PrivateKey::generate().unwrap();
+        Self { agent: key(), gateway: key(), outer_dscp }
+    }
+}
+
 /// The physical side with this IPv4 address.
 pub fn underlay(v4: Option<IpAddr>) -> Underlay {
     let (mut underlay, all) = (Underlay::default(), v4.into_iter().chain([V6.wifi]));
@@ -126,6 +136,21 @@ pub fn underlay(v4: Option<IpAddr>) -> Underlay {
         underlay.addresses.push(address);
     }
     underlay
+}
+
+/// Puts this thread into a network namespace of its own. `None`, with the reason told, where that cannot be.
+pub fn namespace() -> Option<()> {
+    // SAFETY: takes no pointers.
+    if unsafe { libc::geteuid() } != 0 {
+        skip("making network namespaces needs root");
+        return None;
+    }
+    if Command::new("ip").arg("-V").output().is_err() {
+        skip("the program ip (iproute2) is missing");
+        return None;
+    }
+    enter_namespace();
+    Some(())
 }
 
 pub fn skip(why: &str) {
@@ -147,7 +172,7 @@ const fn v6(network: u16, host: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, network, 0, 0, 0, 0, host))
 }
 
-fn start_pump() -> Handle {
+fn start_pump(tunnel: &Tunnel) -> Handle {
     let tun = Tun::open(None).unwrap();
     let name = tun.name().to_owned();
     ip(&format!("link set {name} mtu 1420 up"));
@@ -161,8 +186,8 @@ fn start_pump() -> Handle {
     }
     let (config, _) = Config::parse(CONFIG, "test.toml").unwrap();
     let peer = PeerConfig {
-        private_key: PrivateKey::generate().unwrap(),
-        peer_public_key: PrivateKey::generate().unwrap().public_key(),
+        private_key: tunnel.agent.clone(),
+        peer_public_key: tunnel.gateway.public_key(),
         preshared_key: None,
         keepalive: None,
         index: 1,
@@ -178,6 +203,7 @@ fn start_pump() -> Handle {
         fwmark: FWMARK,
         underlay: underlay(Some(WIFI_V4)),
         offload: Offload { tun: true, udp: true },
+        outer_dscp: tunnel.outer_dscp,
         on_exit: Box::new(|result| result.unwrap()),
     })
     .unwrap()

@@ -113,6 +113,7 @@ fn start_pump(tun: Tun, loaded: &Loaded, mtu: u16, machine: &Machine) -> Result<
         fwmark: Machine::fwmark(),
         underlay: machine.underlay(),
         offload: Offload { tun: config.dataplane.tun_offload, udp: config.dataplane.udp_offload },
+        outer_dscp: config.dataplane.outer_dscp,
         on_exit: Box::new(move |result| drop(ended.send(result))),
     };
     let pump = Pump::start(setup).map_err(|error| Failure::system("cannot start the pump").because(error))?;

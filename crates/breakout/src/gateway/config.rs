@@ -5,6 +5,7 @@ use std::{
 
 use ipnet::IpNet;
 use miette::{Diagnostic, NamedSource, SourceSpan};
+use packet::{OuterDscp, ParseOuterDscpError};
 use serde::Deserialize;
 use toml::Spanned;
 use tunnel::PublicKey;
@@ -19,6 +20,8 @@ pub struct Config {
     pub name: Option<String>,
     /// Bytes of IP packet inside the tunnel.
     pub mtu: u16,
+    /// The DSCP of the tunnel's own packets.
+    pub outer_dscp: OuterDscp,
     pub peers: Vec<Peer>,
 }
 
@@ -72,6 +75,7 @@ struct RawInterface {
     listen_port: Spanned<u16>,
     name: Option<Spanned<String>>,
     mtu: Option<Spanned<u16>>,
+    outer_dscp: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -110,7 +114,7 @@ impl Findings {
     fn syntax(&mut self, error: &toml::de::Error) {
         self.0.push(Finding {
             message: error.message().to_owned(),
-            remedy: "a gateway has [interface] with private_key_file, address and listen_port (listen_address, name and mtu if need be), \
+            remedy: "a gateway has [interface] with private_key_file, address and listen_port (listen_address, name, mtu and outer_dscp if need be), \
                      and [[peers]] with public_key and allowed_ips (preshared_key_file if there is one)"
                 .to_owned(),
             place: error.span().map(SourceSpan::from),
@@ -144,6 +148,7 @@ impl Findings {
                 format!("give {MIN_MTU} or more"),
             );
         }
+        let outer_dscp = interface.outer_dscp.as_ref().map(|text| self.outer_dscp(text)).unwrap_or_default();
         if peers.get_ref().is_empty() {
             self.add(peers.span(), "there are no peers", "add a [[peers]] for each client");
         }
@@ -156,8 +161,16 @@ impl Findings {
             listen_port: interface.listen_port.into_inner(),
             name: interface.name.map(Spanned::into_inner),
             mtu: interface.mtu.map_or(DEFAULT_MTU, Spanned::into_inner),
+            outer_dscp,
             peers: peers.into_iter().map(|(peer, _)| peer).collect(),
         }
+    }
+
+    fn outer_dscp(&mut self, text: &Spanned<String>) -> OuterDscp {
+        text.get_ref().parse().unwrap_or_else(|error: ParseOuterDscpError| {
+            self.add(text.span(), error.to_string(), "leave it out for \"zero\"");
+            OuterDscp::default()
+        })
     }
 
     fn peer(&mut self, raw: RawPeer) -> Option<(Peer, std::ops::Range<usize>)> {
@@ -246,6 +259,7 @@ mod tests {
             text("address = [\"10.99.0.254/24\"]\nlisten_port = 51820", "allowed_ips = [\"10.99.0.1/32\"]");
         let config = Config::parse(&text, "gw.toml").unwrap();
         assert_eq!((config.listen_port, config.mtu, config.peers.len()), (51820, DEFAULT_MTU, 1));
+        assert_eq!(config.outer_dscp, OuterDscp::ZERO);
         assert_eq!(config.peers[0].public_key.to_string(), KEY);
     }
 
@@ -259,6 +273,7 @@ mod tests {
             (text("address = [\"10.99.0.300/24\"]\nlisten_port = 1", ips), "`10.99.0.300/24` is no address"),
             (text("address = [\"10.99.0.254/24\"]\nlisten_port = 0", ips), "listen_port is 0"),
             (text(&format!("{good}\nmtu = 1000"), ips), "an MTU of 1000 is too small"),
+            (text(&format!("{good}\nouter_dscp = \"af9\""), ips), "`af9` is no outer DSCP"),
             (text(&format!("{good}\nname = \"a/b\""), ips), "`a/b` is no interface name"),
             (text(&format!("{good}\ndns = \"x\""), ips), "unknown field `dns`"),
             (text(good, "allowed_ips = []"), "`allowed_ips` is empty"),

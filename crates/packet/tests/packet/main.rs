@@ -6,6 +6,7 @@
     reason = "a test that panics has done its job"
 )]
 
+mod encapsulation;
 mod properties;
 mod support;
 mod tables;

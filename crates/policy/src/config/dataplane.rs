@@ -1,9 +1,13 @@
-//! `[dataplane]`: which features of kernel and device may be used.
+//! `[dataplane]`: which features of kernel and device may be used, and how the tunnel's packets are marked.
+
+use packet::OuterDscp;
 
 use super::{Dataplane, finding::Findings, section::Section};
 
+const KEYS: [&str; 3] = ["tun_offload", "udp_offload", "outer_dscp"];
+
 pub(super) fn read(root: &Section<'_>, findings: &mut Findings) -> Dataplane {
-    let Some(section) = root.section("dataplane", &["tun_offload", "udp_offload"], findings) else {
+    let Some(section) = root.section("dataplane", &KEYS, findings) else {
         return Dataplane::default();
     };
     let mut auto = |key| {
@@ -14,5 +18,19 @@ pub(super) fn read(root: &Section<'_>, findings: &mut Findings) -> Dataplane {
         }
         *value.get_ref() != "off"
     };
-    Dataplane { tun_offload: auto("tun_offload"), udp_offload: auto("udp_offload") }
+    let (tun_offload, udp_offload) = (auto("tun_offload"), auto("udp_offload"));
+    Dataplane { tun_offload, udp_offload, outer_dscp: read_outer_dscp(&section, findings) }
+}
+
+fn read_outer_dscp(section: &Section<'_>, findings: &mut Findings) -> OuterDscp {
+    let Some(text) = section.string("outer_dscp", findings) else { return OuterDscp::default() };
+    text.get_ref().parse().unwrap_or_else(|_| {
+        let message = format!("`{}` is no setting of `outer_dscp`", text.get_ref().escape_debug());
+        findings.error(
+            text.span(),
+            message,
+            "give \"zero\", \"copy\" (that of the packet inside), a name (ef, af11 to af43, cs0 to cs7, va, le) or a number from 0 to 63, in quotes",
+        );
+        OuterDscp::default()
+    })
 }
