@@ -74,10 +74,10 @@ impl Sender {
             Retry::No
         });
         unsegmented.as_ref()?;
-        for (datagram, _) in datagrams.zip(whole).filter(|(_, whole)| *whole) {
+        for (place, (datagram, _)) in datagrams.zip(whole).enumerate().filter(|(_, (_, whole))| *whole) {
             for part in datagram.payload.chunks(datagram.segment.map_or(usize::MAX, usize::from)) {
                 let part = Datagram { payload: part, segment: None, ..datagram };
-                self.load(std::iter::once(part)).send(socket, |_, error| refused(0, error));
+                self.load(std::iter::once(part)).send(socket, |_, error| refused(place, error));
             }
         }
         unsegmented

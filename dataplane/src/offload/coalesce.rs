@@ -3,7 +3,7 @@ use std::ops::Range;
 use packet::checksum::{Sum, pseudo_header};
 use packet::{FiveTuple, Headers, Packet, TcpFlags, Transport};
 
-use super::{MAX_HEADERS, SegmentKind, Segmentation};
+use super::{SegmentKind, Segmentation};
 
 /// What one packet on the TUN may hold (RFC 791), headers included.
 const MAX_LEN: usize = 65_535;
@@ -15,7 +15,8 @@ pub(crate) const MAX_PARTS: usize = 64;
 /// - Packets of a flow never change places: one that cannot be joined starts a bundle of its own, behind its predecessor's, and closes that.
 /// - Only headers that are the same in every bit join, but for what numbers the segments: length, identification (where DF says that it means
 ///   nothing), sequence, checksum. So no two of different DSCP, ECN, TTL, window, acknowledgment or options ever do.
-/// - Only right checksums join, since the joined packet is given a new one.
+/// - Only right checksums join, IPv4's header's too, since the joined packet is given new ones.
+/// - IPv4 options and IPv6 extension headers travel alone, as in the kernel's own receive offload.
 /// - PSH closes a bundle; SYN, FIN, RST, URG, ECE and CWR travel alone.
 #[derive(Default)]
 pub(crate) struct Coalescer {
@@ -169,15 +170,23 @@ fn joinable(packet: &Packet<'_>) -> bool {
     if packet.payload().is_empty() || headers.fragment.is_some() {
         return false;
     }
-    // RFC 6864 §4.1: with DF the identification means nothing, so it may be lost.
-    let may_change_id =
-        headers.source.is_ipv6() || packet.bytes().get(6).is_some_and(|flags| flags & 0x40 != 0);
+    let plain_ip = match packet.bytes() {
+        // RFC 6864 §4.1: with DF the identification means nothing, so it may be lost.
+        [0x45, _, _, _, _, _, flags, ..] if flags & 0x40 != 0 => has_right_ip_checksum(packet),
+        [0x60..=0x6f, ..] => headers.transport_at == 40,
+        _ => false,
+    };
     let kind = match headers.transport {
         Transport::Tcp { flags, .. } => flags.0 & !TcpFlags::PSH == TcpFlags::ACK,
         Transport::Udp { checksum, .. } => checksum != 0,
         Transport::Icmp(_) | Transport::Opaque => false,
     };
-    kind && may_change_id && usize::from(headers.payload_at) <= MAX_HEADERS && has_right_checksum(packet)
+    plain_ip && kind && has_right_checksum(packet)
+}
+
+fn has_right_ip_checksum(packet: &Packet<'_>) -> bool {
+    let header = packet.bytes().get(..usize::from(packet.headers().transport_at)).unwrap_or_default();
+    Sum::default().add_bytes(header).fold() == 0xffff
 }
 
 fn has_right_checksum(packet: &Packet<'_>) -> bool {

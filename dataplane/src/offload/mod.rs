@@ -7,7 +7,7 @@ mod split;
 pub(crate) use coalesce::{Bundle, Coalescer, MAX_PARTS};
 pub(crate) use split::Segments;
 
-/// IPv4 and TCP with all options: 60 bytes each. IPv6 with extension headers beyond that is neither taken apart nor put together.
+/// IPv4 and TCP with all options: 60 bytes each. IPv6 with extension headers beyond that is not taken apart.
 pub(crate) const MAX_HEADERS: usize = 120;
 
 /// How a super-packet is to be segmented.

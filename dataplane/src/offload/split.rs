@@ -27,10 +27,12 @@ pub(crate) struct Segment<'s> {
 }
 
 const PADDING: usize = 15;
+/// What IPv4's length field can state (RFC 791), headers included.
+const MAX_LEN: usize = 65_535;
 
 impl<'a> Segments<'a> {
     /// `headers` are those of the packet that `buffer` begins with. `None` if it is no whole packet of the kind that is to be segmented, has
-    /// no payload, or too long headers.
+    /// no payload, too long headers, or segments of more than 65535 bytes, which they could not state.
     pub(crate) fn new(buffer: &'a mut [u8], headers: &Headers, segmentation: Segmentation) -> Option<Self> {
         let header_len = usize::from(headers.payload_at);
         let end = headers.len as usize;
@@ -43,6 +45,7 @@ impl<'a> Segments<'a> {
             || segmentation.size == 0
             || header_len >= end
             || end > buffer.len()
+            || header_len + usize::from(segmentation.size).min(end - header_len) > MAX_LEN
         {
             return None;
         }

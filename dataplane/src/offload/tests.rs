@@ -6,6 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod edges;
+mod rules;
+
 /// A super-packet of one flow with partial checksum, as the TUN gives it.
 fn super_packet(v6: bool, tcp: bool, options: usize, flags: u8, payload: &[u8]) -> Vec<u8> {
     let options = if tcp { options / 4 * 4 } else { 0 };
