@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod against_tun_rs;
 mod edges;
 mod rules;
 
