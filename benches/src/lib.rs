@@ -1,1 +1,1 @@
-//! Criterion benches of every stage; see `benches/`.
+//! Benches of every stage; see `benches/`.

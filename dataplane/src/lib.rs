@@ -6,7 +6,7 @@ mod counters;
 pub mod engine;
 mod gateway;
 mod io;
-mod offload;
+pub mod offload;
 mod pump;
 mod report;
 mod sealed;

@@ -8,7 +8,7 @@ use super::{SegmentKind, Segmentation};
 /// What one packet on the TUN may hold (RFC 791), headers included.
 const MAX_LEN: usize = 65_535;
 /// As many parts as one writev of the pump takes.
-pub(crate) const MAX_PARTS: usize = 64;
+pub const MAX_PARTS: usize = 64;
 
 /// Puts packets of one flow that follow each other without a gap together, so that the kernel takes them as one. By construction:
 ///
@@ -19,22 +19,22 @@ pub(crate) const MAX_PARTS: usize = 64;
 /// - IPv4 options and IPv6 extension headers travel alone, as in the kernel's own receive offload.
 /// - PSH closes a bundle; SYN, FIN, RST, URG, ECE and CWR travel alone.
 #[derive(Default)]
-pub(crate) struct Coalescer {
+pub struct Coalescer {
     bundles: Vec<Bundle>,
     parts: Vec<Part>,
 }
 
 /// Packets that are written as one, in order; all but the last have payloads of the same size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bundle {
+pub struct Bundle {
     /// The packet whose headers stand for all.
-    pub(crate) first: usize,
+    pub first: usize,
     /// Its headers.
-    pub(crate) headers: Headers,
-    pub(crate) count: usize,
+    pub headers: Headers,
+    pub count: usize,
     /// Of all payloads together, in bytes.
-    pub(crate) payload: usize,
-    pub(crate) pushed: bool,
+    pub payload: usize,
+    pub pushed: bool,
     /// Its first and its last part.
     part: usize,
     last: usize,
@@ -51,13 +51,14 @@ struct Part {
 }
 
 impl Coalescer {
-    pub(crate) fn clear(&mut self) {
+    /// Forgets all packets.
+    pub fn clear(&mut self) {
         self.bundles.clear();
         self.parts.clear();
     }
 
     /// Takes the packet in `slot`. `bytes_of` gives the packet in any slot taken before.
-    pub(crate) fn add<'a>(&mut self, slot: usize, packet: &Packet<'a>, bytes_of: impl Fn(usize) -> &'a [u8]) {
+    pub fn add<'a>(&mut self, slot: usize, packet: &Packet<'a>, bytes_of: impl Fn(usize) -> &'a [u8]) {
         let headers = packet.headers();
         let payload = packet.payload().len();
         let tuple = packet.five_tuple();
@@ -106,19 +107,20 @@ impl Coalescer {
         });
     }
 
-    pub(crate) fn bundles(&self) -> &[Bundle] {
+    /// In the order of their first packets.
+    pub fn bundles(&self) -> &[Bundle] {
         &self.bundles
     }
 
     /// The slots of a bundle's packets, in order.
-    pub(crate) fn slots(&self, bundle: &Bundle) -> impl Iterator<Item = usize> {
+    pub fn slots(&self, bundle: &Bundle) -> impl Iterator<Item = usize> {
         std::iter::successors(self.parts.get(bundle.part), |part| self.parts.get(part.next?))
             .map(|part| part.slot)
     }
 }
 
 impl Bundle {
-    pub(crate) fn kind(&self) -> SegmentKind {
+    pub fn kind(&self) -> SegmentKind {
         match self.headers.transport {
             Transport::Tcp { .. } => SegmentKind::Tcp,
             _ => SegmentKind::Udp,
@@ -127,7 +129,7 @@ impl Bundle {
 
     /// Makes the first packet's headers (`packet` may be those alone) say what is true of the whole bundle; the transport checksum is left partial.
     /// `None` for a bundle of one, which is left as it is.
-    pub(crate) fn finish(&self, packet: &mut [u8]) -> Option<Segmentation> {
+    pub fn finish(&self, packet: &mut [u8]) -> Option<Segmentation> {
         if self.count < 2 {
             return None;
         }

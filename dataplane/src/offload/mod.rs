@@ -4,22 +4,22 @@
 mod coalesce;
 mod split;
 
-pub(crate) use coalesce::{Bundle, Coalescer, MAX_PARTS};
-pub(crate) use split::Segments;
+pub use coalesce::{Bundle, Coalescer, MAX_PARTS};
+pub use split::Segments;
 
 /// IPv4 and TCP with all options: 60 bytes each. IPv6 with extension headers beyond that is not taken apart.
-pub(crate) const MAX_HEADERS: usize = 120;
+pub const MAX_HEADERS: usize = 120;
 
 /// How a super-packet is to be segmented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Segmentation {
-    pub(crate) kind: SegmentKind,
+pub struct Segmentation {
+    pub kind: SegmentKind,
     /// Payload bytes in each segment but the last, which may have fewer; never 0.
-    pub(crate) size: u16,
+    pub size: u16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SegmentKind {
+pub enum SegmentKind {
     Tcp,
     Udp,
 }

@@ -5,7 +5,7 @@ use super::{MAX_HEADERS, SegmentKind, Segmentation};
 
 /// A TCP or UDP super-packet taken apart where it lies: each segment's headers are written directly in front of its payload, over the end
 /// of the payload before, which by then has been sent. Nothing but headers is copied.
-pub(crate) struct Segments<'a> {
+pub struct Segments<'a> {
     buffer: &'a mut [u8],
     headers: Headers,
     /// IP and transport header of the whole.
@@ -21,9 +21,9 @@ pub(crate) struct Segments<'a> {
 }
 
 /// One segment at the start of `room`; up to 15 bytes behind it may be overwritten.
-pub(crate) struct Segment<'s> {
-    pub(crate) room: &'s mut [u8],
-    pub(crate) length: usize,
+pub struct Segment<'s> {
+    pub room: &'s mut [u8],
+    pub length: usize,
 }
 
 const PADDING: usize = 15;
@@ -33,7 +33,7 @@ const MAX_LEN: usize = 65_535;
 impl<'a> Segments<'a> {
     /// `headers` are those of the packet that `buffer` begins with. `None` if it is no whole packet of the kind that is to be segmented, has
     /// no payload, too long headers, or segments of more than 65535 bytes, which they could not state.
-    pub(crate) fn new(buffer: &'a mut [u8], headers: &Headers, segmentation: Segmentation) -> Option<Self> {
+    pub fn new(buffer: &'a mut [u8], headers: &Headers, segmentation: Segmentation) -> Option<Self> {
         let header_len = usize::from(headers.payload_at);
         let end = headers.len as usize;
         let splits = matches!(
@@ -65,7 +65,11 @@ impl<'a> Segments<'a> {
     }
 
     /// The next segment, with its headers and checksums complete; `None` behind the last.
-    pub(crate) fn next(&mut self) -> Option<Segment<'_>> {
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "a segment borrows the buffer that the next one is written into"
+    )]
+    pub fn next(&mut self) -> Option<Segment<'_>> {
         let payload_at = self.next;
         if payload_at >= self.end {
             return None;
