@@ -7,6 +7,7 @@ use socket2::Socket;
 
 use crate::Feature;
 use crate::buffers::Buffers;
+use crate::io::probe;
 use crate::io::receive::Receiver;
 use crate::io::send::{Datagram, Retry, Sender};
 use crate::io::sockets;
@@ -52,7 +53,13 @@ impl Wire {
             true => Switch::of(ask(&socket)),
             false => Switch { on: false, why: "switched off in the configuration".to_owned() },
         };
-        let segments = asked(sockets::segments_datagrams);
+        let mut segments = asked(sockets::segments_datagrams);
+        if segments.on {
+            segments = match probe::segmentation() {
+                Ok(why) => Switch { on: true, why },
+                Err(why) => Switch { on: false, why },
+            };
+        }
         let gathers = asked(sockets::gather_datagrams);
         Self {
             socket,
