@@ -9,3 +9,6 @@ pub(crate) mod receive;
 pub(crate) mod send;
 pub(crate) mod sockets;
 pub(crate) mod tun;
+
+#[cfg(test)]
+mod tests;
