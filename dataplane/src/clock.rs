@@ -5,29 +5,40 @@ use std::time::{Duration, Instant};
 /// A deadline that whoever is to meet it cannot move would otherwise keep a thread from ever waiting.
 const LEAST_WAIT: Duration = Duration::from_millis(1);
 
-/// A clock that goes on while the machine sleeps (CLOCK_BOOTTIME), told as `Instant` so that the core knows one kind of time, and an alarm
-/// that rings by it: what fell due during a sleep is done on waking up. Epoll's own timeout stands still meanwhile.
+/// A clock that goes on while the machine sleeps (CLOCK_BOOTTIME), told as `Instant` so that the core knows one kind of time.
+#[derive(Clone, Copy)]
 pub(crate) struct Clock {
     origin: Instant,
     boot_at_origin: Duration,
-    alarm: OwnedFd,
+}
+
+/// Rings by a [`Clock`], so that what fell due while the machine slept is done on waking up. Epoll's own timeout stands still meanwhile.
+pub(crate) struct Alarm {
+    clock: Clock,
+    timer: OwnedFd,
     set_for: Option<Instant>,
 }
 
 impl Clock {
-    pub(crate) fn start() -> io::Result<Self> {
+    pub(crate) fn start() -> Self {
+        Self { origin: Instant::now(), boot_at_origin: since_boot() }
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.origin + since_boot().saturating_sub(self.boot_at_origin)
+    }
+}
+
+impl Alarm {
+    pub(crate) fn new(clock: Clock) -> io::Result<Self> {
         // SAFETY: takes no pointers; the descriptor it returns is new and nobody else's.
-        let alarm = unsafe {
+        let timer = unsafe {
             match libc::timerfd_create(libc::CLOCK_BOOTTIME, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) {
                 -1 => return Err(io::Error::last_os_error()),
                 fd => OwnedFd::from_raw_fd(fd),
             }
         };
-        Ok(Self { origin: Instant::now(), boot_at_origin: since_boot(), alarm, set_for: None })
-    }
-
-    pub(crate) fn now(&self) -> Instant {
-        self.origin + since_boot().saturating_sub(self.boot_at_origin)
+        Ok(Self { clock, timer, set_for: None })
     }
 
     /// Rings at `due` at the latest; maybe earlier, since deadlines mostly move away and a system call for each move would be dear.
@@ -38,7 +49,7 @@ impl Clock {
         }
         let due = due.max(now + LEAST_WAIT);
         self.set_for = Some(due);
-        let since_boot = self.boot_at_origin + due.saturating_duration_since(self.origin);
+        let since_boot = self.clock.boot_at_origin + due.saturating_duration_since(self.clock.origin);
         let setting = libc::itimerspec {
             it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
             it_value: libc::timespec {
@@ -49,7 +60,7 @@ impl Clock {
         // SAFETY: `setting` is a valid itimerspec, which the kernel only reads; the old setting is not asked for.
         unsafe {
             libc::timerfd_settime(
-                self.alarm.as_raw_fd(),
+                self.timer.as_raw_fd(),
                 libc::TFD_TIMER_ABSTIME,
                 &raw const setting,
                 std::ptr::null_mut(),
@@ -57,15 +68,15 @@ impl Clock {
         }
     }
 
-    /// To be told when the alarm has rung. Each ring is an edge of its own: nothing need be read.
+    /// To be told when it has rung. Each ring is an edge of its own: nothing need be read.
     pub(crate) fn rang(&mut self) {
         self.set_for = None;
     }
 }
 
-impl AsRawFd for Clock {
+impl AsRawFd for Alarm {
     fn as_raw_fd(&self) -> RawFd {
-        self.alarm.as_raw_fd()
+        self.timer.as_raw_fd()
     }
 }
 
@@ -85,19 +96,20 @@ mod tests {
 
     #[test]
     fn it_rings_for_the_earliest_deadline_again_and_again() {
-        let (mut clock, mut poll) = (Clock::start().unwrap(), Poll::new().unwrap());
-        poll.registry().register(&mut SourceFd(&clock.as_raw_fd()), Token(0), Interest::READABLE).unwrap();
+        let clock = Clock::start();
+        let (mut alarm, mut poll) = (Alarm::new(clock).unwrap(), Poll::new().unwrap());
+        poll.registry().register(&mut SourceFd(&alarm.as_raw_fd()), Token(0), Interest::READABLE).unwrap();
         let mut events = Events::with_capacity(1);
         for milliseconds in [20, 0, 5] {
             let now = clock.now();
             let due = now + Duration::from_millis(milliseconds);
-            clock.ring_at(Some(now + Duration::from_secs(3600)), now);
-            clock.ring_at(Some(due), now);
-            clock.ring_at(Some(now + Duration::from_secs(60)), now);
+            alarm.ring_at(Some(now + Duration::from_secs(3600)), now);
+            alarm.ring_at(Some(due), now);
+            alarm.ring_at(Some(now + Duration::from_secs(60)), now);
             poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
             assert_eq!(events.iter().count(), 1);
             assert!(clock.now() >= due.max(now + LEAST_WAIT));
-            clock.rang();
+            alarm.rang();
         }
         poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
         assert!(events.is_empty(), "once rung, it is silent");

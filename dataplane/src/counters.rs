@@ -2,7 +2,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use policy::Path;
 
-/// What the pump counts. It alone writes, so each step is a plain load and store; anyone may read.
+/// What the pump counts; anyone may read. Each path's counts are written under one lock (the tunnel's outbound ones under the peer's, all
+/// others under the engine's), so each step is a plain load and store; drops come from anywhere.
 #[derive(Debug, Default)]
 pub struct Counters {
     paths: [PathCounters; 3],
@@ -80,8 +81,14 @@ impl Counters {
     }
 
     pub(crate) fn count_drop(&self, reason: DropReason) {
-        if let Some(count) = self.drops.get(reason as usize) {
-            add(count, 1);
+        self.count_drops(reason, 1);
+    }
+
+    pub(crate) fn count_drops(&self, reason: DropReason, packets: usize) {
+        if packets > 0
+            && let Some(count) = self.drops.get(reason as usize)
+        {
+            count.fetch_add(packets as u64, Relaxed);
         }
     }
 

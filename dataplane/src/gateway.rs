@@ -10,17 +10,18 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use packet::{OuterDscp, Packet, PacketMut, Tos, decapsulate};
+use packet::{OuterDscp, PacketMut, Tos, decapsulate};
+use socket2::Socket;
 use tunnel::{Opened, Responder, Sealed};
 
 use crate::BATCH;
-use crate::clock::Clock;
+use crate::clock::{Alarm, Clock};
 use crate::io::sockets;
-use crate::io::tun::{Queue, Record, Tun, VNET_HEADER};
+use crate::io::tun::{Record, Tun, VNET_HEADER};
 use crate::offload::Segments;
 use crate::pump::{OnExit, PumpError, io_error};
 use crate::tun_writer::TunWriter;
-use crate::wire::Wire;
+use crate::wire::{self, Inbox, Outbox};
 
 pub struct GatewaySetup {
     pub tun: Tun,
@@ -47,24 +48,29 @@ impl Gateway {
         let poll = Poll::new().map_err(io_error("opening an epoll"))?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?);
         let socket = sockets::listening(setup.listen, 0).map_err(io_error("opening the gateway's port"))?;
-        let clock = Clock::start().map_err(io_error("opening a timer"))?;
-        let queues: Vec<_> = setup.tun.queues().map(|(_, fd)| (fd.as_raw_fd(), TUN)).collect();
-        for (fd, token) in queues.into_iter().chain([(socket.as_raw_fd(), PEERS), (clock.as_raw_fd(), ALARM)])
-        {
+        let clock = Clock::start();
+        let alarm = Alarm::new(clock).map_err(io_error("opening a timer"))?;
+        let watched =
+            [(setup.tun.queue().as_raw_fd(), TUN), (socket.as_raw_fd(), PEERS), (alarm.as_raw_fd(), ALARM)];
+        for (fd, token) in watched {
             poll.registry()
                 .register(&mut SourceFd(&fd), token, Interest::READABLE)
                 .map_err(io_error("watching the gateway's descriptors"))?;
         }
+        let segments = wire::segmentation(&socket, true);
         let mut tun = setup.tun;
-        tun.offer_segmentation();
+        tun.offer_segmentation(segments.on);
         let mut worker = Worker {
             poll,
             clock,
+            alarm,
             stop: Arc::clone(&stop),
             tun,
             tun_ready: true,
             responder: setup.responder,
-            wire: Wire::new(socket, true, setup.outer_dscp),
+            outbox: Outbox::new(segments, setup.outer_dscp),
+            inbox: Inbox::new(&socket, true),
+            socket,
             peers_ready: true,
             writer: TunWriter::new(),
             record: vec![0; RECORD].into_boxed_slice(),
@@ -108,11 +114,14 @@ const TURN_BYTES: usize = 128 << 10;
 struct Worker {
     poll: Poll,
     clock: Clock,
+    alarm: Alarm,
     stop: Arc<AtomicBool>,
     tun: Tun,
     tun_ready: bool,
     responder: Responder,
-    wire: Wire,
+    socket: Socket,
+    outbox: Outbox,
+    inbox: Inbox,
     peers_ready: bool,
     writer: TunWriter,
     record: Box<[u8]>,
@@ -123,7 +132,7 @@ impl Worker {
         let mut events = Events::with_capacity(16);
         let mut now = self.clock.now();
         while !self.stop.load(Ordering::Relaxed) {
-            self.clock.ring_at(self.responder.deadline(), now);
+            self.alarm.ring_at(self.responder.deadline(), now);
             let busy = self.tun_ready || self.peers_ready;
             match self.poll.poll(&mut events, busy.then_some(Duration::ZERO)) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
@@ -135,7 +144,7 @@ impl Worker {
                 self.tun_ready |= event.token() == TUN;
                 self.peers_ready |= event.token() == PEERS;
                 if event.token() == ALARM {
-                    self.clock.rang();
+                    self.alarm.rang();
                 }
             }
             now = self.clock.now();
@@ -156,7 +165,7 @@ impl Worker {
             if bytes >= TURN_BYTES {
                 break;
             }
-            let length = match self.tun.read(Queue::Bulk, &mut self.record) {
+            let length = match self.tun.queue().read(&mut self.record) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.tun_ready = false;
@@ -167,7 +176,7 @@ impl Worker {
             bytes += length;
             self.seal(length, now);
         }
-        self.wire.outbox.send(&self.wire.socket);
+        self.outbox.send(&self.socket);
         Ok(())
     }
 
@@ -183,17 +192,20 @@ impl Worker {
         let route = self.responder.route(headers.destination)?;
         let endpoint = route.endpoint?;
         let peer = self.responder.peer_mut(route.peer)?;
-        let wire = &mut self.wire;
-        let mut seal = |room: &mut [u8], length| match peer.seal(room, length, wire.outbox.room(), now) {
-            Ok(Sealed::Datagram(datagram)) => {
-                let len = datagram.len();
-                wire.outbox.push(len, Some(headers.tos), endpoint, &wire.socket);
+        let (outbox, socket) = (&mut self.outbox, &self.socket);
+        let mut seal = |room: &mut [u8], length| {
+            make_room(outbox, socket);
+            match peer.seal(room, length, outbox.room(), now) {
+                Ok(Sealed::Datagram(datagram)) => {
+                    let len = datagram.len();
+                    outbox.push(len, Some(headers.tos), endpoint);
+                }
+                Ok(Sealed::Queued { handshake: Some(handshake) }) => {
+                    let len = handshake.len();
+                    outbox.push(len, None, endpoint);
+                }
+                Ok(Sealed::Queued { handshake: None } | Sealed::Full | Sealed::Down) | Err(_) => {}
             }
-            Ok(Sealed::Queued { handshake: Some(handshake) }) => {
-                let len = handshake.len();
-                wire.outbox.push(len, None, endpoint, &wire.socket);
-            }
-            Ok(Sealed::Queued { handshake: None } | Sealed::Full | Sealed::Down) | Err(_) => {}
         };
         let room = self.record.get_mut(VNET_HEADER..)?;
         let Some(segmentation) = segmentation else {
@@ -208,12 +220,15 @@ impl Worker {
     }
 
     fn take_from_peers(&mut self, now: Instant) {
-        let (count, more) = self.wire.inbox.receive(&self.wire.socket);
+        let (count, more) = self.inbox.receive(&self.socket);
         self.peers_ready = more;
         for place in 0..count {
             let mut heard = None;
-            if let Some((from, tos, datagrams)) = self.wire.inbox.message(place) {
+            if let Some((from, tos, datagrams)) = self.inbox.message(place) {
                 for datagram in datagrams {
+                    if self.writer.is_full() {
+                        pass_on(&mut self.writer, &mut self.tun);
+                    }
                     let opened = self.responder.open(datagram, from, self.writer.room(), now);
                     let Ok((peer, opened)) =
                         opened.inspect_err(|error| tracing::debug!(%from, %error, "datagram refused"))
@@ -224,14 +239,12 @@ impl Worker {
                     match opened {
                         Opened::Packet(packet) => {
                             let length = packet.len();
-                            let taken = decapsulate(packet, tos)
-                                && Packet::parse(self.writer.pending(length)).is_ok();
-                            if taken && self.writer.keep(length) {
-                                self.writer.flush(&mut self.tun);
+                            if decapsulate(packet, tos) {
+                                self.writer.push(length);
                             }
                         }
                         Opened::Reply(reply) => {
-                            self.wire.outbox.send_now(reply, from, &self.wire.socket);
+                            self.outbox.send_now(reply, from, &self.socket);
                         }
                         Opened::Keepalive | Opened::Nothing => {}
                     }
@@ -241,18 +254,20 @@ impl Worker {
                 self.flush(peer, now);
             }
         }
-        self.writer.flush(&mut self.tun);
+        pass_on(&mut self.writer, &mut self.tun);
     }
 
     /// Sends what waited for the peer's session.
     fn flush(&mut self, peer: usize, now: Instant) {
         let Some(endpoint) = self.responder.endpoint(peer) else { return };
-        while let Some(peer) = self.responder.peer_mut(peer) {
+        let Some(peer) = self.responder.peer_mut(peer) else { return };
+        loop {
+            make_room(&mut self.outbox, &self.socket);
             let inner = peer.waiting(now).and_then(Tos::of);
-            let Some(len) = peer.flush(self.wire.outbox.room(), now).map(<[u8]>::len) else { break };
-            self.wire.outbox.push(len, inner, endpoint, &self.wire.socket);
+            let Some(len) = peer.flush(self.outbox.room(), now).map(<[u8]>::len) else { break };
+            self.outbox.push(len, inner, endpoint);
         }
-        self.wire.outbox.send(&self.wire.socket);
+        self.outbox.send(&self.socket);
     }
 
     fn meet_deadlines(&mut self, now: Instant) {
@@ -260,14 +275,28 @@ impl Worker {
             if self.responder.deadline().is_none_or(|due| due > now) {
                 break;
             }
-            let Some((peer, datagram)) = self.responder.on_deadline(self.wire.outbox.room(), now) else {
+            make_room(&mut self.outbox, &self.socket);
+            let Some((peer, datagram)) = self.responder.on_deadline(self.outbox.room(), now) else {
                 continue;
             };
             let len = datagram.len();
             if let Some(endpoint) = self.responder.endpoint(peer) {
-                self.wire.outbox.push(len, None, endpoint, &self.wire.socket);
+                self.outbox.push(len, None, endpoint);
             }
         }
-        self.wire.outbox.send(&self.wire.socket);
+        self.outbox.send(&self.socket);
     }
+}
+
+/// Without room for one more datagram, what is sealed is sent first.
+fn make_room(outbox: &mut Outbox, socket: &Socket) {
+    if outbox.is_full() {
+        outbox.send(socket);
+    }
+}
+
+/// Writes what was opened to the TUN: a peer's addresses are checked when it is opened.
+fn pass_on(writer: &mut TunWriter, tun: &mut Tun) {
+    writer.judge(|_| true);
+    writer.flush(tun);
 }

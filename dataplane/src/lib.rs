@@ -6,6 +6,7 @@ mod counters;
 pub mod engine;
 mod gateway;
 mod io;
+mod lock;
 pub mod offload;
 mod pump;
 mod report;

@@ -14,6 +14,7 @@ const RECORD: usize = VNET_HEADER + 65_535;
 pub(crate) struct TunWriter {
     records: Buffers,
     lengths: Vec<usize>,
+    judged: usize,
     coalescer: Coalescer,
 }
 
@@ -22,33 +23,42 @@ impl TunWriter {
         Self {
             records: Buffers::new(HELD, RECORD),
             lengths: Vec::with_capacity(HELD),
+            judged: 0,
             coalescer: Coalescer::default(),
         }
     }
 
-    /// Where the next packet is to be opened.
+    /// Where the next packet is to be opened. No room is left when [`TunWriter::is_full`].
     pub(crate) fn room(&mut self) -> &mut [u8] {
         self.records.get_mut(self.lengths.len()).get_mut(VNET_HEADER..).unwrap_or_default()
     }
 
-    /// The packet in the first `length` bytes of [`TunWriter::room`].
-    pub(crate) fn pending(&self, length: usize) -> &[u8] {
-        packet_in(&self.records, self.lengths.len(), length)
+    /// Takes the packet in the first `length` bytes of [`TunWriter::room`]; it is written only if [`TunWriter::judge`] lets it.
+    pub(crate) fn push(&mut self, length: usize) {
+        self.lengths.push(length);
     }
 
-    /// Keeps the packet in the first `length` bytes of [`TunWriter::room`] for the next [`TunWriter::flush`]; `true`: that has to be now.
-    pub(crate) fn keep(&mut self, length: usize) -> bool {
-        let slot = self.lengths.len();
-        self.lengths.push(length);
-        let (records, lengths) = (&self.records, &self.lengths);
-        let bytes_of = |slot: usize| packet_in(records, slot, lengths.get(slot).copied().unwrap_or_default());
-        if let Ok(packet) = Packet::parse(bytes_of(slot)) {
-            self.coalescer.add(slot, &packet, bytes_of);
-        }
+    pub(crate) fn is_full(&self) -> bool {
         self.lengths.len() == HELD
     }
 
-    /// Writes everything; returns how many packets the interface refused.
+    /// Lets those through that `accepts`, of the packets pushed since it was called last. Returns how many were no packets.
+    pub(crate) fn judge(&mut self, mut accepts: impl FnMut(&Packet<'_>) -> bool) -> usize {
+        let mut malformed = 0;
+        let (records, lengths) = (&self.records, &self.lengths);
+        let bytes_of = |slot: usize| packet_in(records, slot, lengths.get(slot).copied().unwrap_or_default());
+        for slot in self.judged..lengths.len() {
+            match Packet::parse(bytes_of(slot)) {
+                Ok(packet) if accepts(&packet) => self.coalescer.add(slot, &packet, bytes_of),
+                Ok(_) => {}
+                Err(_) => malformed += 1,
+            }
+        }
+        self.judged = lengths.len();
+        malformed
+    }
+
+    /// Writes what was let through; returns how many packets the interface refused.
     pub(crate) fn flush(&mut self, tun: &mut Tun) -> usize {
         let mut refused = 0;
         for bundle in self.coalescer.bundles() {
@@ -61,10 +71,11 @@ impl TunWriter {
                 if let Some(header) = record.first_chunk_mut() {
                     *header = COMPLETE;
                 }
-                refused += usize::from(tun.write(record).is_err());
+                refused += usize::from(tun.queue().write(record).is_err());
             }
         }
         self.lengths.clear();
+        self.judged = 0;
         self.coalescer.clear();
         refused
     }

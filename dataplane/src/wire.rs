@@ -18,13 +18,6 @@ const DATAGRAM: usize = 65_535;
 /// Messages taken at once. Gathered, each holds up to 45 datagrams of 1452 bytes, so this bounds a turn to about 1 ms of cipher.
 const MESSAGES: usize = 16;
 
-/// The socket that carries WireGuard's datagrams, and what goes out and comes in through it.
-pub(crate) struct Wire {
-    pub(crate) socket: Socket,
-    pub(crate) outbox: Outbox,
-    pub(crate) inbox: Inbox,
-}
-
 /// Sends sealed datagrams, many of one size as one where the kernel segments them.
 pub(crate) struct Outbox {
     sender: Sender,
@@ -41,64 +34,47 @@ pub(crate) struct Inbox {
 }
 
 /// Whether a feature is used, and why.
-struct Switch {
-    on: bool,
+#[derive(Clone)]
+pub(crate) struct Switch {
+    pub(crate) on: bool,
     why: String,
 }
 
-impl Wire {
-    /// With `offload` it uses what the kernel offers. `dscp` is for what goes out.
-    pub(crate) fn new(socket: Socket, offload: bool, dscp: OuterDscp) -> Self {
-        let asked = |ask: fn(&Socket) -> io::Result<()>| match offload {
-            true => Switch::of(ask(&socket)),
-            false => Switch { on: false, why: "switched off in the configuration".to_owned() },
-        };
-        let mut segments = asked(sockets::segments_datagrams);
-        if segments.on {
-            segments = match probe::segmentation() {
-                Ok(why) => Switch { on: true, why },
-                Err(why) => Switch { on: false, why },
-            };
-        }
-        let gathers = asked(sockets::gather_datagrams);
-        Self {
-            socket,
-            outbox: Outbox { sender: Sender::new(), sealed: SealedBatch::new(), dscp, segments },
-            inbox: Inbox { receiver: Receiver::new(), buffers: Buffers::new(MESSAGES, DATAGRAM), gathers },
-        }
+/// Whether the kernel is given several datagrams at once, if it is `wanted`: where it offers that, and does it right.
+pub(crate) fn segmentation(socket: &Socket, wanted: bool) -> Switch {
+    let offered = Switch::new(wanted, || sockets::segments_datagrams(socket));
+    if !offered.on {
+        return offered;
     }
-
-    /// Goes on with another socket.
-    pub(crate) fn replace(&mut self, socket: Socket) {
-        if self.inbox.gathers.on {
-            self.inbox.gathers = Switch::of(sockets::gather_datagrams(&socket));
-        }
-        self.socket = socket;
-    }
-
-    pub(crate) fn features(&self) -> [Feature; 2] {
-        [("udp-segmentation", &self.outbox.segments), ("udp-gathering", &self.inbox.gathers)]
-            .map(|(name, switch)| (name, switch.on, switch.why.clone()))
+    match probe::segmentation() {
+        Ok(why) => Switch { on: true, why },
+        Err(why) => Switch { on: false, why },
     }
 }
 
 impl Outbox {
+    /// `segments`: see [`segmentation`].
+    pub(crate) fn new(segments: Switch, dscp: OuterDscp) -> Self {
+        Self { sender: Sender::new(), sealed: SealedBatch::new(), dscp, segments }
+    }
+
+    pub(crate) fn feature(&self) -> Feature {
+        self.segments.feature("udp-segmentation")
+    }
+
+    /// Whether to [`Outbox::send`] before anything else is sealed.
+    pub(crate) fn is_full(&self) -> bool {
+        self.sealed.is_full()
+    }
+
     /// Where the next datagram is to be sealed.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         self.sealed.room()
     }
 
-    /// Takes what was sealed into the first `len` bytes of [`Outbox::room`], and sends if no more fits. `inner` is the TOS of the packet inside,
-    /// if there is one. Returns how many sends failed.
-    pub(crate) fn push(
-        &mut self,
-        len: usize,
-        inner: Option<Tos>,
-        destination: SocketAddr,
-        socket: &Socket,
-    ) -> usize {
+    /// Takes what was sealed into the first `len` bytes of [`Outbox::room`]. `inner` is the TOS of the packet inside, if there is one.
+    pub(crate) fn push(&mut self, len: usize, inner: Option<Tos>, destination: SocketAddr) {
         self.sealed.push(len, destination, self.dscp.encapsulated(inner), self.segments.on);
-        if self.sealed.is_full() { self.send(socket) } else { 0 }
     }
 
     /// Sends what was pushed. Returns how many sends failed.
@@ -131,6 +107,23 @@ impl Outbox {
 }
 
 impl Inbox {
+    /// With `offload` it uses what the kernel offers.
+    pub(crate) fn new(socket: &Socket, offload: bool) -> Self {
+        let gathers = Switch::new(offload, || sockets::gather_datagrams(socket));
+        Self { receiver: Receiver::new(), buffers: Buffers::new(MESSAGES, DATAGRAM), gathers }
+    }
+
+    /// To be told when another socket is used from now on.
+    pub(crate) fn socket_changed(&mut self, socket: &Socket) {
+        if self.gathers.on {
+            self.gathers = Switch::new(true, || sockets::gather_datagrams(socket));
+        }
+    }
+
+    pub(crate) fn feature(&self) -> Feature {
+        self.gathers.feature("udp-gathering")
+    }
+
     /// Receives one batch: how many messages, and whether there may be more.
     pub(crate) fn receive(&mut self, socket: &Socket) -> (usize, bool) {
         match self.receiver.receive(socket.as_fd(), &mut self.buffers, 0) {
@@ -150,11 +143,18 @@ impl Inbox {
 }
 
 impl Switch {
-    fn of(asked: io::Result<()>) -> Self {
-        match asked {
+    fn new(wanted: bool, ask: impl FnOnce() -> io::Result<()>) -> Self {
+        if !wanted {
+            return Self { on: false, why: "switched off in the configuration".to_owned() };
+        }
+        match ask() {
             Ok(()) => Self { on: true, why: "the kernel does it".to_owned() },
             Err(error) => Self { on: false, why: format!("the kernel does not know it: {error}") },
         }
+    }
+
+    fn feature(&self, name: &'static str) -> Feature {
+        (name, self.on, self.why.clone())
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) fn attach(name: &str) -> io::Result<(File, String)> {
 }
 
 /// Leads all UDP to the queue that was attached second, everything else to the first: by what never changes within a flow, so that none
-/// is ever reordered.
+/// is ever reordered. Of IPv6 only TCP and ICMP go to the first, since behind an extension header there may be UDP.
 pub(super) fn steer(queue: &File) -> io::Result<()> {
     let program = load(&[
         // The loads below take the packet from r6.
@@ -44,16 +44,16 @@ pub(super) fn steer(queue: &File) -> io::Result<()> {
         // r0 = version; IPv4 has its protocol at 9, IPv6 its next header at 6.
         instruction(0x30, 0, 0, 0, 0),
         instruction(0x77, 0, 0, 0, 4),
-        instruction(0x15, 0, 0, 3, 4),
-        instruction(0x55, 0, 0, 5, 6),
-        instruction(0x30, 0, 0, 0, 6),
-        instruction(0x05, 0, 0, 1, 0),
+        instruction(0x15, 0, 0, 3, 6),
         instruction(0x30, 0, 0, 0, 9),
-        instruction(0x55, 0, 0, 1, 17),
-        instruction(0x05, 0, 0, 2, 0),
-        instruction(0xb7, 0, 0, 0, 0),
-        instruction(0x95, 0, 0, 0, 0),
+        instruction(0x15, 0, 0, 4, 17),
+        instruction(0x05, 0, 0, 5, 0),
+        instruction(0x30, 0, 0, 0, 6),
+        instruction(0x15, 0, 0, 3, 6),
+        instruction(0x15, 0, 0, 2, 58),
         instruction(0xb7, 0, 0, 0, 1),
+        instruction(0x95, 0, 0, 0, 0),
+        instruction(0xb7, 0, 0, 0, 0),
         instruction(0x95, 0, 0, 0, 0),
     ])?;
     let fd = program.as_raw_fd();

@@ -1,6 +1,6 @@
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 use packet::{Checksum, Headers};
 use tun::AbstractDevice;
@@ -30,22 +30,18 @@ const TUN_F_USO: libc::c_ulong = 0x20 | 0x40;
 const TCP_CHECKSUM_AT: u16 = 16;
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 
-/// An open TUN with virtio headers. The interface vanishes when this is dropped.
+/// An open TUN with virtio headers. The interface vanishes when this and its queues are dropped.
 pub struct Tun {
-    bulk: File,
-    voice: Option<File>,
+    queue: Queue,
     name: String,
     index: u32,
     tcp: Feature,
     udp: Feature,
-    voice_queue: Feature,
 }
 
-/// One of a TUN's queues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Queue {
-    Voice,
-    Bulk,
+/// One of a TUN's queues, for one thread to read; any may write.
+pub(crate) struct Queue {
+    file: File,
 }
 
 /// Whether something optional is used, and why.
@@ -63,28 +59,9 @@ impl Tun {
         configuration.raw_fd(file.as_raw_fd()).close_fd_on_drop(false).tun_name(&name);
         let index = tun::create(&configuration).and_then(|device| device.tun_index()).map_err(io_error)?;
         let off = || Feature { on: false, why: "switched off in the configuration".to_owned() };
-        let tun = Self {
-            bulk: file,
-            voice: None,
-            name,
-            index: index.unsigned_abs(),
-            tcp: off(),
-            udp: off(),
-            voice_queue: off(),
-        };
+        let tun = Self { queue: Queue { file }, name, index: index.unsigned_abs(), tcp: off(), udp: off() };
         tun.offer(TUN_F_CSUM)?;
         Ok(tun)
-    }
-
-    /// Opens a queue of its own for UDP, so that no voice packet waits behind bulk. Where the kernel cannot tell them apart, all stays in
-    /// one queue.
-    pub(crate) fn open_voice_queue(&mut self) {
-        let opened = queue::attach(&self.name).and_then(|(file, _)| queue::steer(&file).map(|()| file));
-        self.voice_queue = match &opened {
-            Ok(_) => Feature { on: true, why: "UDP has a queue of its own, which is read first".to_owned() },
-            Err(error) => Feature { on: false, why: format!("all packets share one queue: {error}") },
-        };
-        self.voice = opened.ok();
     }
 
     pub fn name(&self) -> &str {
@@ -95,42 +72,34 @@ impl Tun {
         self.index
     }
 
-    /// The queues, that for voice first where there is one.
-    pub(crate) fn queues(&self) -> impl Iterator<Item = (Queue, BorrowedFd<'_>)> {
-        let voice = self.voice.iter().map(|file| (Queue::Voice, file.as_fd()));
-        voice.chain([(Queue::Bulk, self.bulk.as_fd())])
+    /// The queue that everything comes through, but what [`Tun::voice_queue`] takes away from it.
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.queue
     }
 
-    /// Reads one packet with its header; `WouldBlock` when there is none.
-    pub(crate) fn read(&self, queue: Queue, buffer: &mut [u8]) -> io::Result<usize> {
-        let file = match queue {
-            Queue::Voice => self.voice.as_ref(),
-            Queue::Bulk => Some(&self.bulk),
-        };
-        file.map_or_else(|| Err(io::ErrorKind::WouldBlock.into()), |mut file| file.read(buffer))
+    /// A queue of its own for UDP, so that no voice packet waits behind bulk. An error: the kernel cannot tell them apart, and all stays in
+    /// one queue.
+    pub(crate) fn voice_queue(&self) -> io::Result<Queue> {
+        let (file, _) = queue::attach(&self.name)?;
+        queue::steer(&file)?;
+        Ok(Queue { file })
     }
 
-    /// Writes one packet; the first [`VNET_HEADER`] bytes of `record` are its header.
-    pub(crate) fn write(&self, record: &[u8]) -> io::Result<()> {
-        (&self.bulk).write(record).map(|_| ())
-    }
-
-    /// Offers to take and give super-packets, as far as the kernel does.
-    pub(crate) fn offer_segmentation(&mut self) {
+    /// Offers to take and give super-packets, as far as the kernel does; UDP's only if `datagrams` can be sent on in one call too.
+    pub(crate) fn offer_segmentation(&mut self, datagrams: bool) {
         let tcp = self.offer(TUN_F_CSUM | TUN_F_TSO);
-        let udp = tcp.is_ok().then(|| self.offer(TUN_F_CSUM | TUN_F_TSO | TUN_F_USO));
+        self.udp = match &tcp {
+            Ok(()) if !datagrams => Feature { on: false, why: "it goes with udp-segmentation".to_owned() },
+            Ok(()) => Feature::of(self.offer(TUN_F_CSUM | TUN_F_TSO | TUN_F_USO)),
+            Err(_) => Feature { on: false, why: "it goes with tun-tcp-segmentation".to_owned() },
+        };
         self.tcp = Feature::of(tcp);
-        self.udp = Feature::of(udp.unwrap_or_else(|| Err(io::ErrorKind::Unsupported.into())));
     }
 
     /// Name, whether it is used, and why.
-    pub(crate) fn features(&self) -> [crate::Feature; 3] {
-        [
-            ("tun-tcp-segmentation", &self.tcp),
-            ("tun-udp-segmentation", &self.udp),
-            ("tun-voice-queue", &self.voice_queue),
-        ]
-        .map(|(name, feature)| (name, feature.on, feature.why.clone()))
+    pub(crate) fn features(&self) -> [crate::Feature; 2] {
+        [("tun-tcp-segmentation", &self.tcp), ("tun-udp-segmentation", &self.udp)]
+            .map(|(name, feature)| (name, feature.on, feature.why.clone()))
     }
 
     pub(crate) fn joins(&self, kind: SegmentKind) -> bool {
@@ -142,7 +111,7 @@ impl Tun {
 
     /// Writes a super-packet from its parts, header first. `false` if the kernel does not take it; it is not asked again for that kind.
     pub(crate) fn write_joined(&mut self, parts: &[IoSlice<'_>], kind: SegmentKind) -> bool {
-        let Err(error) = (&self.bulk).write_vectored(parts) else { return true };
+        let Err(error) = (&self.queue.file).write_vectored(parts) else { return true };
         if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO)) {
             let feature = match kind {
                 SegmentKind::Tcp => &mut self.tcp,
@@ -156,10 +125,33 @@ impl Tun {
 
     fn offer(&self, flags: libc::c_ulong) -> io::Result<()> {
         // SAFETY: TUNSETOFFLOAD takes its flags by value.
-        match unsafe { libc::ioctl(self.bulk.as_raw_fd(), TUNSETOFFLOAD, flags) } {
+        match unsafe { libc::ioctl(self.queue.as_raw_fd(), TUNSETOFFLOAD, flags) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+}
+
+impl Queue {
+    /// The same queue once more: whoever reads takes from the other.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()? })
+    }
+
+    /// Reads one packet with its header; `WouldBlock` when there is none.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(buffer)
+    }
+
+    /// Writes one packet; the first [`VNET_HEADER`] bytes of `record` are its header.
+    pub(crate) fn write(&self, record: &[u8]) -> io::Result<()> {
+        (&self.file).write(record).map(|_| ())
+    }
+}
+
+impl AsRawFd for Queue {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 }
 

@@ -5,7 +5,7 @@ mod coalesce;
 mod split;
 
 pub use coalesce::{Bundle, Coalescer, MAX_PARTS};
-pub use split::Segments;
+pub use split::{Segment, Segments};
 
 /// IPv4 and TCP with all options: 60 bytes each. IPv6 with extension headers beyond that is not taken apart.
 pub const MAX_HEADERS: usize = 120;

@@ -9,7 +9,8 @@ use mio::{Interest, Registry, Token};
 use packet::{Headers, Tos, build};
 use socket2::{Domain, Socket};
 
-use super::shared::Shared;
+use super::core::Core;
+use super::to_tun::ToTun;
 use crate::buffers::Buffers;
 use crate::engine::{Engine, MappingId};
 use crate::io::error_queue::{self, Cause};
@@ -37,6 +38,8 @@ pub(super) struct Bypass {
     sender: Sender,
     receiver: Receiver,
     datagrams: Buffers,
+    /// To whom each of them goes.
+    internal: [Option<SocketAddr>; BATCH],
     quote: Box<[u8]>,
 }
 
@@ -72,6 +75,7 @@ impl Bypass {
             sender: Sender::new(),
             receiver: Receiver::new(),
             datagrams: Buffers::new(BATCH, DATAGRAM),
+            internal: [None; BATCH],
             quote: vec![0; build::MAX_REFUSAL].into_boxed_slice(),
         }
     }
@@ -125,11 +129,11 @@ impl Bypass {
     }
 
     /// Notes an event of the mapping's socket.
-    pub(super) fn set_ready(&mut self, slot: usize, failed: bool, shared: &mut Shared) {
+    pub(super) fn set_ready(&mut self, slot: usize, failed: bool, core: &Core, to_tun: &mut ToTun) {
         // A send may have taken the pending error without telling us (sendmmsg does where it sent something before), so that no receive
         // reports it any more; its queue is full all the same.
         if failed && let Some(Some((mapping, socket))) = self.sockets.get(slot) {
-            tell_errors(*mapping, socket, &mut self.quote, shared);
+            tell_errors(*mapping, socket, &mut self.quote, core, to_tun);
         }
         if !self.ready.contains(&slot) {
             self.ready.push(slot);
@@ -141,11 +145,11 @@ impl Bypass {
     }
 
     /// Sends payloads, those of one mapping that follow each other in one call.
-    pub(super) fn send(&mut self, outgoing: &[Outgoing], records: &Buffers, shared: &mut Shared) {
+    pub(super) fn send(&mut self, outgoing: &[Outgoing], records: &Buffers, core: &Core, to_tun: &mut ToTun) {
         for run in outgoing.chunk_by(|a, b| a.mapping == b.mapping) {
             let Some(first) = run.first() else { continue };
             let Some((mapping, socket)) = socket_of(&self.sockets, first.mapping) else {
-                run.iter().for_each(|_| shared.counters.count_drop(DropReason::SendFailed));
+                core.counters.count_drops(DropReason::SendFailed, run.len());
                 continue;
             };
             let datagrams = run.iter().map(|out| Datagram {
@@ -160,24 +164,24 @@ impl Bypass {
             self.sender.send_all(socket.as_fd(), datagrams, |place, error| {
                 // A pending error of one remote makes the send to another fail: it is taken off the queue, the send tried once more.
                 if error_queue::may_be_anothers(error) {
-                    tell_errors(mapping, socket, quote, shared);
+                    tell_errors(mapping, socket, quote, core, to_tun);
                     if tried_again != Some(place) {
                         tried_again = Some(place);
                         return Retry::Yes;
                     }
                 }
-                shared.counters.count_drop(DropReason::SendFailed);
+                core.counters.count_drop(DropReason::SendFailed);
                 Retry::No
             });
         }
     }
 
     /// Sends packets whose source is the physical interface's own, under it.
-    pub(super) fn send_whole(&mut self, whole: &[Whole], records: &mut Buffers, shared: &mut Shared) {
+    pub(super) fn send_whole(&mut self, whole: &[Whole], records: &mut Buffers, core: &Core) {
         for packet in whole {
             let destination = packet.headers.destination;
             let Ok(socket) = (if destination.is_ipv4() { &self.raw_v4 } else { &self.raw_v6 }) else {
-                shared.counters.count_drop(DropReason::SendFailed);
+                core.counters.count_drop(DropReason::SendFailed);
                 continue;
             };
             let sender = &mut self.sender;
@@ -186,7 +190,7 @@ impl Bypass {
                 let datagram = Datagram { payload, destination, tos: Tos(0), ttl: None, segment: None };
                 sender.load(std::iter::once(datagram)).send(socket.as_fd(), |_, error| {
                     tracing::debug!(%error, "a packet under the physical address was not sent");
-                    shared.counters.count_drop(DropReason::SendFailed);
+                    core.counters.count_drop(DropReason::SendFailed);
                     Retry::No
                 });
             };
@@ -206,14 +210,14 @@ impl Bypass {
     }
 
     /// Hands one batch of each ready mapping's answers to the TUN.
-    pub(super) fn receive(&mut self, shared: &mut Shared, now: Instant) {
+    pub(super) fn receive(&mut self, core: &Core, to_tun: &mut ToTun, now: Instant) {
         let mut ready = std::mem::take(&mut self.ready);
-        ready.retain(|&slot| self.receive_from(slot, shared, now));
+        ready.retain(|&slot| self.receive_from(slot, core, to_tun, now));
         self.ready = ready;
     }
 
     /// `true` if there may be more.
-    fn receive_from(&mut self, slot: usize, shared: &mut Shared, now: Instant) -> bool {
+    fn receive_from(&mut self, slot: usize, core: &Core, to_tun: &mut ToTun, now: Instant) -> bool {
         let Some(Some((mapping, socket))) = self.sockets.get(slot) else { return false };
         let mapping = *mapping;
         let received = self.receiver.receive(socket.as_fd(), &mut self.datagrams, HEADROOM);
@@ -222,18 +226,22 @@ impl Bypass {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             Err(_) => {
                 // A pending error is reported once in place of data; what it was about stands in the error queue.
-                tell_errors(mapping, socket, &mut self.quote, shared);
+                tell_errors(mapping, socket, &mut self.quote, core, to_tun);
                 return true;
             }
         };
-        for place in 0..count {
-            let Some(received) = self.receiver.get(place) else { continue };
-            let ip_len = received.len + build::udp_header_len(&received.from);
-            let Ok(internal) = shared.engine.from_bypass(mapping, received.from, ip_len, now) else {
-                continue;
-            };
+        let mut judge = core.engine.lock();
+        for (place, to) in self.internal.iter_mut().enumerate().take(count) {
+            *to = self.receiver.get(place).and_then(|received| {
+                let ip_len = received.len + build::udp_header_len(&received.from);
+                judge.engine.from_bypass(mapping, received.from, ip_len, now).ok()
+            });
+        }
+        drop(judge);
+        for (place, to) in self.internal.iter().enumerate().take(count) {
+            let (Some(internal), Some(received)) = (*to, self.receiver.get(place)) else { continue };
             if let Some(record) = with_headers(self.datagrams.get_mut(place), &received, internal) {
-                shared.write(record);
+                to_tun.write(record);
             }
         }
         count == BATCH
@@ -266,10 +274,11 @@ fn with_headers<'a>(buffer: &'a mut [u8], received: &Received, internal: SocketA
 }
 
 /// Empties a socket's error queue; each error goes to the application whose datagram it is about, if there was one.
-fn tell_errors(mapping: MappingId, socket: &Socket, quote: &mut [u8], shared: &mut Shared) {
+fn tell_errors(mapping: MappingId, socket: &Socket, quote: &mut [u8], core: &Core, to_tun: &mut ToTun) {
     for _ in 0..MAX_ERRORS {
         let Some(error) = error_queue::take(socket.as_fd(), quote) else { return };
-        let Some(internal) = shared.engine.told_of_error(mapping, error.destination.ip()) else { continue };
+        let about = core.engine.lock().engine.told_of_error(mapping, error.destination.ip());
+        let Some(internal) = about else { continue };
         let payload = quote.get(..error.quoted).unwrap_or_default();
         let sent = build::SentUdp { source: internal, destination: error.destination, payload };
         let (from, icmp) = match error.cause {
@@ -277,8 +286,7 @@ fn tell_errors(mapping: MappingId, socket: &Socket, quote: &mut [u8], shared: &m
             Cause::TooBig { mtu } => (error.destination.ip(), too_big(error.destination, mtu)),
             Cause::Other => continue,
         };
-        let written = shared.refuser.error_about(&shared.tun, &sent, icmp, from);
-        shared.count_write(written);
+        to_tun.error_about(&sent, icmp, from);
     }
 }
 

@@ -1,23 +1,35 @@
-//! The pump: one thread that moves packets, and the control plane's hold on it.
+//! The pump: a thread for voice, one for everything else, and the control plane's hold on them.
 
+mod bulk;
 mod bypass;
-mod refusal;
-mod shared;
-mod tunnel_side;
-mod worker;
+mod core;
+mod intake;
+mod opener;
+mod sealer;
+mod to_tun;
+mod voice;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded, unbounded};
 use packet::OuterDscp;
 use policy::Snapshot;
 use tunnel::Peer;
 
+use crate::clock::{Alarm, Clock};
+use crate::engine::{Engine, Limits};
+use crate::io::realtime::RealTime;
+use crate::io::sockets;
+use crate::wire;
 use crate::{Counters, Feature, FlowReport, Tun, TunnelReport, Underlay};
-use worker::Worker;
+use bulk::Bulk;
+use core::{Core, Judge, Tunnel};
+use opener::Opener;
+use sealer::Sealer;
+use voice::Voice;
 
 /// What the pump needs to run.
 pub struct Setup {
@@ -35,7 +47,7 @@ pub struct Setup {
     pub offload: Offload,
     /// Of the tunnel's own packets.
     pub outer_dscp: OuterDscp,
-    /// Called once, by the pump's thread, when it ends: `Ok` after [`Handle::stop`].
+    /// Called once, by a thread of the pump, when it has ended: `Ok` after [`Handle::stop`].
     pub on_exit: OnExit,
 }
 
@@ -58,7 +70,7 @@ pub enum PumpError {
     Io { what: &'static str, source: io::Error },
 }
 
-/// The pump's thread.
+/// The pump's threads.
 pub struct Pump;
 
 /// The control plane's hold on a running pump; dropping it stops the pump.
@@ -71,7 +83,7 @@ pub struct Handle {
 
 pub(crate) enum Command {
     Swap(Arc<Snapshot>, Sender<usize>),
-    Underlay(Underlay),
+    Underlay(Underlay, Sender<()>),
     Endpoint(SocketAddr, Sender<Result<(), PumpError>>),
     Flows(Sender<Vec<FlowReport>>),
     Tunnel(Sender<TunnelReport>),
@@ -80,19 +92,59 @@ pub(crate) enum Command {
 }
 
 impl Pump {
-    /// Starts the thread; returns once it is ready to move packets.
+    /// Starts the threads; returns once they are ready to move packets.
     pub fn start(setup: Setup) -> Result<Handle, PumpError> {
         let counters = Arc::new(Counters::default());
         let (commands, inbox) = unbounded();
-        let (ready, started) = bounded(1);
-        let thread = {
-            let counters = Arc::clone(&counters);
-            thread::Builder::new()
-                .name("pump".to_owned())
-                .spawn(move || run(setup, counters, inbox, ready))
-                .map_err(io_error("starting the pump's thread"))?
+        let offload = setup.offload;
+        let socket = Arc::new(bulk::open_socket(setup.endpoint, setup.fwmark)?);
+        let segments = wire::segmentation(&socket, offload.udp);
+        let mut tun = setup.tun;
+        if offload.tun {
+            tun.offer_segmentation(segments.on);
+        }
+        let only = || tun.queue().try_clone().map_err(io_error("sharing the TUN"));
+        let (voice_queue, bulk_queue, own_queue) = match tun.voice_queue() {
+            Ok(queue) => (queue, Some(only()?), Ok(())),
+            Err(error) => (only()?, None, Err(error)),
         };
-        let waker = started.recv().map_err(|_| PumpError::Stopped)??;
+
+        let clock = Clock::start();
+        let core = Core::new(
+            clock,
+            Judge {
+                engine: Engine::new(
+                    setup.snapshot,
+                    setup.addresses,
+                    setup.underlay.clone(),
+                    limits(),
+                    Arc::clone(&counters),
+                ),
+                alarm: Alarm::new(clock).map_err(io_error("opening a timer"))?,
+            },
+            Tunnel {
+                peer: setup.peer,
+                endpoint: setup.endpoint,
+                socket: Arc::clone(&socket),
+                alarm: Alarm::new(clock).map_err(io_error("opening a timer"))?,
+            },
+            Arc::clone(&counters),
+            setup.mtu,
+        );
+        let mut tunnel = core.tunnel.lock();
+        tunnel.peer.set_underlay(setup.underlay.gateway_reachable, clock.now());
+        tunnel.set_alarm(clock.now());
+        drop(tunnel);
+        let sealer = || Sealer::new(segments.clone(), setup.outer_dscp);
+        let voice = Voice::new(Arc::clone(&core), setup.fwmark, voice_queue, sealer())?;
+        let voice_waker = voice.waker();
+        let opener = Opener::new(&socket, offload.udp);
+        let (bulk, waker) =
+            Bulk::new(Arc::clone(&core), inbox, setup.fwmark, tun, bulk_queue, sealer(), opener)?;
+
+        let (voice, features) = start_voice(voice, own_queue, Arc::clone(&core), Arc::clone(&waker))?;
+        let end = EndsWithMe { core, other: voice_waker };
+        let thread = start_bulk(bulk, features, voice, end, setup.on_exit)?;
         Ok(Handle { counters, commands, waker, thread: Some(thread) })
     }
 }
@@ -107,8 +159,9 @@ impl Handle {
         self.ask(|reply| Command::Swap(snapshot, reply))
     }
 
+    /// Takes note of the physical side as it is now; on return every packet is judged by it.
     pub fn set_underlay(&self, underlay: Underlay) -> Result<(), PumpError> {
-        self.tell(Command::Underlay(underlay))
+        self.ask(|reply| Command::Underlay(underlay, reply))
     }
 
     /// Moves the tunnel to another address of the gateway; on an error (no IPv6 here, say) it stays where it was.
@@ -158,21 +211,78 @@ impl Drop for Handle {
     }
 }
 
-type Ready = Sender<Result<Arc<mio::Waker>, PumpError>>;
+/// Ends the pump's other thread with the one that holds this, also when that panics or does not even start.
+struct EndsWithMe {
+    core: Arc<Core>,
+    other: Arc<mio::Waker>,
+}
 
-fn run(mut setup: Setup, counters: Arc<Counters>, inbox: Receiver<Command>, ready: Ready) {
-    let on_exit = std::mem::replace(&mut setup.on_exit, Box::new(|_| ()));
-    let mut worker = match Worker::new(setup, counters, inbox) {
-        Ok((worker, waker)) => {
-            let _ = ready.send(Ok(waker));
-            worker
-        }
-        Err(error) => {
-            let _ = ready.send(Err(error));
-            return;
-        }
-    };
-    on_exit(worker.run());
+impl Drop for EndsWithMe {
+    fn drop(&mut self) {
+        self.core.stop();
+        let _ = self.other.wake();
+    }
+}
+
+type VoiceThread = (JoinHandle<Result<(), PumpError>>, Vec<Feature>);
+
+/// Returns once the thread runs, with what it can do. `own_queue`: whether nothing but voice is in its queue.
+fn start_voice(
+    mut voice: Voice,
+    own_queue: io::Result<()>,
+    core: Arc<Core>,
+    other: Arc<mio::Waker>,
+) -> Result<VoiceThread, PumpError> {
+    let (ready, started) = bounded(1);
+    let thread = thread::Builder::new()
+        .name("voice".to_owned())
+        .spawn(move || {
+            // Bulk in the same queue would run at voice's priority.
+            let real_time = match &own_queue {
+                Ok(()) => RealTime::enter(core.clock.now()),
+                Err(_) => Err(io::Error::other("bulk comes through the same queue")),
+            };
+            let mut features = voice.features();
+            features.push(match &own_queue {
+                Ok(()) => ("tun-voice-queue", true, "UDP has a queue of its own".to_owned()),
+                Err(error) => ("tun-voice-queue", false, format!("all packets share one queue: {error}")),
+            });
+            features.push(match &real_time {
+                Ok(_) => ("voice-real-time", true, "the voice thread runs before ordinary work".to_owned()),
+                Err(error) => ("voice-real-time", false, format!("the voice thread waits its turn: {error}")),
+            });
+            let _ = ready.send(features);
+            let _end = EndsWithMe { core, other };
+            voice.run(real_time.ok())
+        })
+        .map_err(io_error("starting the voice thread"))?;
+    let features = started.recv().map_err(|_| PumpError::Stopped)?;
+    Ok((thread, features))
+}
+
+fn start_bulk(
+    mut bulk: Bulk,
+    voice_features: Vec<Feature>,
+    voice: JoinHandle<Result<(), PumpError>>,
+    end: EndsWithMe,
+    on_exit: OnExit,
+) -> Result<JoinHandle<()>, PumpError> {
+    thread::Builder::new()
+        .name("bulk".to_owned())
+        .spawn(move || {
+            let ended = bulk.run(voice_features);
+            drop(end);
+            let voice_ended = voice.join().unwrap_or(Err(PumpError::Stopped));
+            on_exit(ended.and(voice_ended));
+        })
+        .map_err(io_error("starting the bulk thread"))
+}
+
+/// Each mapping holds a descriptor; some are left to the rest of the process.
+fn limits() -> Limits {
+    const OTHERS: usize = 128;
+    let (default, descriptors) = (Limits::default(), sockets::raise_descriptor_limit());
+    Limits { mappings: default.mappings.min(descriptors.saturating_sub(OTHERS)), ..default }
 }
 
 pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> PumpError {

@@ -1,0 +1,185 @@
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use socket2::Socket;
+
+use super::core::Core;
+use super::intake::Intake;
+use super::opener::Opener;
+use super::sealer::Sealer;
+use super::to_tun::ToTun;
+use super::{Command, PumpError, io_error};
+use crate::io::sockets;
+use crate::io::tun::{Queue, Tun};
+use crate::{DropReason, Feature};
+
+const WAKER: Token = Token(0);
+const TUN: Token = Token(1);
+const TUNNEL: Token = Token(2);
+const ALARM: Token = Token(3);
+
+/// The thread for everything that is no voice: the TUN's queue of that, the tunnel's socket, and what the control plane asks.
+pub(super) struct Bulk {
+    poll: Poll,
+    core: Arc<Core>,
+    inbox: Receiver<Command>,
+    fwmark: u32,
+    tun: Tun,
+    /// `None` where the voice thread reads the only queue.
+    intake: Option<Intake>,
+    to_tun: ToTun,
+    sealer: Sealer,
+    opener: Opener,
+    /// Those of the voice thread.
+    voice_features: Vec<Feature>,
+}
+
+impl Bulk {
+    pub(super) fn new(
+        core: Arc<Core>,
+        inbox: Receiver<Command>,
+        fwmark: u32,
+        tun: Tun,
+        queue: Option<Queue>,
+        sealer: Sealer,
+        opener: Opener,
+    ) -> Result<(Self, Arc<Waker>), PumpError> {
+        let poll = Poll::new().map_err(io_error("opening an epoll"))?;
+        let waker = Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?;
+        let tunnel = core.tunnel.lock();
+        let socket = Arc::clone(&tunnel.socket);
+        let alarm = tunnel.alarm.as_raw_fd();
+        drop(tunnel);
+        watch(&poll, alarm, ALARM)?;
+        watch(&poll, socket.as_raw_fd(), TUNNEL)?;
+        if let Some(queue) = &queue {
+            watch(&poll, queue.as_raw_fd(), TUN)?;
+        }
+        let own = tun.queue().try_clone().map_err(io_error("sharing the TUN"))?;
+        let to_tun = ToTun::new(own, Arc::clone(&core.counters));
+        let bulk = Self {
+            poll,
+            core,
+            inbox,
+            fwmark,
+            tun,
+            intake: queue.map(Intake::new),
+            to_tun,
+            sealer,
+            opener,
+            voice_features: Vec::new(),
+        };
+        Ok((bulk, Arc::new(waker)))
+    }
+
+    /// Moves packets until told to stop, or until the TUN is gone.
+    pub(super) fn run(&mut self, voice_features: Vec<Feature>) -> Result<(), PumpError> {
+        self.voice_features = voice_features;
+        let mut events = Events::with_capacity(16);
+        while !self.core.is_stopped() {
+            let busy = self.opener.ready || self.intake.as_ref().is_some_and(|intake| intake.ready);
+            wait(&mut self.poll, &mut events, busy)?;
+            let now = self.core.clock.now();
+            for event in &events {
+                match event.token() {
+                    WAKER => self.obey(now),
+                    ALARM => self.core.tunnel.lock().alarm.rang(),
+                    TUNNEL => self.opener.ready = true,
+                    _ => self.intake.iter_mut().for_each(|intake| intake.ready = true),
+                }
+            }
+            if let Some(intake) = self.intake.as_mut().filter(|intake| intake.ready) {
+                intake.read()?;
+                intake.judge(&self.core, &mut self.to_tun, |_, _, _| false, now);
+                // What goes to the bypass is UDP, which the other queue leads to the voice thread.
+                let astray = intake.for_bypass.len() + intake.whole.len();
+                self.core.counters.count_drops(DropReason::SendFailed, astray);
+                self.sealer.send(&intake.for_tunnel, &mut intake.records, &self.core, &mut self.to_tun, now);
+            }
+            if self.opener.ready {
+                self.opener.receive(&self.core, &mut self.tun, &mut self.sealer, now);
+            }
+            self.sealer.meet_deadlines(&self.core, &mut self.to_tun, now);
+        }
+        Ok(())
+    }
+
+    /// Does what the control plane asked.
+    fn obey(&mut self, now: Instant) {
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::Swap(snapshot, reply) => {
+                    let _ = reply.send(self.core.engine.lock().engine.swap(snapshot));
+                }
+                Command::Underlay(underlay, reply) => {
+                    let mut tunnel = self.core.tunnel.lock();
+                    tunnel.peer.set_underlay(underlay.gateway_reachable, now);
+                    tunnel.set_alarm(now);
+                    drop(tunnel);
+                    let mut judge = self.core.engine.lock();
+                    judge.engine.set_underlay(underlay, now);
+                    judge.set_alarm(now);
+                    drop(judge);
+                    let _ = reply.send(());
+                }
+                Command::Endpoint(endpoint, reply) => {
+                    let _ = reply.send(self.move_to(endpoint));
+                }
+                Command::Flows(reply) => {
+                    let _ = reply.send(self.core.engine.lock().engine.flows(now));
+                }
+                Command::Tunnel(reply) => {
+                    let _ = reply.send(self.core.tunnel.lock().report(now));
+                }
+                Command::Features(reply) => {
+                    let _ = reply.send(self.features());
+                }
+                Command::Stop => self.core.stop(),
+            }
+        }
+    }
+
+    /// On an error the tunnel stays where it was.
+    fn move_to(&mut self, endpoint: SocketAddr) -> Result<(), PumpError> {
+        let mut tunnel = self.core.tunnel.lock();
+        if endpoint.is_ipv4() != tunnel.endpoint.is_ipv4() {
+            let socket = open_socket(endpoint, self.fwmark)?;
+            watch(&self.poll, socket.as_raw_fd(), TUNNEL)?;
+            self.opener.socket_changed(&socket);
+            tunnel.socket = Arc::new(socket);
+        }
+        tunnel.endpoint = endpoint;
+        Ok(())
+    }
+
+    fn features(&self) -> Vec<Feature> {
+        let own = self.tun.features().into_iter().chain([self.sealer.feature(), self.opener.feature()]);
+        own.chain(self.voice_features.iter().cloned()).collect()
+    }
+}
+
+pub(super) fn open_socket(endpoint: SocketAddr, fwmark: u32) -> Result<Socket, PumpError> {
+    sockets::tunnel(endpoint.ip(), fwmark).map_err(io_error("opening the tunnel's socket"))
+}
+
+pub(super) fn watch(poll: &Poll, fd: i32, token: Token) -> Result<(), PumpError> {
+    poll.registry()
+        .register(&mut SourceFd(&fd), token, Interest::READABLE)
+        .map_err(io_error("watching a descriptor"))
+}
+
+/// Waits for events; a thread that is busy only looks for them.
+pub(super) fn wait(poll: &mut Poll, events: &mut Events, busy: bool) -> Result<(), PumpError> {
+    match poll.poll(events, busy.then_some(Duration::ZERO)) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+            Err(io_error("waiting for packets")(error))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,98 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+use tunnel::{Peer, State};
+
+use crate::clock::{Alarm, Clock};
+use crate::engine::Engine;
+use crate::lock::PiMutex;
+use crate::{Counters, TunnelReport};
+
+/// What the pump's threads share. Who takes both locks takes the tunnel's first.
+pub(super) struct Core {
+    pub(super) clock: Clock,
+    pub(super) engine: PiMutex<Judge>,
+    pub(super) tunnel: PiMutex<Tunnel>,
+    pub(super) counters: Arc<Counters>,
+    /// The largest packet the tunnel carries, in bytes; the TUN itself takes at least IPv6's 1280.
+    pub(super) mtu: u32,
+    stopped: AtomicBool,
+}
+
+/// The engine, and the alarm that wakes the voice thread for it.
+pub(super) struct Judge {
+    pub(super) engine: Engine,
+    pub(super) alarm: Alarm,
+}
+
+/// The WireGuard peer, where it is, and the alarm that wakes the bulk thread for it.
+pub(super) struct Tunnel {
+    pub(super) peer: Peer,
+    pub(super) endpoint: SocketAddr,
+    pub(super) socket: Arc<Socket>,
+    pub(super) alarm: Alarm,
+}
+
+impl Core {
+    pub(super) fn new(
+        clock: Clock,
+        engine: Judge,
+        tunnel: Tunnel,
+        counters: Arc<Counters>,
+        mtu: u16,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            clock,
+            engine: PiMutex::new(engine),
+            tunnel: PiMutex::new(tunnel),
+            counters,
+            mtu: mtu.into(),
+            stopped: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+}
+
+impl Judge {
+    /// To be called before the lock is given back: whoever changed the deadline, the voice thread meets it.
+    pub(super) fn set_alarm(&mut self, now: Instant) {
+        self.alarm.ring_at(self.engine.deadline(), now);
+    }
+}
+
+impl Tunnel {
+    /// To be called before the lock is given back: whoever changed the deadline, the bulk thread meets it.
+    pub(super) fn set_alarm(&mut self, now: Instant) {
+        self.alarm.ring_at(self.peer.deadline(), now);
+    }
+
+    pub(super) fn report(&self, now: Instant) -> TunnelReport {
+        let stats = self.peer.stats();
+        let ago =
+            |at: Option<Instant>| -> Option<Duration> { at.map(|at| now.saturating_duration_since(at)) };
+        TunnelReport {
+            state: match self.peer.state(now) {
+                State::Idle => "idle",
+                State::Connecting { .. } => "connecting",
+                State::Up { .. } => "up",
+                State::Down { .. } => "down",
+            },
+            endpoint: self.endpoint,
+            last_handshake: ago(stats.last_handshake),
+            last_received: ago(stats.last_received),
+            sent_bytes: stats.sent_bytes,
+            received_bytes: stats.received_bytes,
+            trouble: self.peer.trouble(now).map(|trouble| trouble.to_string()),
+        }
+    }
+}

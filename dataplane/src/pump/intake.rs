@@ -1,0 +1,150 @@
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::time::Instant;
+
+use packet::{Headers, PacketMut};
+
+use super::bypass::{Outgoing, Whole};
+use super::core::Core;
+use super::sealer::Plain;
+use super::to_tun::ToTun;
+use super::{PumpError, io_error};
+use crate::buffers::Buffers;
+use crate::engine::{Action, Engine};
+use crate::io::tun::{Queue, Record, VNET_HEADER};
+use crate::offload::Segmentation;
+use crate::{BATCH, DropReason};
+
+/// One packet of any size with its virtio header, and room behind it for the tunnel's padding. Pages that are never used cost nothing.
+const RECORD: usize = VNET_HEADER + 65_535 + 15;
+/// A batch ends here even if it has few packets. More would not make it cheaper: two super-packets fill two calls to the tunnel's socket.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// Reads one queue of the TUN in batches and has them judged.
+pub(super) struct Intake {
+    queue: Queue,
+    pub(super) ready: bool,
+    pub(super) records: Buffers,
+    lengths: [usize; BATCH],
+    count: usize,
+    pub(super) for_tunnel: Vec<Plain>,
+    pub(super) for_bypass: Vec<Outgoing>,
+    pub(super) whole: Vec<Whole>,
+}
+
+impl Intake {
+    pub(super) fn new(queue: Queue) -> Self {
+        Self {
+            queue,
+            ready: true,
+            records: Buffers::new(BATCH, RECORD),
+            lengths: [0; BATCH],
+            count: 0,
+            for_tunnel: Vec::with_capacity(BATCH),
+            for_bypass: Vec::with_capacity(BATCH),
+            whole: Vec::with_capacity(BATCH),
+        }
+    }
+
+    /// Reads one batch of what applications sent; it is [`Intake::ready`] as long as there may be more.
+    pub(super) fn read(&mut self) -> Result<(), PumpError> {
+        self.count = 0;
+        let mut bytes = 0;
+        for (place, length) in self.lengths.iter_mut().enumerate() {
+            if bytes >= BATCH_BYTES {
+                break;
+            }
+            match self.queue.read(self.records.get_mut(place)) {
+                Ok(read) => *length = read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.ready = false;
+                    break;
+                }
+                Err(error) => return Err(io_error("reading from the TUN")(error)),
+            }
+            bytes += *length;
+            self.count += 1;
+        }
+        Ok(())
+    }
+
+    /// Judges the batch that was read, and sorts it by where it goes. `reserve` gets an external port for an internal endpoint and tells the
+    /// engine.
+    pub(super) fn judge(
+        &mut self,
+        core: &Core,
+        to_tun: &mut ToTun,
+        mut reserve: impl FnMut(SocketAddr, IpAddr, &mut Engine) -> bool,
+        now: Instant,
+    ) {
+        self.for_tunnel.clear();
+        self.for_bypass.clear();
+        self.whole.clear();
+        let mut judge = core.engine.lock();
+        for place in 0..self.count {
+            self.judge_one(place, &mut judge.engine, core, to_tun, &mut reserve, now);
+        }
+        judge.set_alarm(now);
+    }
+
+    fn judge_one(
+        &mut self,
+        place: usize,
+        engine: &mut Engine,
+        core: &Core,
+        to_tun: &mut ToTun,
+        reserve: &mut impl FnMut(SocketAddr, IpAddr, &mut Engine) -> bool,
+        now: Instant,
+    ) {
+        let length = self.lengths.get(place).copied().unwrap_or_default();
+        let record = self.records.get_mut(place).get_mut(..length).unwrap_or_default();
+        let record = Record::split(record);
+        let segmentation = record.as_ref().and_then(|record| record.segmentation);
+        let Some(mut packet) =
+            record.and_then(|record| PacketMut::parse(record.packet, record.checksum).ok())
+        else {
+            core.counters.count_drop(DropReason::Malformed);
+            return;
+        };
+        let mut action = engine.outbound(&mut packet, now);
+        if let Action::Reserve { internal, external } = action {
+            action = match reserve(internal, external, engine) {
+                true => engine.outbound(&mut packet, now),
+                false => engine.unreserved(packet.headers(), now),
+            };
+        }
+        let headers = *packet.headers();
+        match action {
+            Action::Tunnel if largest(&headers, segmentation) > core.mtu => {
+                to_tun.too_big(&packet.as_packet(), core.mtu);
+            }
+            // Segments get checksums of their own.
+            Action::Tunnel if segmentation.is_some() || packet.complete_checksum() => {
+                self.for_tunnel.push(Plain { place, headers, segmentation });
+            }
+            Action::Identity if segmentation.is_some() || packet.complete_checksum() => {
+                self.whole.push(Whole { place, headers, segmentation });
+            }
+            Action::Tunnel | Action::Identity => core.counters.count_drop(DropReason::Malformed),
+            Action::Bypass { mapping, destination, tos, ttl } => {
+                let payload = payload_in_record(&headers);
+                let segment = segmentation.map(|segmentation| segmentation.size);
+                self.for_bypass.push(Outgoing { place, payload, mapping, destination, tos, ttl, segment });
+            }
+            Action::Refuse(_) => to_tun.refuse(action, &packet.as_packet()),
+            Action::Drop | Action::Reserve { .. } => {}
+        }
+    }
+}
+
+/// The length of the largest packet that it becomes, headers included.
+fn largest(headers: &Headers, segmentation: Option<Segmentation>) -> u32 {
+    segmentation.map_or(headers.len, |segmentation| {
+        headers.len.min(u32::from(headers.payload_at) + u32::from(segmentation.size))
+    })
+}
+
+fn payload_in_record(headers: &Headers) -> Range<usize> {
+    VNET_HEADER + usize::from(headers.payload_at)..VNET_HEADER + headers.len as usize
+}

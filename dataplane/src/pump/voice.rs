@@ -1,0 +1,134 @@
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token, Waker};
+
+use super::PumpError;
+use super::bulk::{wait, watch};
+use super::bypass::Bypass;
+use super::core::Core;
+use super::intake::Intake;
+use super::io_error;
+use super::sealer::Sealer;
+use super::to_tun::ToTun;
+use crate::Feature;
+use crate::engine::{Engine, MappingId};
+use crate::io::realtime::RealTime;
+use crate::io::tun::Queue;
+
+const WAKER: Token = Token(0);
+const TUN: Token = Token(1);
+const ALARM: Token = Token(2);
+/// Mapping `slot` has the token `FIRST_MAPPING + slot`.
+const FIRST_MAPPING: usize = 3;
+
+/// An exhausted system refuses each packet's port; it is told once in this time.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
+
+/// The thread for voice: the TUN's queue of UDP, and the mappings' sockets. Real-time where permitted, it waits for nothing but a lock that
+/// the bulk thread holds for a batch at most.
+pub(super) struct Voice {
+    poll: Poll,
+    core: Arc<Core>,
+    intake: Intake,
+    to_tun: ToTun,
+    sealer: Sealer,
+    bypass: Bypass,
+    /// Kept as long as this thread waits: closing a waker takes its wake-up back.
+    waker: Arc<Waker>,
+    next_warning: Option<Instant>,
+}
+
+impl Voice {
+    pub(super) fn new(core: Arc<Core>, fwmark: u32, queue: Queue, sealer: Sealer) -> Result<Self, PumpError> {
+        let poll = Poll::new().map_err(io_error("opening an epoll"))?;
+        let waker = Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?;
+        watch(&poll, core.engine.lock().alarm.as_raw_fd(), ALARM)?;
+        watch(&poll, queue.as_raw_fd(), TUN)?;
+        let own = queue.try_clone().map_err(io_error("sharing the TUN"))?;
+        Ok(Self {
+            poll,
+            intake: Intake::new(queue),
+            to_tun: ToTun::new(own, Arc::clone(&core.counters)),
+            sealer,
+            bypass: Bypass::open(fwmark),
+            core,
+            waker: Arc::new(waker),
+            next_warning: None,
+        })
+    }
+
+    pub(super) fn waker(&self) -> Arc<Waker> {
+        Arc::clone(&self.waker)
+    }
+
+    pub(super) fn features(&self) -> Vec<Feature> {
+        self.bypass.features()
+    }
+
+    /// Moves packets until the pump stops, or until the TUN is gone.
+    pub(super) fn run(&mut self, mut real_time: Option<RealTime>) -> Result<(), PumpError> {
+        let mut events = Events::with_capacity(256);
+        while !self.core.is_stopped() {
+            wait(&mut self.poll, &mut events, self.intake.ready || self.bypass.has_ready())?;
+            let now = self.core.clock.now();
+            let mut due = false;
+            for event in &events {
+                match event.token() {
+                    WAKER => {}
+                    ALARM => due = true,
+                    TUN => self.intake.ready = true,
+                    Token(token) => self.bypass.set_ready(
+                        token - FIRST_MAPPING,
+                        event.is_error(),
+                        &self.core,
+                        &mut self.to_tun,
+                    ),
+                }
+            }
+            self.bypass.receive(&self.core, &mut self.to_tun, now);
+            if self.intake.ready {
+                self.take_from_tun(now)?;
+            }
+            if due {
+                self.sweep(now);
+            }
+            if let Some(real_time) = &mut real_time {
+                real_time.keep_modest(now);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_from_tun(&mut self, now: Instant) -> Result<(), PumpError> {
+        self.intake.read()?;
+        let (bypass, registry) = (&mut self.bypass, self.poll.registry());
+        let next_warning = &mut self.next_warning;
+        let reserve = |internal, external, engine: &mut Engine| {
+            let token = |mapping: MappingId| Token(FIRST_MAPPING + usize::from(mapping.slot));
+            let reserved = bypass.reserve(internal, external, engine, registry, token, now);
+            if let Err(error) = &reserved
+                && next_warning.is_none_or(|next| next <= now)
+            {
+                *next_warning = Some(now + BETWEEN_WARNINGS);
+                tracing::warn!(%internal, %external, %error, "no external port for a voice flow");
+            }
+            reserved.is_ok()
+        };
+        let (core, to_tun, intake) = (&self.core, &mut self.to_tun, &mut self.intake);
+        intake.judge(core, to_tun, reserve, now);
+        self.bypass.send(&intake.for_bypass, &intake.records, core, to_tun);
+        self.bypass.send_whole(&intake.whole, &mut intake.records, core);
+        self.sealer.send(&intake.for_tunnel, &mut intake.records, core, to_tun, now);
+        Ok(())
+    }
+
+    /// Ends what has been idle too long.
+    fn sweep(&mut self, now: Instant) {
+        let mut judge = self.core.engine.lock();
+        judge.alarm.rang();
+        judge.engine.sweep(now, |mapping| self.bypass.close(mapping));
+        judge.set_alarm(now);
+    }
+}
