@@ -159,3 +159,41 @@ fn mark(control: &mut Control, datagram: &Datagram<'_>) -> usize {
     }
     len
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, UdpSocket};
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The kernel segments into 128 at most (64 before Linux 6.9).
+    #[test]
+    fn what_the_kernel_does_not_segment_goes_one_by_one_and_the_rest_as_it_is() {
+        let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let destination = receiver.local_addr().unwrap();
+        let payloads: [Vec<u8>; 3] = [vec![1; 40], (0..150).collect(), vec![3; 50]];
+        let datagrams = payloads.iter().zip([Some(20), Some(1), None]).map(|(payload, segment)| Datagram {
+            payload,
+            destination,
+            tos: Tos(0),
+            ttl: None,
+            segment,
+        });
+        let error = Sender::new().send_all(socket.as_fd(), datagrams, |_, error| panic!("{error}"));
+        assert_eq!(error.unwrap().raw_os_error(), Some(libc::EINVAL));
+
+        let mut arrived = Vec::new();
+        let mut buffer = [0; 100];
+        for _ in 0..2 + 150 + 1 {
+            let len = receiver.recv(&mut buffer).unwrap();
+            arrived.push(buffer[..len].to_vec());
+        }
+        let parts = payloads[1].iter().map(|byte| vec![*byte]);
+        let expected: Vec<_> = [vec![1; 20], vec![1; 20], vec![3; 50]].into_iter().chain(parts).collect();
+        assert_eq!(arrived, expected);
+    }
+}
