@@ -3,7 +3,7 @@ use std::fs;
 use std::path::Path as File;
 
 use crate::error::BenchError;
-use crate::report::{Better, Key, Metric, Report, SCHEMA};
+use crate::report::{Bar, Better, Key, Metric, Report, SCHEMA};
 
 /// What counts as a difference.
 pub const RULE: &str = "A figure is better or worse if the ranges of its rounds do not touch and its medians differ by more than 5 %; \
@@ -39,6 +39,9 @@ pub struct Comparison {
     pub unmatched: usize,
     /// What the two were measured on or with differs in this.
     pub cautions: Vec<String>,
+    /// Bars that were met before and are not, and the other way round.
+    pub lost: Vec<String>,
+    pub won: Vec<String>,
 }
 
 /// Sets `after` against `before`, by [`RULE`].
@@ -65,7 +68,21 @@ pub fn compare(before: &Report, after: &Report) -> Comparison {
     }
     let count = |report: &Report| report.cells.iter().map(|cell| cell.metrics.len()).sum::<usize>();
     let unmatched = count(before) + count(after) - 2 * matched;
-    Comparison { changes, unmatched, cautions: cautions(before, after) }
+    let (lost, won) = (moved(before, after, true), moved(before, after, false));
+    Comparison { changes, unmatched, cautions: cautions(before, after), lost, won }
+}
+
+/// Bars that were met (or not) before, and are the opposite after.
+fn moved(before: &Report, after: &Report, was_met: bool) -> Vec<String> {
+    let old = |bar: &Bar| before.bars.iter().find(|old| old.what == bar.what);
+    let is_moved =
+        |bar: &&Bar| bar.met == Some(!was_met) && old(bar).is_some_and(|old| old.met == Some(was_met));
+    let say = |bar: &Bar| {
+        let was = old(bar).map_or(0.0, |old| old.measured);
+        let sign = bar.limit.sign();
+        format!("{}: {was:.3} → {:.3}, the bar is {sign} {} {}", bar.what, bar.measured, bar.bar, bar.unit)
+    };
+    after.bars.iter().filter(is_moved).map(say).collect()
 }
 
 fn judge(before: &Metric, after: &Metric) -> Verdict {
@@ -123,6 +140,11 @@ impl fmt::Display for Comparison {
             writeln!(f, "caution: {caution}")?;
         }
         let of = |verdict: Verdict| self.changes.iter().filter(move |change| change.verdict == verdict);
+        for (title, bars) in [("no longer met", &self.lost), ("met now", &self.won)] {
+            for bar in bars {
+                writeln!(f, "{title}: {bar}")?;
+            }
+        }
         for (title, verdict) in [("worse", Verdict::Worse), ("better", Verdict::Better)] {
             for change in of(verdict) {
                 writeln!(f, "{title:<7} {change}")?;
@@ -147,15 +169,13 @@ impl fmt::Display for Change {
         place.extend(load.map(|load| load.to_string()));
         place.extend(path.map(|path| path.to_string()));
         place.extend(Some(client.clone()).filter(|client| !client.is_empty()));
-        let percent = (self.after / self.before - 1.0) * 100.0;
         let (before, after) = (self.before, self.after);
-        write!(
-            f,
-            "{}: {} {before:.3} → {after:.3} {} ({percent:+.0} %)",
-            place.join(" / "),
-            self.name,
-            self.unit
-        )
+        write!(f, "{}: {} {before:.3} → {after:.3} {}", place.join(" / "), self.name, self.unit)?;
+        // Nothing is so many percent of nothing.
+        if before == 0.0 {
+            return Ok(());
+        }
+        write!(f, " ({:+.0} %)", (after / before - 1.0) * 100.0)
     }
 }
 
@@ -170,7 +190,7 @@ impl Report {
         if schema != Some(u64::from(SCHEMA)) {
             let found = schema.map_or_else(|| "none".to_owned(), |schema| schema.to_string());
             return Err(failed(format!(
-                "has the schema {found}, not {SCHEMA}: is it from `breakout bench --json`, of this version?"
+                "has the schema {found}, not {SCHEMA}: measure again with this version's `breakout bench --json`"
             )));
         }
         serde_json::from_value(value).map_err(|error| failed(format!("is no report of the bench: {error}")))

@@ -9,6 +9,7 @@ use crate::usage::{Usage, peak_memory, reset_peak_memory};
 /// What a client uses with a live session and nothing to do.
 #[derive(Clone, Copy, Debug)]
 pub struct Idle {
+    /// How often a thread was put on a processor.
     pub wakeups_per_second: f64,
     pub cpu_ms_per_second: f64,
     pub memory_bytes: u64,
@@ -29,7 +30,7 @@ pub fn measure(sites: &mut [Site], duration: Duration) -> Result<Vec<Idle>, LabE
             let used = usage(pid)? - before;
             let seconds = duration.as_secs_f64();
             Ok(Idle {
-                wakeups_per_second: used.wakeups as f64 / seconds,
+                wakeups_per_second: used.switches() as f64 / seconds,
                 cpu_ms_per_second: used.cpu.as_secs_f64() * 1e3 / seconds,
                 memory_bytes: peak_memory(*pid).during(|| format!("read the memory of process {pid}"))?,
             })

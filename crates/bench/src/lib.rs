@@ -8,6 +8,7 @@ mod ceiling;
 mod clock;
 mod compare;
 mod error;
+mod forwarding;
 mod idle;
 pub mod live;
 mod load;
@@ -19,9 +20,12 @@ mod progress;
 mod report;
 mod roaming;
 mod run;
+mod scenario;
+mod schedule;
 mod scheduling;
 mod site;
 mod startup;
+mod talk;
 pub mod throughput;
 mod usage;
 pub mod voice;
@@ -30,8 +34,9 @@ pub use compare::{Change, Comparison, RULE, compare};
 pub use error::BenchError;
 pub use plan::{Plan, Section, UnknownSection};
 pub use report::{
-    Better, Cell, Contender, Distribution, Key, Load, Machine, Metric, Mode, Path, Report, SCHEMA, html,
+    Bar, Better, Cell, Contender, Distribution, Key, Limit, Load, Machine, Metric, Mode, Path, Report,
+    SCHEMA, html, judge,
 };
 pub use run::{Options, run};
-pub use site::{Client, Site, UnknownClient, addresses};
+pub use site::{Client, Site, UnknownClient};
 pub use usage::{Usage, peak_memory, reset_peak_memory};

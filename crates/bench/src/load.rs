@@ -1,47 +1,63 @@
 use std::io;
-use std::thread::{JoinHandle, sleep};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, sleep};
 use std::time::Duration;
 
-use lab::{During, LabError};
+use lab::{During, Host, LabError};
 
 use crate::plan::Plan;
-use crate::report::{Load, Path};
-use crate::site::Site;
+use crate::report::Load;
 use crate::throughput::{Direction, Moved, Protocol, Transfer};
 
-/// One TCP stream that fills the tunnel while voice is measured.
+/// One TCP stream that fills a path while voice is measured.
 #[derive(Debug)]
-pub struct Running(Option<JoinHandle<io::Result<Moved>>>);
+pub struct Running {
+    enough: Arc<AtomicBool>,
+    thread: JoinHandle<io::Result<Moved>>,
+}
 
-/// Voice must be over before the load is.
-const TAIL: Duration = Duration::from_millis(500);
-
-/// Starts a load that lasts for `voice`, and returns when it has come up to speed.
-pub fn start(site: &Site, load: Load, voice: Duration) -> Result<Running, LabError> {
+/// Starts a load that ends when it is told to, `most` after its start at the latest, and returns when it has come up to speed: `None`
+/// for [`Load::Idle`]. It runs in `host`, or else in the namespace of this thread.
+pub fn start(
+    host: Option<&Host>,
+    to: SocketAddr,
+    load: Load,
+    most: Duration,
+) -> Result<Option<Running>, LabError> {
     let direction = match load {
-        Load::Idle => return Ok(Running(None)),
+        Load::Idle => return Ok(None),
         Load::Upload => Direction::Up,
         Load::Download => Direction::Down,
     };
-    let transfer = Transfer {
-        to: site.bulk(Path::Tunnel),
-        protocol: Protocol::Tcp,
-        direction,
-        streams: 1,
-        duration: Plan::LOAD_LEAD + voice + TAIL,
-        rate: None,
+    let transfer =
+        Transfer { to, protocol: Protocol::Tcp, direction, streams: 1, duration: most, rate: None };
+    let enough = Arc::new(AtomicBool::new(false));
+    let cut = enough.clone();
+    let body = move || transfer.run_until(&cut);
+    let thread = match host {
+        Some(host) => host.thread("load", body)?,
+        None => thread::spawn(body),
     };
-    let thread = site.agent.thread("load", move || transfer.run())?;
     sleep(Plan::LOAD_LEAD);
-    Ok(Running(Some(thread)))
+    Ok(Some(Running { enough, thread }))
 }
 
 impl Running {
-    /// Waits for its end, and returns its rate in bit/s; `None` if there was none.
-    pub fn finish(self) -> Result<Option<f64>, LabError> {
-        let Some(thread) = self.0 else { return Ok(None) };
-        let what = || "load the tunnel".to_owned();
-        let moved = thread.join().map_err(|_| "its thread panicked".to_owned()).during(what)?.during(what)?;
-        Ok(Some(moved.bit_rate()))
+    /// Ends it, and returns its rate in bit/s.
+    ///
+    /// # Errors
+    /// If it failed or was over before: what was measured beside it was then not measured beside a load.
+    pub fn finish(self) -> Result<f64, LabError> {
+        let what = || "load the path beside voice".to_owned();
+        let early = self.thread.is_finished();
+        self.enough.store(true, Ordering::Relaxed);
+        let joined = self.thread.join().map_err(|_| "its thread panicked".to_owned());
+        let moved = joined.during(what)?.during(what)?;
+        if early {
+            return Err("it was over before the voice was".to_owned()).during(what);
+        }
+        Ok(moved.bit_rate())
     }
 }

@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::report::Machine;
 
@@ -35,9 +36,58 @@ pub fn describe() -> Machine {
     }
 }
 
+/// How long the machine is watched to see what it does by itself.
+pub const QUIET: Duration = Duration::from_secs(5);
+/// Of the counters in /proc/stat, in seconds (USER_HZ, proc_stat(5)). What is idle is known exactly and shown in these.
+const TICK: f64 = 0.01;
+
+/// How busy all processors together are, interrupts included.
+#[derive(Clone, Copy, Debug)]
+pub struct Busy {
+    begun: Instant,
+    idle: f64,
+}
+
+impl Busy {
+    /// Begins to watch.
+    pub fn watch() -> Self {
+        Self {
+            begun: Instant::now(),
+            idle: idle_seconds(&fs::read_to_string("/proc/stat").unwrap_or_default()),
+        }
+    }
+
+    /// For how many seconds, and how many CPU seconds processors were not idle in them, give or take 0.02 for each processor.
+    pub fn so_far(&self) -> (f64, f64) {
+        let now = Self::watch();
+        let seconds = (now.begun - self.begun).as_secs_f64();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        (seconds, (seconds * cores - (now.idle - self.idle)).max(0.0))
+    }
+}
+
+/// Of all processors: fields `idle` and `iowait`.
+fn idle_seconds(stat: &str) -> f64 {
+    let fields =
+        stat.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default().split_whitespace();
+    fields.skip(3).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() * TICK
+}
+
 /// The first line that a program says with `--version`; empty if it says none.
 pub fn version_of(program: &Path) -> String {
     let output = Command::new(program).arg("--version").output();
     let said = output.map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_is_read_from_the_line_of_all_processors() {
+        let stat = "cpu  10 20 30 400 50 6 7 8 9 0\ncpu0 1 2 3 4 5 6 7 8 9 0\n";
+        assert!((idle_seconds(stat) - 4.5).abs() < 1e-9);
+        assert_eq!(idle_seconds(""), 0.0);
+    }
 }

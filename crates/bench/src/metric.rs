@@ -12,6 +12,7 @@ pub const WAKEUPS: &str = "wakeups";
 pub const PREEMPTIONS: &str = "preemptions";
 /// Peak resident memory, in MiB.
 pub const MEMORY: &str = "memory";
+/// How often a thread of the client was put on a processor, per second.
 pub const WAKEUPS_PER_SECOND: &str = "wakeups-per-second";
 /// In CPU milliseconds per second.
 pub const CPU_PER_SECOND: &str = "cpu-per-second";
@@ -26,6 +27,8 @@ pub const ONE_WAY_P50: &str = "one-way-p50";
 pub const ONE_WAY_P99: &str = "one-way-p99";
 pub const ONE_WAY_P999: &str = "one-way-p99.9";
 pub const ONE_WAY_MAX: &str = "one-way-max";
+/// The way there alone: beside the round trip it tells in which direction packets waited.
+pub const THERE_P50: &str = "there-p50";
 /// RFC 3550, in microseconds.
 pub const JITTER: &str = "jitter";
 /// In percent.
@@ -35,6 +38,15 @@ pub const MOS: &str = "mos";
 pub const GENESYS_MOS: &str = "genesys-mos";
 /// What the load that ran beside voice moved, in Gbit/s.
 pub const LOAD_RATE: &str = "load-rate";
+/// By how much the bench sent packets after they were due, in microseconds: part of the round trip.
+pub const LATE_P50: &str = "late-p50";
+pub const LATE_P99: &str = "late-p99";
+/// How often a thread of Breakout was put on a processor for each packet sent (and its answer).
+pub const SWITCHES_PER_PACKET: &str = "switches-per-packet";
+/// … and for each second.
+pub const SWITCHES_PER_SECOND: &str = "switches-per-second";
+/// What all processors together spent for each packet sent (and its answer), endpoints and interrupts included, in microseconds.
+pub const MACHINE_CPU: &str = "machine-cpu";
 
 pub const MILLISECONDS: &str = "milliseconds";
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::report::{Load, Path};
+use crate::scenario::THROUGHPUT;
 use crate::voice::INTERVAL;
 
 /// What is measured; each can be left out.
@@ -17,6 +18,8 @@ pub enum Section {
     /// What the client costs at 300 Mbit/s.
     FixedLoad,
     Voice,
+    /// What it costs to carry one packet beside the tunnel.
+    Forwarding,
     Idle,
     Roaming,
     Startup,
@@ -24,11 +27,12 @@ pub enum Section {
 
 impl Section {
     /// In the order in which they are measured: the last ones disturb what stands.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Ceiling,
         Self::Throughput,
         Self::FixedLoad,
         Self::Voice,
+        Self::Forwarding,
         Self::Idle,
         Self::Roaming,
         Self::Startup,
@@ -40,6 +44,7 @@ impl Section {
             Self::Throughput => "throughput",
             Self::FixedLoad => "fixed-load",
             Self::Voice => "voice",
+            Self::Forwarding => "forwarding",
             Self::Idle => "idle",
             Self::Roaming => "roaming",
             Self::Startup => "startup",
@@ -55,7 +60,9 @@ impl fmt::Display for Section {
 
 /// Not one of the names that [`Section::name`] gives.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not measured: give ceiling, throughput, fixed-load, voice, idle, roaming or startup")]
+#[error(
+    "`{0}` is not measured: give ceiling, throughput, fixed-load, voice, forwarding, idle, roaming or startup"
+)]
 pub struct UnknownSection(String);
 
 impl FromStr for Section {
@@ -76,12 +83,17 @@ pub struct Plan {
     pub sections: Vec<Section>,
     /// How often each figure is measured, in turn with the others.
     pub rounds: u32,
+    /// The throughput scenarios, by name.
+    pub transfers: Vec<String>,
     /// Of one transfer, in seconds, without the first [`Plan::WARM_UP`].
     pub transfer_seconds: f64,
-    /// Voice packets in each cell, over all its rounds, unless [`Plan::packets`] says fewer.
+    /// Voice packets in each cell that is barred, over all its rounds.
     pub voice_samples: u32,
+    /// Of voice that is not barred, in each round.
+    pub voice_seconds: f64,
     /// How many calls at once.
     pub calls: Vec<u16>,
+    pub loads: Vec<Load>,
     /// How long an idle client is watched, in seconds.
     pub idle_seconds: f64,
 }
@@ -98,30 +110,34 @@ impl Plan {
     /// Between the start of a load and the first voice packet beside it.
     pub const LOAD_LEAD: Duration = Duration::from_millis(1000);
 
-    /// Of voice, over all rounds, where the number of samples does not matter more.
-    pub const LONGEST_CELL: Duration = Duration::from_secs(60);
-
     /// What bars are judged by.
     pub fn full() -> Self {
         Self {
             sections: Section::ALL.to_vec(),
             rounds: 5,
-            transfer_seconds: 3.0,
+            transfers: THROUGHPUT.iter().map(|scenario| scenario.name.to_owned()).collect(),
+            transfer_seconds: 2.0,
             voice_samples: 30_000,
+            voice_seconds: 1.5,
             calls: vec![1, 10, 50],
+            loads: Load::ALL.to_vec(),
             idle_seconds: 60.0,
         }
     }
 
-    /// About two minutes, for a first look.
+    /// Within two minutes, for a first look. Roaming takes its time with clients that cannot.
     pub fn quick() -> Self {
+        let sections = Section::ALL.into_iter().filter(|section| *section != Section::Roaming);
         Self {
+            sections: sections.collect(),
             rounds: 2,
-            transfer_seconds: 0.5,
-            voice_samples: 1000,
+            transfers: ["tcp-up-1", "tcp-down-1"].map(str::to_owned).to_vec(),
+            transfer_seconds: 1.0,
+            voice_samples: 600,
+            voice_seconds: 0.5,
             calls: vec![10],
+            loads: vec![Load::Idle, Load::Upload],
             idle_seconds: 5.0,
-            ..Self::full()
         }
     }
 
@@ -133,17 +149,33 @@ impl Plan {
         Duration::from_secs_f64(self.transfer_seconds)
     }
 
-    /// Packets of each call in each round. The idle bypass is judged at one call too, so it and what it is compared with get all their
-    /// samples, however long that takes; elsewhere a cell ends after [`Plan::LONGEST_CELL`], which is 30 000 packets of ten calls.
-    pub fn packets(&self, calls: u16, load: Load, path: Option<Path>) -> u32 {
-        let rounds = self.rounds.max(1);
-        let wanted = self.voice_samples.div_ceil(rounds * u32::from(calls.max(1))).max(1);
-        if load == Load::Idle && matches!(path, Some(Path::Direct | Path::DirectAgain | Path::Bypass)) {
-            return wanted;
-        }
-        let most = (Self::LONGEST_CELL / rounds).as_millis() / INTERVAL.as_millis();
-        wanted.min(u32::try_from(most).unwrap_or(u32::MAX)).max(1)
+    /// Packets of each call in each round.
+    pub fn packets(&self, calls: u16, load: Load, path: Path) -> u32 {
+        if self.is_barred(calls, load, path) { self.all_packets(calls) } else { within(self.voice_seconds) }
     }
+
+    /// As [`Plan::packets`], where there is one path only and nothing is barred: all samples, but for 12 s at most.
+    pub fn packets_live(&self, calls: u16) -> u32 {
+        self.all_packets(calls).min(within(12.0))
+    }
+
+    fn all_packets(&self, calls: u16) -> u32 {
+        self.voice_samples.div_ceil(self.rounds.max(1) * u32::from(calls.max(1))).max(1)
+    }
+
+    /// Idle, what goes beside the tunnel is judged at every number of calls; under load everything is, with the most calls, since those
+    /// have their samples soonest.
+    pub fn is_barred(&self, calls: u16, load: Load, path: Path) -> bool {
+        match load {
+            Load::Idle => path != Path::Tunnel,
+            Load::Upload | Load::Download => self.calls.iter().max() == Some(&calls),
+        }
+    }
+}
+
+/// Packets of one call in so many seconds.
+fn within(seconds: f64) -> u32 {
+    ((seconds / INTERVAL.as_secs_f64()).round() as u32).max(1)
 }
 
 #[cfg(test)]
@@ -154,14 +186,19 @@ mod tests {
     fn barred_cells_get_all_their_samples() {
         let plan = Plan::full();
         let of_cell =
-            |calls: u16, load, path| plan.packets(calls, load, Some(path)) * plan.rounds * u32::from(calls);
+            |calls: u16, load, path| plan.packets(calls, load, path) * plan.rounds * u32::from(calls);
         for calls in [1, 10, 50] {
-            assert_eq!(of_cell(calls, Load::Idle, Path::Bypass), 30_000);
-            assert_eq!(of_cell(calls, Load::Idle, Path::DirectAgain), 30_000);
+            for path in [Path::Direct, Path::DirectAgain, Path::BypassPump, Path::BypassFastPath] {
+                assert_eq!(of_cell(calls, Load::Idle, path), 30_000);
+            }
         }
-        assert_eq!(of_cell(10, Load::Upload, Path::Bypass), 30_000);
-        assert_eq!(of_cell(1, Load::Upload, Path::Bypass), 3000);
-        assert_eq!(plan.packets(1, Load::Idle, None), 600);
+        for path in [Path::Direct, Path::BypassPump, Path::BypassFastPath, Path::Tunnel] {
+            assert_eq!(of_cell(50, Load::Upload, path), 30_000);
+            assert_eq!(of_cell(50, Load::Download, path), 30_000);
+            assert_eq!(of_cell(1, Load::Upload, path), 375);
+        }
+        assert_eq!(plan.packets(10, Load::Idle, Path::Tunnel), 75);
+        assert_eq!((plan.packets_live(1), plan.packets_live(50)), (600, 120));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub struct Probe {
 
 #[derive(Debug, Default)]
 struct Shared {
-    answered: AtomicBool,
+    answers: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -36,16 +36,21 @@ impl Probe {
         Ok(Self { shared, thread })
     }
 
-    /// Waits for the first answer; `false` if none comes in time.
-    pub fn wait_for_answer(&self, patience: Duration) -> bool {
+    /// Waits for so many more answers than there are now; `false` if they do not come in time.
+    pub fn wait_for_answers(&self, more: u64, patience: Duration) -> bool {
         let begun = Instant::now();
-        while !self.shared.answered.load(Ordering::Relaxed) {
+        let enough = self.answers() + more;
+        while self.answers() < enough {
             if begun.elapsed() > patience {
                 return false;
             }
             sleep(Duration::from_millis(5));
         }
         true
+    }
+
+    fn answers(&self) -> u64 {
+        self.shared.answers.load(Ordering::Relaxed)
     }
 
     /// Ends it: every packet that came back, in order.
@@ -75,7 +80,7 @@ fn send_and_receive(to: SocketAddr, shared: &Shared) -> io::Result<Vec<Sample>> 
             let Some(packet) = buffer.get(..len).and_then(Packet::read) else { continue };
             let Packet { call, number, due, far } = packet;
             samples.push(Sample { call, number, due, far, back: clock::now_ns() });
-            shared.answered.store(true, Ordering::Relaxed);
+            shared.answers.fetch_add(1, Ordering::Relaxed);
         }
     }
     Ok(samples)

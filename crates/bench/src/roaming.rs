@@ -2,44 +2,65 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use lab::LabError;
+use lab::addresses::AGENT;
 
+use crate::clock;
 use crate::probe::Probe;
 use crate::report::Path;
-use crate::site::{
-    Site,
-    addresses::{AGENT, AGENT_2},
-    roam,
-};
+use crate::site::{AGENT_2, Site, roam};
+use crate::voice::Sample;
 
-const BEFORE: Duration = Duration::from_millis(500);
+pub const BEFORE: Duration = Duration::from_millis(500);
 /// A gap of this length means that the path did not come back in time.
 pub const AFTER: Duration = Duration::from_secs(4);
+/// Answers, one each millisecond, after which the path is taken to carry again: more than are under way when the address changes.
+const STEADY: u64 = 300;
+/// The last packets' answers are still under way when the probe ends, in nanoseconds.
+const UNDER_WAY: u64 = 50_000_000;
 
 /// Changes the agent's address while packets flow every millisecond by `path`, and returns the longest time without an answer, in
 /// milliseconds. Puts the old address back.
 pub fn measure(site: &Site, path: Path) -> Result<f64, LabError> {
     let probe = Probe::start(&site.agent, site.voice(path))?;
-    let flows = probe.wait_for_answer(AFTER);
+    let flows = probe.wait_for_answers(1, AFTER);
     sleep(BEFORE);
     let roamed = roam(&site.agent, AGENT, AGENT_2);
-    sleep(AFTER);
+    probe.wait_for_answers(STEADY, AFTER);
+    let end = clock::now_ns();
     let samples = probe.finish()?;
     roamed?;
     roam(&site.agent, AGENT_2, AGENT)?;
     sleep(BEFORE);
-    let most = AFTER.as_nanos() as u64;
-    let gap = samples.windows(2).filter_map(|pair| match pair {
+    let longest = if flows { longest_silence(&samples, end) } else { Duration::MAX };
+    Ok(longest.min(AFTER).as_secs_f64() * 1e3)
+}
+
+/// Between two answers, or between the last one and `end`.
+fn longest_silence(samples: &[Sample], end: u64) -> Duration {
+    let between = samples.windows(2).filter_map(|pair| match pair {
         [earlier, later] => Some(later.back.saturating_sub(earlier.back)),
         _ => None,
     });
-    let sent_for = BEFORE.as_nanos() as u64 + most;
-    let last = samples.last().map_or(most, |last| {
-        let first = samples.first().map_or(last.back, |first| first.back);
-        sent_for.saturating_sub(last.back.saturating_sub(first))
-    });
-    // The last packets' answers are still under way when the probe ends.
-    const UNDER_WAY: u64 = 50_000_000;
-    let tail = if last > UNDER_WAY { last } else { 0 };
-    let longest = gap.max().unwrap_or(most).max(tail).min(most);
-    Ok(if flows { longest } else { most } as f64 / 1e6)
+    let last = samples.last().map_or(u64::MAX, |last| end.saturating_sub(last.back));
+    let last = if last > UNDER_WAY { last } else { 0 };
+    Duration::from_nanos(between.max().unwrap_or(0).max(last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(back: &[u64]) -> Vec<Sample> {
+        let sample = |ms: &u64| Sample { call: 0, number: 0, due: 0, far: 0, back: ms * 1_000_000 };
+        back.iter().map(sample).collect()
+    }
+
+    #[test]
+    fn the_longest_silence_is_found_wherever_it_is() {
+        let silence = |back: &[u64], end: u64| longest_silence(&samples(back), end * 1_000_000).as_millis();
+        assert_eq!(silence(&[1, 2, 30, 31], 32), 28);
+        assert_eq!(silence(&[1, 2, 30], 4030), 4000);
+        assert_eq!(silence(&[1, 2, 3], 40), 1, "answers may be under way");
+        assert!(longest_silence(&[], 1) > AFTER);
+    }
 }

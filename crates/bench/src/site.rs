@@ -3,11 +3,11 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path as File, PathBuf};
-use std::process::Command;
 use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
+use lab::addresses::{self, AGENT, AGENT_TUNNEL, GATEWAY, GATEWAY_PORT, MEDIA, ROUTER};
 use lab::{
     Daemon, Directory, During, End, Foreign, Gateway, Host, Keys, LabError, Link, LinkKind, Process,
     WireGuard,
@@ -15,32 +15,22 @@ use lab::{
 use routes::netlink::{Kind, Route};
 
 use crate::report::{Contender, Path};
+use crate::scheduling::has_realtime_thread;
 use crate::{machine, throughput, voice};
 
-/// The agent and the far end share one wire. Media lies in the real, built-in range.
-pub mod addresses {
-    use std::net::Ipv4Addr;
+/// Where the agent roams to.
+pub const AGENT_2: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 11);
+/// What nobody captures.
+const DIRECT: Ipv4Addr = addresses::WEB;
+/// What only the tunnel reaches.
+const FAR_TUNNEL: Ipv4Addr = addresses::GATEWAY_TUNNEL;
 
-    pub const AGENT: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 10);
-    /// Where the agent roams to.
-    pub const AGENT_2: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 11);
-    pub const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
-    pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
-    /// What the bypass reaches.
-    pub const MEDIA: Ipv4Addr = Ipv4Addr::new(52, 129, 96, 10);
-    /// What nobody captures.
-    pub const DIRECT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
-    pub const AGENT_TUNNEL: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
-    /// What only the tunnel reaches.
-    pub const FAR_TUNNEL: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 254);
-}
-use addresses::{AGENT, AGENT_TUNNEL, DIRECT, FAR_TUNNEL, GATEWAY, MEDIA, ROUTER};
-
-const GATEWAY_PORT: u16 = 51820;
 /// Echoes voice, on every path.
 const VOICE: u16 = 20_000;
 /// Echoes what arrives marked EF, and nothing else.
 const MARKED: u16 = 20_002;
+/// Nobody's, but while packets are measured one by one.
+const SMALL: u16 = 20_004;
 const BULK: u16 = 47_000;
 /// Inside the tunnel, for every client and every gateway; in bytes.
 const MTU: u32 = 1420;
@@ -48,12 +38,22 @@ const MTU: u32 = 1420;
 const LAST_METRIC: u32 = 4096;
 const WG: &str = "wg0";
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Under this name `breakout status` has the kernel's fast path.
+const FAST_PATH: &str = "kernel-fast-path";
 
 /// The program that is measured on the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Client {
+    /// With the kernel's fast path as the machine allows it.
     Breakout,
-    Foreign { kind: Foreign, program: PathBuf },
+    /// The pump alone.
+    BreakoutWithoutFastPath,
+    /// Nothing: the bare path.
+    Nobody,
+    Foreign {
+        kind: Foreign,
+        program: PathBuf,
+    },
 }
 
 /// Not a client that can be measured.
@@ -72,7 +72,8 @@ pub enum UnknownClient {
 impl Client {
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Breakout => "breakout",
+            Self::Breakout | Self::BreakoutWithoutFastPath => "breakout",
+            Self::Nobody => "",
             Self::Foreign { kind, .. } => kind.name(),
         }
     }
@@ -107,7 +108,7 @@ impl fmt::Display for Client {
 pub struct Site {
     // In the order in which they are to end.
     running: Option<Running>,
-    _gateway: Process,
+    _gateway: Option<Process>,
     _wire: Link,
     pub agent: Host,
     pub far: Host,
@@ -147,15 +148,18 @@ impl Site {
         agent.add_route(net(Ipv4Addr::UNSPECIFIED, 0), ROUTER.into())?;
         close_clear_way(&agent)?;
 
-        let process = start_gateway(&far, gateway, &keys, exe, &directory)?;
-        for address in [DIRECT, MEDIA, FAR_TUNNEL] {
-            voice::serve(&far, at(address, VOICE))?;
-        }
-        for address in [MEDIA, FAR_TUNNEL] {
-            voice::serve_marked(&far, at(address, MARKED))?;
-        }
-        for address in [DIRECT, FAR_TUNNEL] {
-            throughput::serve(&far, at(address, BULK))?;
+        voice::serve(&far, at(DIRECT, VOICE))?;
+        throughput::serve(&far, at(DIRECT, BULK))?;
+        let process = match client {
+            Client::Nobody => None,
+            _ => Some(gateway.start(&far, &keys, exe, &directory, MTU)?),
+        };
+        if process.is_some() {
+            for address in [MEDIA, FAR_TUNNEL] {
+                voice::serve(&far, at(address, VOICE))?;
+                voice::serve_marked(&far, at(address, MARKED))?;
+            }
+            throughput::serve(&far, at(FAR_TUNNEL, BULK))?;
         }
         let mut site = Self {
             running: None,
@@ -188,7 +192,8 @@ impl Site {
     /// Starts the client; it can move packets when this returns.
     pub fn start_client(&mut self) -> Result<(), LabError> {
         self.running = Some(match &self.client {
-            Client::Breakout => {
+            Client::Nobody => return Ok(()),
+            Client::Breakout | Client::BreakoutWithoutFastPath => {
                 let config = self.write_config()?;
                 Running::Daemon(Daemon::start(&self.agent, &self.exe, &config, &self.directory)?)
             }
@@ -204,7 +209,7 @@ impl Site {
                     address: net(AGENT_TUNNEL, 32),
                 }
                 .start_program(&self.agent, *kind, program, WG, &self.directory)?;
-                set_mtu(&self.agent, WG)?;
+                self.agent.set_mtu(WG, MTU)?;
                 Running::Program(process)
             }
         });
@@ -233,16 +238,22 @@ impl Site {
         at(far_address(path), MARKED)
     }
 
+    /// A port that nobody has.
+    pub fn small(&self, path: Path) -> SocketAddr {
+        at(far_address(path), SMALL)
+    }
+
     /// Who moves data; not on the bypass.
     pub fn bulk(&self, path: Path) -> SocketAddr {
         at(far_address(path), BULK)
     }
 
     /// What it is, for the report.
-    pub fn describe(&self) -> Result<Contender, LabError> {
+    pub fn describe(&mut self) -> Result<Contender, LabError> {
+        let realtime = self.pid().is_some_and(has_realtime_thread);
         let (program, features) = match &self.client {
-            Client::Breakout => (&self.exe, self.features()?),
             Client::Foreign { program, .. } => (program, serde_json::Value::Null),
+            _ => (&self.exe, self.features()?),
         };
         let gateway_program = match self.gateway {
             Gateway::Breakout => self.exe.clone(),
@@ -254,8 +265,19 @@ impl Site {
             gateway: self.gateway.name().to_owned(),
             gateway_version: machine::version_of(&gateway_program),
             mtu: MTU,
+            realtime,
             features,
         })
+    }
+
+    /// Whether the daemon says that established flows of the bypass stay in the kernel.
+    pub fn has_fast_path(&self) -> Result<bool, LabError> {
+        let features = self.features()?;
+        let mut all = features.as_array().into_iter().flatten();
+        Ok(all.any(|feature| {
+            feature.get("name").is_some_and(|name| name == FAST_PATH)
+                && feature.get("on").is_some_and(|on| on == true)
+        }))
     }
 
     fn features(&self) -> Result<serde_json::Value, LabError> {
@@ -267,6 +289,11 @@ impl Site {
     }
 
     fn write_config(&self) -> Result<PathBuf, LabError> {
+        // Only a daemon that has the fast path knows the key.
+        let dataplane = match self.client {
+            Client::BreakoutWithoutFastPath => "[dataplane]\nfast_path = \"off\"\n",
+            _ => "",
+        };
         self.directory.write("agent.key", &self.keys.agent.to_base64())?;
         self.directory.write("agent.psk", &self.keys.preshared.to_base64())?;
         self.directory.write(
@@ -283,6 +310,7 @@ preshared_key_file = "agent.psk"
 endpoint = "{GATEWAY}:{GATEWAY_PORT}"
 keepalive = 25
 
+{dataplane}
 [sets.genesys-signaling]
 cidrs = ["{FAR_TUNNEL}/32"]
 
@@ -317,7 +345,7 @@ fn net(address: Ipv4Addr, prefix_len: u8) -> IpNet {
 const fn far_address(path: Path) -> Ipv4Addr {
     match path {
         Path::Direct | Path::DirectAgain => DIRECT,
-        Path::Bypass => MEDIA,
+        Path::BypassPump | Path::BypassFastPath => MEDIA,
         Path::Tunnel => FAR_TUNNEL,
     }
 }
@@ -328,61 +356,6 @@ fn close_clear_way(agent: &Host) -> Result<(), LabError> {
         let route = Route { kind: Kind::Prohibit, metric: LAST_METRIC, ..Route::new(net(FAR_TUNNEL, 32)) };
         netlink.add_route(&route).await
     })
-}
-
-fn set_mtu(host: &Host, device: &'static str) -> Result<(), LabError> {
-    host.network(&format!("set the MTU of {device}"), async move |netlink| {
-        let index = netlink.link_index(device).await?;
-        netlink.set_mtu(index, MTU).await
-    })
-}
-
-fn start_gateway(
-    far: &Host,
-    gateway: Gateway,
-    keys: &Keys,
-    exe: &File,
-    directory: &Directory,
-) -> Result<Process, LabError> {
-    if let Gateway::Foreign(kind) = gateway {
-        let process = WireGuard {
-            private_key: keys.gateway.clone(),
-            listen_port: Some(GATEWAY_PORT),
-            peer: keys.agent.public_key(),
-            preshared_key: Some(keys.preshared.clone()),
-            endpoint: None,
-            allowed_ips: vec![net(AGENT_TUNNEL, 32)],
-            keepalive: None,
-            address: net(FAR_TUNNEL, 24),
-        }
-        .start(far, kind, WG, directory)?;
-        set_mtu(far, WG)?;
-        return Ok(process);
-    }
-    directory.write("gateway.key", &keys.gateway.to_base64())?;
-    directory.write("gateway.psk", &keys.preshared.to_base64())?;
-    let config = directory.write(
-        "gateway.toml",
-        &format!(
-            r#"[interface]
-address = ["{FAR_TUNNEL}/24"]
-listen_port = {GATEWAY_PORT}
-mtu = {MTU}
-private_key_file = "gateway.key"
-
-[[peers]]
-public_key = "{}"
-preshared_key_file = "gateway.psk"
-allowed_ips = ["{AGENT_TUNNEL}/32"]
-"#,
-            keys.agent.public_key()
-        ),
-    )?;
-    let mut command = Command::new(exe);
-    command.arg("gateway").arg("--config").arg(config);
-    let mut process = Process::spawn(far, "breakout gateway", command, &directory.file("gateway.log"))?;
-    process.wait_for_line("gateway is up", PATIENCE)?;
-    Ok(process)
 }
 
 /// Gives the agent another address and takes the one it had.

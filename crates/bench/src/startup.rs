@@ -19,7 +19,7 @@ pub fn measure(site: &mut Site, path: Path) -> Result<Option<f64>, LabError> {
     sleep(LEAD);
     let begun = clock::now_ns();
     let started = site.start_client();
-    let answered = started.is_ok() && probe.wait_for_answer(PATIENCE);
+    let answered = started.is_ok() && probe.wait_for_answers(1, PATIENCE);
     let samples = probe.finish()?;
     started?;
     let first = samples.iter().map(|sample| sample.far).min().filter(|_| answered);
@@ -29,7 +29,7 @@ pub fn measure(site: &mut Site, path: Path) -> Result<Option<f64>, LabError> {
 fn site_target(site: &Site, path: Path) -> std::net::SocketAddr {
     match path {
         // Only the bypass marks what was sent without a mark.
-        Path::Bypass => site.marked(path),
+        Path::BypassPump | Path::BypassFastPath => site.marked(path),
         _ => site.voice(path),
     }
 }

@@ -1,11 +1,14 @@
-//! What a process has used, from /proc (proc_pid_schedstat, proc_pid_status).
+//! What a process has used, from its clock and /proc (proc_pid_status).
 
 use std::fs;
 use std::io;
 use std::ops::Sub;
 use std::time::Duration;
 
-/// What all threads of a process that live now have used since they started.
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+
+/// What a process has used since it started: processor time of all its threads that ever were, switches of those that live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// On a processor, in user and kernel mode. Work that the kernel does for it in interrupts is not in here.
@@ -18,23 +21,26 @@ pub struct Usage {
 
 impl Usage {
     pub fn of(pid: u32) -> io::Result<Self> {
-        let mut sum = Self::default();
+        let mut sum = Self { cpu: processor_time(pid)?, ..Self::default() };
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let task = task?.path();
-            let (Ok(schedstat), Ok(status)) =
-                (fs::read_to_string(task.join("schedstat")), fs::read_to_string(task.join("status")))
-            else {
-                // The thread has ended since the directory was read.
-                continue;
-            };
-            let nanoseconds =
-                schedstat.split_whitespace().next().and_then(|field| field.parse().ok()).unwrap_or(0);
-            sum.cpu += Duration::from_nanos(nanoseconds);
+            // The thread may have ended since the directory was read.
+            let Ok(status) = fs::read_to_string(task?.path().join("status")) else { continue };
             sum.wakeups += field(&status, "voluntary_ctxt_switches:").unwrap_or(0);
             sum.preemptions += field(&status, "nonvoluntary_ctxt_switches:").unwrap_or(0);
         }
         Ok(sum)
     }
+
+    /// How often a thread was put on a processor.
+    pub fn switches(&self) -> u64 {
+        self.wakeups + self.preemptions
+    }
+}
+
+/// By the process's own clock: exact to the nanosecond also for a thread that runs at this moment, and with the threads that have ended.
+fn processor_time(pid: u32) -> io::Result<Duration> {
+    let pid = Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?);
+    Ok(clock_gettime(clock_getcpuclockid(pid)?)?.into())
 }
 
 impl Sub for Usage {
@@ -79,6 +85,22 @@ mod tests {
         assert_eq!(field(status, "voluntary_ctxt_switches:"), Some(7));
         assert_eq!(field(status, "nonvoluntary_ctxt_switches:"), Some(3));
         assert_eq!(field(status, "VmRSS:"), None);
+    }
+
+    #[test]
+    fn the_time_of_a_thread_that_has_ended_still_counts() {
+        let pid = std::process::id();
+        let before = Usage::of(pid).unwrap();
+        let thread = std::thread::spawn(|| {
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < Duration::from_millis(50) {
+                std::hint::spin_loop();
+            }
+            Usage::of(std::process::id()).unwrap().cpu
+        });
+        let within = thread.join().unwrap();
+        assert!(within > before.cpu, "a running thread's time is up to date");
+        assert!(Usage::of(pid).unwrap().cpu >= within);
     }
 
     #[test]

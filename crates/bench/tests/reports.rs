@@ -15,6 +15,7 @@ fn report(rates: &[f64]) -> Report {
         gateway: "breakout".to_owned(),
         gateway_version: "breakout 1".to_owned(),
         mtu: 1420,
+        realtime: false,
         features: serde_json::json!([{ "name": "vnet_hdr", "on": true, "why": "" }]),
     };
     let mut report = Report {
@@ -30,6 +31,7 @@ fn report(rates: &[f64]) -> Report {
         contenders: vec![contender("breakout"), contender("gotatun")],
         notes: vec!["a note".to_owned()],
         cells: Vec::new(),
+        bars: Vec::new(),
     };
     for (client, factor) in [("breakout", 2.0), ("gotatun", 1.0)] {
         let client = client.to_owned();
@@ -73,9 +75,10 @@ fn a_report_survives_its_file() {
 fn what_is_no_report_is_refused_with_a_reason() {
     for (content, reason) in [
         ("no", "is no JSON"),
-        ("{}", "has the schema none, not 1"),
-        ("{\"schema\": 99}", "has the schema 99, not 1"),
-        ("{\"schema\": 1}", "is no report of the bench: missing field"),
+        ("{}", "has the schema none, not 2"),
+        ("{\"schema\": 99}", "has the schema 99, not 2"),
+        ("{\"schema\": 1}", "has the schema 1, not 2: measure again"),
+        ("{\"schema\": 2}", "is no report of the bench: missing field"),
     ] {
         let path = std::env::temp_dir().join(format!("breakout-bench-test-{}-bad.json", std::process::id()));
         std::fs::write(&path, content).unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bench::live::{self, Live};
 use bench::throughput::{self, Direction, Protocol, Transfer};
 use bench::voice::{self, Calls, EF_TOS, Quality};
-use bench::{Plan, Section};
+use bench::{Load, Plan, Section};
 use ipnet::Ipv4Net;
 use lab::{End, Host, Link, LinkKind, skip};
 
@@ -111,6 +111,7 @@ fn a_live_run_measures_against_a_far_end_in_another_namespace() {
         transfer_seconds: 0.1,
         voice_samples: 20,
         calls: vec![2],
+        loads: Load::ALL.to_vec(),
         ..Plan::quick()
     };
     let live = Live { target, plan, version: "1".to_owned(), command: Vec::new() };

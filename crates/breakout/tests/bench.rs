@@ -19,7 +19,7 @@ fn measures_a_real_daemon_and_tells_a_slower_run_from_a_like_one() {
     }
     let directory = tempfile::tempdir().unwrap();
     let (json, html) = (directory.path().join("a.json"), directory.path().join("a.html"));
-    let sections = "fixed-load,startup";
+    let sections = "fixed-load,forwarding,startup";
     let output = breakout(&[
         "bench",
         "--quick",
@@ -40,13 +40,26 @@ fn measures_a_real_daemon_and_tells_a_slower_run_from_a_like_one() {
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert!(report["contenders"][0]["features"].as_array().is_some_and(|all| !all.is_empty()), "{report}");
     let cells = report["cells"].as_array().unwrap();
-    let start_up =
-        |path: &str| cells.iter().find(|cell| cell["scenario"] == "start-up" && cell["path"] == path);
-    for path in ["tunnel", "bypass"] {
-        let rounds = start_up(path).unwrap()["metrics"]["milliseconds"]["rounds"].as_array().unwrap();
+    let of = |scenario: &str, path: &str| {
+        let is_it = |cell: &&serde_json::Value| {
+            cell["scenario"] == scenario && cell["path"].as_str().is_some_and(|found| found.starts_with(path))
+        };
+        cells.iter().find(is_it).unwrap_or_else(|| panic!("no {scenario} by {path} in {report}"))
+    };
+    for (scenario, path, metric) in [
+        ("start-up", "tunnel", "milliseconds"),
+        ("start-up", "bypass-", "milliseconds"),
+        ("ping-pong", "direct", "rtt-p50"),
+        ("ping-pong", "bypass-", "rtt-p50"),
+        ("packet-rate", "direct", "packets"),
+        ("packet-rate", "bypass-", "packets"),
+    ] {
+        let rounds = of(scenario, path)["metrics"][metric]["rounds"].as_array().unwrap();
         assert_eq!(rounds.len(), 2, "{report}");
-        assert!(rounds.iter().all(|took| took.as_f64().unwrap() > 0.0), "{rounds:?}");
+        assert!(rounds.iter().all(|value| value.as_f64().unwrap() > 0.0), "{scenario} {path}: {rounds:?}");
     }
+    let bars = report["bars"].as_array().unwrap();
+    assert!(bars.iter().any(|bar| bar["what"] == "peak resident memory under full load"), "{bars:?}");
 
     let same = breakout(&["bench", "compare", text(&json), text(&json)]);
     assert_eq!(same.status.code(), Some(0), "{}", String::from_utf8_lossy(&same.stdout));

@@ -9,7 +9,7 @@ use tunnel::{PresharedKey, PrivateKey};
 
 use crate::internet::addresses::{AGENT_TUNNEL, GATEWAY_PORT, GATEWAY_TUNNEL};
 use crate::wireguard::{Foreign, WireGuard};
-use crate::{Directory, During, Internet, LabError, Process};
+use crate::{Directory, During, Host, LabError, Process};
 
 /// Which program is the tunnel's far end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct Keys {
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A foreign gateway's interface.
+const DEVICE: &str = "wg0";
 
 impl Keys {
     pub fn generate() -> Result<Self, LabError> {
@@ -53,36 +55,38 @@ impl Gateway {
         }
     }
 
-    /// Starts it on the gateway host; it answers when this returns. `exe` is the `breakout` program.
+    /// Starts it on `host`, with an interface of `mtu` bytes; it answers when this returns. `exe` is the `breakout` program.
     pub fn start(
         self,
-        internet: &Internet,
+        host: &Host,
         keys: &Keys,
         exe: &Path,
         directory: &Directory,
+        mtu: u32,
     ) -> Result<Process, LabError> {
-        match self {
-            Self::Breakout => start_our_own(internet, keys, exe, directory),
-            Self::Foreign(program) => WireGuard {
-                private_key: keys.gateway.clone(),
-                listen_port: Some(GATEWAY_PORT),
-                peer: keys.agent.public_key(),
-                preshared_key: Some(keys.preshared.clone()),
-                endpoint: None,
-                allowed_ips: vec![Ipv4Net::from(AGENT_TUNNEL).into()],
-                keepalive: None,
-                address: Ipv4Net::new_assert(GATEWAY_TUNNEL, 24).into(),
-            }
-            .start(&internet.gateway, program, "wg0", directory),
-        }
+        let Self::Foreign(program) = self else { return start_our_own(host, keys, exe, directory, mtu) };
+        let interface = WireGuard {
+            private_key: keys.gateway.clone(),
+            listen_port: Some(GATEWAY_PORT),
+            peer: keys.agent.public_key(),
+            preshared_key: Some(keys.preshared.clone()),
+            endpoint: None,
+            allowed_ips: vec![Ipv4Net::from(AGENT_TUNNEL).into()],
+            keepalive: None,
+            address: Ipv4Net::new_assert(GATEWAY_TUNNEL, 24).into(),
+        };
+        let process = interface.start(host, program, DEVICE, directory)?;
+        host.set_mtu(DEVICE, mtu)?;
+        Ok(process)
     }
 }
 
 fn start_our_own(
-    internet: &Internet,
+    host: &Host,
     keys: &Keys,
     exe: &Path,
     directory: &Directory,
+    mtu: u32,
 ) -> Result<Process, LabError> {
     directory.write("gateway.key", &keys.gateway.to_base64())?;
     directory.write("gateway.psk", &keys.preshared.to_base64())?;
@@ -92,6 +96,7 @@ fn start_our_own(
             r#"[interface]
 address = ["{GATEWAY_TUNNEL}/24"]
 listen_port = {GATEWAY_PORT}
+mtu = {mtu}
 private_key_file = "gateway.key"
 
 [[peers]]
@@ -104,8 +109,7 @@ allowed_ips = ["{AGENT_TUNNEL}/32"]
     )?;
     let mut command = Command::new(exe);
     command.arg("gateway").arg("--config").arg(config);
-    let log = directory.file("gateway.log");
-    let mut process = Process::spawn(&internet.gateway, "breakout gateway", command, &log)?;
+    let mut process = Process::spawn(host, "breakout gateway", command, &directory.file("gateway.log"))?;
     process.wait_for_line("gateway is up", PATIENCE)?;
     Ok(process)
 }

@@ -6,6 +6,9 @@ use crate::service::{Identity, answer_udp, http, listen_tcp, listen_tls, media, 
 use crate::traffic::{EF_TOS, Ports};
 use crate::{Daemon, Directory, Gateway, Internet, Keys, LabError, Process, Wiring, write_config};
 
+/// Inside the tunnel at its far end, in bytes.
+const MTU: u32 = 1420;
+
 /// The internet with everything in it that answers, and the tunnel's two ends once they are started. All of it is gone when this is dropped.
 #[derive(Debug)]
 pub struct Lab {
@@ -32,7 +35,7 @@ impl Lab {
 
     /// Starts the tunnel's far end. `exe` is the `breakout` program.
     pub fn start_gateway(&mut self, gateway: Gateway, exe: &Path) -> Result<(), LabError> {
-        self.gateway = Some(gateway.start(&self.internet, &self.keys, exe, &self.directory)?);
+        self.gateway = Some(gateway.start(&self.internet.gateway, &self.keys, exe, &self.directory, MTU)?);
         Ok(())
     }
 

@@ -41,6 +41,15 @@ impl Host {
         })
     }
 
+    /// In bytes.
+    pub fn set_mtu(&self, device: &str, mtu: u32) -> Result<(), LabError> {
+        let name = device.to_owned();
+        self.network(&format!("set the MTU of {device}"), async move |netlink| {
+            let index = netlink.link_index(&name).await?;
+            netlink.set_mtu(index, mtu).await
+        })
+    }
+
     /// Adds a route by way of a neighbour.
     pub fn add_route(&self, prefix: IpNet, via: IpAddr) -> Result<(), LabError> {
         self.network(&format!("route {prefix} via {via}"), async move |netlink| {

@@ -1,5 +1,5 @@
 use std::net::SocketAddr;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lab::During;
 
@@ -7,10 +7,10 @@ use crate::error::BenchError;
 use crate::plan::{Plan, Section};
 use crate::progress::Progress;
 use crate::report::{Better, Contender, Key, Load, Mode, Report, SCHEMA};
-use crate::run::record_quality;
+use crate::talk::record_quality;
 use crate::throughput::{Direction, Protocol, Transfer};
 use crate::voice::{Calls, EF_TOS, INTERVAL, Quality, clock_offset};
-use crate::{machine, metric, scheduling};
+use crate::{load, machine, metric, scheduling};
 
 /// What [`run`] shall do.
 #[derive(Clone, Debug)]
@@ -31,6 +31,8 @@ const TRANSFERS: [(&str, Protocol, Direction, u16); 6] = [
 ];
 /// What a datagram transfer offers at most, in bit/s: unlike TCP it does not give way to others on a real network.
 const UDP_RATE: u64 = 20_000_000;
+/// A load is cut when voice is over; this much longer it would last by itself.
+const SPARE: Duration = Duration::from_secs(20);
 /// Whatever way packets to the target take; in the place of a client's name.
 const CLIENT: &str = "as routed";
 
@@ -40,8 +42,8 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
     let plan = &live.plan;
     let rounds = plan.rounds as usize;
     let transfers = if plan.has(Section::Throughput) { TRANSFERS.len() } else { 0 };
-    let talks = if plan.has(Section::Voice) { plan.calls.len() * Load::ALL.len() } else { 0 };
-    let mut progress = Progress::new(rounds * (transfers + talks));
+    let talks = if plan.has(Section::Voice) { plan.calls.len() * plan.loads.len() } else { 0 };
+    let mut progress = Progress::new(rounds * (transfers + talks), length(plan, transfers > 0, talks > 0));
     let mut report = Report {
         schema: SCHEMA,
         mode: Mode::Live,
@@ -58,10 +60,12 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
             gateway: live.target.to_string(),
             gateway_version: String::new(),
             mtu: 0,
+            realtime: false,
             features: serde_json::Value::Null,
         }],
         notes: Vec::new(),
         cells: Vec::new(),
+        bars: Vec::new(),
     };
     let mut worst_error = 0;
     for _ in 0..rounds {
@@ -69,9 +73,10 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
             transfer_once(live, *transfer, &mut report, &mut progress)?;
         }
         for calls in plan.calls.iter().take(talks) {
-            for load in Load::ALL {
-                progress.step(&format!("voice, {calls} calls, load {load}"));
-                worst_error = worst_error.max(talk(live, *calls, load, &mut report)?);
+            for load in &plan.loads {
+                progress
+                    .step(&format!("voice, {calls} calls, load {load}"), talk_length(plan, *calls, *load));
+                worst_error = worst_error.max(talk(live, *calls, *load, &mut report)?);
             }
         }
     }
@@ -98,7 +103,7 @@ fn transfer_once(
     report: &mut Report,
     progress: &mut Progress,
 ) -> Result<(), BenchError> {
-    progress.step(&format!("throughput {name}"));
+    progress.step(&format!("throughput {name}"), Plan::WARM_UP + live.plan.transfer());
     let rate = (protocol != Protocol::Tcp).then_some(UDP_RATE);
     let duration = live.plan.transfer();
     let moved = Transfer { to: live.target, protocol, direction, streams, duration, rate }
@@ -111,40 +116,36 @@ fn transfer_once(
 
 /// Returns by how much its one-way delays may be wrong, in nanoseconds.
 fn talk(live: &Live, calls: u16, load: Load, report: &mut Report) -> Result<u64, BenchError> {
-    let packets = live.plan.packets(calls, load, None);
-    let direction = match load {
-        Load::Idle => None,
-        Load::Upload => Some(Direction::Up),
-        Load::Download => Some(Direction::Down),
-    };
-    let loading = direction.map(|direction| {
-        let transfer = Transfer {
-            to: live.target,
-            protocol: Protocol::Tcp,
-            direction,
-            streams: 1,
-            duration: Plan::LOAD_LEAD + INTERVAL * packets,
-            rate: None,
-        };
-        let thread = std::thread::spawn(move || transfer.run());
-        std::thread::sleep(Plan::LOAD_LEAD);
-        thread
-    });
+    let packets = live.plan.packets_live(calls);
+    // Opening the calls and waiting for the last answers takes time too.
+    let most = INTERVAL * packets + SPARE;
+    let loading = load::start(None, live.target, load, most)?;
     let heard = Calls { to: live.target, calls, packets, tos: EF_TOS }
         .run()
         .during(|| format!("voice with {}", live.target));
-    if let Some(thread) = loading {
-        let what = || format!("load the path to {}", live.target);
-        thread.join().map_err(|_| "its thread panicked".to_owned()).during(what)?.during(what)?;
+    let key = key(Section::Voice, &format!("calls-{calls}"), Some(load));
+    if let Some(loading) = loading {
+        let rate = loading.finish()?;
+        report.record(&key, metric::LOAD_RATE, "Gbit/s", Better::Neither, rate / 1e9);
     }
     let heard = heard?;
     let (offset, error) = clock_offset(&heard.samples).unwrap_or_default();
-    record_quality(
-        report,
-        &key(Section::Voice, &format!("calls-{calls}"), Some(load)),
-        &Quality::new(&heard, offset),
-    );
+    record_quality(report, &key, &Quality::new(&heard, offset));
     Ok(error)
+}
+
+fn length(plan: &Plan, transfers: bool, talks: bool) -> Duration {
+    let transfers =
+        if transfers { (Plan::WARM_UP + plan.transfer()) * TRANSFERS.len() as u32 } else { Duration::ZERO };
+    let each =
+        plan.calls.iter().flat_map(|calls| plan.loads.iter().map(|load| talk_length(plan, *calls, *load)));
+    let talks = if talks { each.sum() } else { Duration::ZERO };
+    (transfers + talks) * plan.rounds
+}
+
+fn talk_length(plan: &Plan, calls: u16, load: Load) -> Duration {
+    let lead = if load == Load::Idle { Duration::ZERO } else { Plan::LOAD_LEAD };
+    lead + INTERVAL * plan.packets_live(calls)
 }
 
 /// Without a path: nobody here knows which one it was.

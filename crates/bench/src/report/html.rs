@@ -28,11 +28,14 @@ pub fn page(report: &Report) -> String {
     );
     list(&mut out, &sentences(report), "lead");
     machine(&mut out, report);
+    for sheet in sheets(report).iter().filter(|_| !report.bars.is_empty()).take(1) {
+        table(&mut out, sheet);
+    }
     throughput(&mut out, report);
     voice(&mut out, report);
     out += "<h2>All figures</h2>\n";
-    for sheet in sheets(report) {
-        table(&mut out, &sheet);
+    for sheet in sheets(report).iter().skip(usize::from(!report.bars.is_empty())) {
+        table(&mut out, sheet);
     }
     if !report.notes.is_empty() {
         out += "<h2>How to read them</h2>\n";
@@ -159,7 +162,7 @@ fn voice(out: &mut String, report: &Report) {
 fn line_name(cell: &Cell) -> String {
     match cell.key.path {
         Some(Path::Tunnel) => format!("inside {}'s tunnel", cell.key.client),
-        Some(Path::Bypass) => "Breakout's bypass".to_owned(),
+        Some(path @ (Path::BypassPump | Path::BypassFastPath)) => format!("Breakout's {path}"),
         Some(path) => path.to_string(),
         None => cell.key.client.clone(),
     }

@@ -1,5 +1,6 @@
 //! What was measured: the schema of `--json`, and how it is shown.
 
+mod bars;
 mod chart;
 pub mod html;
 mod sentences;
@@ -14,9 +15,10 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Plan, Section};
+pub use bars::{Bar, Limit, judge};
 
 /// The version of the schema; a reader refuses others.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Everything of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +42,8 @@ pub struct Report {
     /// What a reader of the figures has to know.
     pub notes: Vec<String>,
     pub cells: Vec<Cell>,
+    /// What must hold, judged by the cells.
+    pub bars: Vec<Bar>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +76,8 @@ pub struct Contender {
     pub gateway_version: String,
     /// Inside the tunnel, in bytes.
     pub mtu: u32,
+    /// Whether a thread of the client runs real-time.
+    pub realtime: bool,
     /// As `breakout status --json` has them; null for others' clients.
     pub features: serde_json::Value,
 }
@@ -84,7 +90,10 @@ pub enum Path {
     Direct,
     /// The same once more: the spread beside which ratios are read.
     DirectAgain,
-    Bypass,
+    /// Carried by the pump, in userspace.
+    BypassPump,
+    /// Carried by the kernel's fast path.
+    BypassFastPath,
     Tunnel,
 }
 
@@ -266,7 +275,8 @@ impl Path {
         match self {
             Self::Direct => "direct",
             Self::DirectAgain => "direct again",
-            Self::Bypass => "bypass",
+            Self::BypassPump => "bypass (pump)",
+            Self::BypassFastPath => "bypass (fast path)",
             Self::Tunnel => "tunnel",
         }
     }

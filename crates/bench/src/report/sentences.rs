@@ -5,7 +5,8 @@ use crate::plan::Section;
 
 /// What the figures say, in sentences for people who do not read tables.
 pub fn sentences(report: &Report) -> Vec<String> {
-    let sentences = [upload(report), cost(report), voice(report), in_tunnel(report), idle(report)];
+    let sentences =
+        [upload(report), cost(report), voice(report), in_tunnel(report), idle(report), bars(report)];
     sentences.into_iter().flatten().collect()
 }
 
@@ -16,7 +17,11 @@ fn upload(report: &Report) -> Option<String> {
     let ours = rate(OURS)?;
     let mut sentence = format!("One upload through Breakout's tunnel moves {} Gbit/s", number(ours.median()));
     let key = Key::new(Section::Ceiling, "chacha20-poly1305");
-    if let Some(ceiling) = report.cell(&key).and_then(|cell| cell.metrics.get(metric::RATE)) {
+    // It is that of two ends of ours.
+    let is_ours = report.contenders.first().is_some_and(|contender| contender.gateway == OURS);
+    if let Some(ceiling) =
+        report.cell(&key).filter(|_| is_ours).and_then(|cell| cell.metrics.get(metric::RATE))
+    {
         let part = ours.ratio(ceiling).map_or(0.0, |ratio| ratio.median());
         sentence += &format!(", {} × what this machine's cipher allows", number(part));
     }
@@ -34,12 +39,13 @@ fn cost(report: &Report) -> Option<String> {
 fn voice(report: &Report) -> Option<String> {
     let scenario = busiest(report)?;
     let p99 = |path: Path, load: Load| {
-        let client = OURS.to_owned();
+        let client = if path == Path::Direct { "" } else { OURS }.to_owned();
         let key =
             Key { load: Some(load), path: Some(path), client, ..Key::new(Section::Voice, scenario.clone()) };
         Some(report.cell(&key)?.metrics.get(metric::RTT_P99)?.median() / 1e3)
     };
-    let (bypass, direct) = (p99(Path::Bypass, Load::Upload)?, p99(Path::Direct, Load::Upload)?);
+    let bypass = p99(Path::BypassFastPath, Load::Upload).or_else(|| p99(Path::BypassPump, Load::Upload))?;
+    let direct = p99(Path::Direct, Load::Upload)?;
     let inside = p99(Path::Tunnel, Load::Upload)?;
     Some(format!(
         "While an upload fills the tunnel, 99 of 100 voice packets that break out are back within {} ms; without any VPN it is {} ms, inside the tunnel {} ms.",
@@ -74,6 +80,14 @@ fn idle(report: &Report) -> Option<String> {
     ))
 }
 
+fn bars(report: &Report) -> Option<String> {
+    let judged = report.bars.iter().filter(|bar| bar.met.is_some()).count();
+    let met = report.bars.iter().filter(|bar| bar.met == Some(true)).count();
+    (judged > 0).then(|| {
+        format!("{met} of {judged} bars are met; {} more are only reported.", report.bars.len() - judged)
+    })
+}
+
 fn tunnel<'a>(
     report: &'a Report,
     section: Section,
@@ -84,10 +98,10 @@ fn tunnel<'a>(
     report.of_client(section, scenario, client)?.metrics.get(name)
 }
 
-/// The scenario that is barred under load, or what there is instead.
+/// The scenario that is barred under load: the one with the most calls.
 fn busiest(report: &Report) -> Option<String> {
     let all = super::sheets::scenarios(report, Section::Voice);
-    all.iter().find(|name| **name == "calls-10").or(all.first()).map(|name| (*name).to_owned())
+    all.iter().rfind(|name| name.starts_with("calls-")).map(|name| (*name).to_owned())
 }
 
 fn against<'a>(

@@ -7,9 +7,37 @@ use crate::plan::Section;
 
 /// All that was measured, as tables; sections that were left out have none.
 pub fn sheets(report: &Report) -> Vec<Sheet> {
-    let sheets =
-        [ceiling(report), throughput(report), cost(report), voice(report), idle(report), changes(report)];
+    let sheets = [
+        bars(report),
+        ceiling(report),
+        throughput(report),
+        cost(report),
+        voice(report),
+        forwarding(report),
+        idle(report),
+        changes(report),
+    ];
     sheets.into_iter().filter(|sheet| !sheet.rows.is_empty()).collect()
+}
+
+fn bars(report: &Report) -> Sheet {
+    let mut sheet = Sheet::new(
+        "Bars",
+        "what must hold; medians (ranges) of the rounds, ratios taken round by round",
+        &["what", "bar", "measured", "met?", ""],
+    );
+    for bar in &report.bars {
+        let low = bar.rounds.iter().copied().fold(bar.measured, f64::min);
+        let high = bar.rounds.iter().copied().fold(bar.measured, f64::max);
+        sheet.rows.push(vec![
+            bar.what.clone(),
+            format!("{} {} {}", bar.limit.sign(), number(bar.bar), bar.unit),
+            spread_of(bar.measured, low, high),
+            bar.verdict().to_owned(),
+            bar.note.clone(),
+        ]);
+    }
+    sheet
 }
 
 fn ceiling(report: &Report) -> Sheet {
@@ -101,14 +129,18 @@ fn voice(report: &Report) -> Sheet {
             "MOS",
             "Genesys MOS",
             "packets",
+            "switches/packet",
+            "machine µs/packet",
         ],
     );
     for scenario in scenarios(report, Section::Voice) {
         for load in Load::ALL.map(Some).into_iter().chain([None]) {
-            let cells: Vec<&Cell> = report
+            let mut cells: Vec<&Cell> = report
                 .section(Section::Voice)
                 .filter(|cell| cell.key.scenario == scenario && cell.key.load == load)
+                .filter(|cell| cell.distributions.contains_key(metric::ROUND_TRIP))
                 .collect();
+            cells.sort_by_key(|cell| cell.key.path);
             let direct = cells.iter().find(|cell| cell.key.path == Some(Path::Direct)).copied();
             sheet.rows.extend(cells.iter().map(|cell| voice_row(cell, direct)));
         }
@@ -143,13 +175,40 @@ fn voice_row(cell: &Cell, direct: Option<&Cell>) -> Vec<String> {
         middle(metric::MOS),
         middle(metric::GENESYS_MOS),
         all.map_or(0, super::Distribution::count).to_string(),
+        middle(metric::SWITCHES_PER_PACKET),
+        middle(metric::MACHINE_CPU),
     ]
+}
+
+fn forwarding(report: &Report) -> Sheet {
+    let mut sheet = Sheet::new(
+        "Beside the tunnel, packet by packet",
+        "back-to-back round trips in µs; 1000 packets/s of 200 B on one core; × is by direct's in the same round",
+        &["what", "path", "p50 or 1000/s", "×", "p99"],
+    );
+    for scenario in scenarios(report, Section::Forwarding) {
+        let name = if scenario == "ping-pong" { metric::RTT_P50 } else { metric::PACKETS };
+        let cells: Vec<&Cell> =
+            report.section(Section::Forwarding).filter(|cell| cell.key.scenario == scenario).collect();
+        let direct = cells.iter().find(|cell| cell.key.path == Some(Path::Direct)).copied();
+        for cell in cells {
+            let ratio = cell.metrics.get(name).zip(direct.and_then(|direct| direct.metrics.get(name)));
+            sheet.rows.push(vec![
+                scenario.to_owned(),
+                cell.key.path.map(|path| path.to_string()).unwrap_or_default(),
+                cell_of(cell.metrics.get(name)),
+                cell_of(ratio.and_then(|(this, direct)| this.ratio(direct)).as_ref()),
+                cell_of(cell.metrics.get(metric::RTT_P99)),
+            ]);
+        }
+    }
+    sheet
 }
 
 fn idle(report: &Report) -> Sheet {
     let mut sheet = Sheet::new(
         "Idle",
-        "a live session with keepalive 25 and nothing to do",
+        "a live session with keepalive 25 and nothing to do; a wake-up is whenever a thread is put on a processor",
         &["client", "wake-ups/s", "CPU ms/s", "MiB"],
     );
     for cell in report.section(Section::Idle) {
@@ -193,6 +252,10 @@ fn cell_of(metric: Option<&Metric>) -> String {
 }
 
 fn spread(metric: &Metric) -> String {
-    let [median, low, high] = [metric.median(), metric.min(), metric.max()].map(number);
+    spread_of(metric.median(), metric.min(), metric.max())
+}
+
+fn spread_of(median: f64, low: f64, high: f64) -> String {
+    let [median, low, high] = [median, low, high].map(number);
     if low == high { median } else { format!("{median} ({low}–{high})") }
 }

@@ -1,5 +1,6 @@
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
@@ -67,6 +68,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 impl Transfer {
     /// Moves the data from the calling thread's namespace, and waits for the end of it.
     pub fn run(&self) -> io::Result<Moved> {
+        self.run_until(&far::NEVER)
+    }
+
+    /// As [`Transfer::run`], but TCP ends as soon as `cut` is set.
+    pub fn run_until(&self, cut: &AtomicBool) -> io::Result<Moved> {
         let kinds: &[Kind] = match (self.protocol, self.direction) {
             (Protocol::Tcp, Direction::Up) => &[Kind::TcpSink],
             (Protocol::Tcp, Direction::Down) => &[Kind::TcpSource],
@@ -79,7 +85,7 @@ impl Transfer {
             let streams: Vec<_> = kinds
                 .iter()
                 .flat_map(|kind| (0..self.streams).map(move |_| *kind))
-                .map(|kind| (kind, scope.spawn(move || self.stream(kind))))
+                .map(|kind| (kind, scope.spawn(move || self.stream(kind, cut))))
                 .collect();
             let mut moved = Moved::default();
             for (kind, stream) in streams {
@@ -94,7 +100,7 @@ impl Transfer {
         })
     }
 
-    fn stream(&self, kind: Kind) -> io::Result<Count> {
+    fn stream(&self, kind: Kind, cut: &AtomicBool) -> io::Result<Count> {
         let payload = match self.protocol {
             Protocol::Tcp => 0,
             Protocol::Udp(payload) => payload,
@@ -107,10 +113,10 @@ impl Transfer {
         request.write(&mut stream)?;
         match kind {
             Kind::TcpSink => {
-                far::send(&mut stream, &request, u64::MAX)?;
+                far::send(&mut stream, &request, u64::MAX, cut)?;
                 Count::read(&mut stream)
             }
-            Kind::TcpSource => far::receive(&mut stream, &request, Limits::default()),
+            Kind::TcpSource => far::receive(&mut stream, &request, Limits::default(), cut),
             Kind::UdpSink => {
                 let socket = self.beside(&mut stream)?;
                 udp::send(&socket, &request, u64::MAX);

@@ -1,11 +1,11 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::SockRef;
 
 use super::receive::{prepare, receive};
@@ -22,6 +22,13 @@ pub struct Calls {
     pub packets: u32,
     /// The type-of-service byte; for IPv4.
     pub tos: u8,
+}
+
+/// Calls that have been answered once, so that neither a handshake nor a neighbour's address is measured as voice.
+#[derive(Debug)]
+pub struct OpenCalls {
+    calls: Calls,
+    sockets: Vec<UdpSocket>,
 }
 
 /// A packet that came back. Times in nanoseconds.
@@ -41,6 +48,8 @@ pub struct Sample {
 pub struct Heard {
     pub sent: u64,
     pub samples: Vec<Sample>,
+    /// For each packet, by how much its sending came after it was due, in nanoseconds.
+    pub late: Vec<u64>,
     /// Whether both ends of the caller ran real-time; otherwise receive times are the kernel's.
     pub realtime: bool,
 }
@@ -56,36 +65,19 @@ const OPENING: u32 = u32::MAX;
 const RUNNING: u64 = u64::MAX;
 
 impl Calls {
-    /// Makes the calls from the calling thread's namespace. Packets are due at fixed times, the calls' spread evenly over the interval.
+    /// Makes the calls from the calling thread's namespace.
     ///
     /// # Errors
     /// If a call gets no answer at all, or a socket fails. A packet that the network refuses counts as lost.
     pub fn run(&self) -> io::Result<Heard> {
-        let sockets = self.open()?;
-        let end = AtomicU64::new(RUNNING);
-        thread::scope(|scope| {
-            let sender = scope.spawn(|| {
-                let realtime = take_realtime();
-                let sent = self.send(&sockets);
-                end.store(clock::now_ns() + PATIENCE.as_nanos() as u64, Ordering::Relaxed);
-                (sent, realtime)
-            });
-            let receiver = scope.spawn(|| {
-                let realtime = take_realtime();
-                for socket in &sockets {
-                    prepare(socket, !realtime)?;
-                    socket.set_nonblocking(true)?;
-                }
-                Ok::<_, io::Error>((self.collect(&sockets, &end)?, realtime))
-            });
-            let panicked = |_| io::Error::other("a voice thread panicked");
-            let (sent, sends_on_time) = sender.join().map_err(panicked)?;
-            let (samples, receives_on_time) = receiver.join().map_err(panicked)??;
-            Ok(Heard { sent, samples, realtime: sends_on_time && receives_on_time })
-        })
+        self.open()?.talk(clock::now_ns() + INTERVAL.as_nanos() as u64)
     }
 
-    fn open(&self) -> io::Result<Vec<UdpSocket>> {
+    /// Opens a way for each call, from the calling thread's namespace.
+    ///
+    /// # Errors
+    /// If a call gets no answer within 10 s, or a socket fails.
+    pub fn open(&self) -> io::Result<OpenCalls> {
         let any: SocketAddr = if self.to.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
         let mut sockets = Vec::with_capacity(usize::from(self.calls));
         for call in 0..self.calls {
@@ -95,45 +87,78 @@ impl Calls {
                 SockRef::from(&socket).set_tos_v4(u32::from(self.tos))?;
             }
             open_the_way(&socket, call)?;
+            socket.set_nonblocking(true)?;
             sockets.push(socket);
         }
-        Ok(sockets)
+        Ok(OpenCalls { calls: *self, sockets })
+    }
+}
+
+impl OpenCalls {
+    /// Talks, from any thread. Packets are due at fixed times, the first at `begin` nanoseconds since 1970, the calls' spread evenly over
+    /// the interval.
+    ///
+    /// # Errors
+    /// If a socket fails. A packet that the network refuses counts as lost.
+    pub fn talk(&self, begin: u64) -> io::Result<Heard> {
+        let end = AtomicU64::new(RUNNING);
+        thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let realtime = take_realtime();
+                let late = self.send(begin);
+                end.store(clock::now_ns() + PATIENCE.as_nanos() as u64, Ordering::Relaxed);
+                (late, realtime)
+            });
+            let receiver = scope.spawn(|| {
+                let realtime = take_realtime();
+                for socket in &self.sockets {
+                    prepare(socket, !realtime)?;
+                }
+                Ok::<_, io::Error>((self.collect(&end)?, realtime))
+            });
+            let panicked = |_| io::Error::other("a voice thread panicked");
+            let (late, sends_on_time) = sender.join().map_err(panicked)?;
+            let (samples, receives_on_time) = receiver.join().map_err(panicked)??;
+            let realtime = sends_on_time && receives_on_time;
+            Ok(Heard { sent: late.len() as u64, samples, late, realtime })
+        })
     }
 
-    fn send(&self, sockets: &[UdpSocket]) -> u64 {
+    /// Returns for each packet by how much it was late.
+    fn send(&self, begin: u64) -> Vec<u64> {
         let interval = INTERVAL.as_nanos() as u64;
-        let begun = clock::now_ns() + interval;
-        let mut sent = 0;
-        for number in 0..self.packets {
-            for (call, socket) in (0_u64..).zip(sockets) {
-                let due =
-                    begun + u64::from(number) * interval + call * interval / u64::from(self.calls.max(1));
+        let Calls { calls, packets, .. } = self.calls;
+        let mut late = Vec::with_capacity(packets as usize * self.sockets.len());
+        for number in 0..packets {
+            for (call, socket) in (0_u64..).zip(&self.sockets) {
+                let due = begin + u64::from(number) * interval + call * interval / u64::from(calls.max(1));
                 clock::sleep_until(due);
-                sent += 1;
+                late.push(clock::now_ns().saturating_sub(due));
                 // Refused by an earlier packet's ICMP error or a full queue: it counts as lost.
                 let _ = socket.send(&Packet { call: call as u32, number, due, far: 0 }.write());
             }
         }
-        sent
+        late
     }
 
     /// Until all are there or `end` has come.
-    fn collect(&self, sockets: &[UdpSocket], end: &AtomicU64) -> io::Result<Vec<Sample>> {
+    fn collect(&self, end: &AtomicU64) -> io::Result<Vec<Sample>> {
         const WAIT: u8 = 100;
-        let all = self.packets as usize * sockets.len();
+        let epoll = Epoll::new(EpollCreateFlags::empty())?;
+        for (index, socket) in (0..).zip(&self.sockets) {
+            epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, index))?;
+        }
+        let all = self.calls.packets as usize * self.sockets.len();
         let mut samples = Vec::with_capacity(all);
         let mut buffer = [0; 2048];
+        let mut events = [EpollEvent::empty(); 64];
         while samples.len() < all && clock::now_ns() < end.load(Ordering::Relaxed) {
-            let mut polled: Vec<PollFd<'_>> =
-                sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
-            match poll(&mut polled, PollTimeout::from(WAIT)) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            for (socket, poll) in sockets.iter().zip(&polled) {
-                if poll.any() != Some(true) {
-                    continue;
-                }
+            let ready = match epoll.wait(&mut events, EpollTimeout::from(WAIT)) {
+                Err(Errno::EINTR) => 0,
+                ready => ready?,
+            };
+            for event in events.iter().take(ready) {
+                let Some(socket) = self.sockets.get(event.data() as usize) else { continue };
                 // An error is the end of what waits, or an ICMP error about a packet that is counted as lost anyway.
                 while let Ok(received) = receive(socket, &mut buffer) {
                     let Some(packet) = buffer.get(..received.len).and_then(Packet::read) else { continue };
@@ -148,7 +173,7 @@ impl Calls {
     }
 }
 
-/// Sends until something comes back, so that neither a handshake nor a neighbour's address is measured as voice.
+/// Sends until something comes back.
 fn open_the_way(socket: &UdpSocket, call: u16) -> io::Result<()> {
     let begun = Instant::now();
     socket.set_read_timeout(Some(CONNECT_PAUSE))?;

@@ -7,7 +7,7 @@ mod quality;
 mod receive;
 mod result;
 
-pub use caller::{Calls, Heard, Sample};
+pub use caller::{Calls, Heard, OpenCalls, Sample};
 pub use echo::{echo, open, serve, serve_marked};
 pub use packet::PAYLOAD;
 pub(crate) use packet::Packet;

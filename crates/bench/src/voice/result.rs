@@ -11,6 +11,10 @@ pub struct Delays {
     pub round_trip: Histogram<u64>,
     /// One-way, there and back together; only where both ends have one clock.
     pub one_way: Histogram<u64>,
+    /// One-way, there alone.
+    pub there: Histogram<u64>,
+    /// By how much packets were sent after they were due: part of the delay, and the bench's own doing.
+    pub late: Histogram<u64>,
 }
 
 /// What some calls sounded like.
@@ -34,7 +38,7 @@ impl Default for Delays {
     #[expect(clippy::expect_used, reason = "three significant digits are in the range that is allowed")]
     fn default() -> Self {
         let new = || Histogram::new(3).expect("0 to 5 digits are allowed");
-        Self { round_trip: new(), one_way: new() }
+        Self { round_trip: new(), one_way: new(), there: new(), late: new() }
     }
 }
 
@@ -42,6 +46,10 @@ impl Quality {
     /// Judges what was heard. `offset_ns`: how much the far end's clock is ahead.
     pub fn new(heard: &Heard, offset_ns: i64) -> Self {
         let mut delays = Delays::default();
+        for late in &heard.late {
+            // A histogram that grows by itself takes any delay.
+            let _ = delays.late.record(*late);
+        }
         let mut calls: BTreeMap<u32, Call> = BTreeMap::new();
         let (mut reordered, mut came) = (0, 0);
         for sample in &heard.samples {
@@ -57,8 +65,8 @@ impl Quality {
             let (there, back) = one_way(sample, offset_ns);
             call.there.arrival(there as f64);
             call.back.arrival(back as f64);
-            // A histogram that grows by itself takes any delay.
             let _ = delays.round_trip.record(sample.back.saturating_sub(sample.due));
+            let _ = delays.there.record(u64::try_from(there).unwrap_or(0));
             for delay in [there, back] {
                 let _ = delays.one_way.record(u64::try_from(delay).unwrap_or(0));
             }
@@ -112,7 +120,7 @@ mod tests {
     #[test]
     fn loss_reordering_and_duplicates_are_counted() {
         let samples = [0, 2, 1, 1, 4].map(|number| sample(number, 1000, 2000)).to_vec();
-        let quality = Quality::new(&Heard { sent: 5, samples, realtime: true }, 0);
+        let quality = Quality::new(&Heard { sent: 5, samples, ..Heard::default() }, 0);
         assert_eq!((quality.reordered, quality.loss), (1, 0.2));
         assert_eq!(quality.delays.round_trip.len(), 4);
         assert_eq!(quality.delays.one_way.len(), 8);
@@ -124,7 +132,7 @@ mod tests {
     fn jitter_is_of_the_worse_direction() {
         let samples =
             (0..100).map(|number| sample(number, 1000, 1000 + u64::from(number % 2) * 160_000)).collect();
-        let quality = Quality::new(&Heard { sent: 100, samples, realtime: true }, 0);
+        let quality = Quality::new(&Heard { sent: 100, samples, ..Heard::default() }, 0);
         assert!((0.1..0.16).contains(&quality.jitter_ms), "{}", quality.jitter_ms);
     }
 
@@ -137,7 +145,7 @@ mod tests {
             .collect();
         let (offset, error) = clock_offset(&samples).unwrap();
         assert_eq!((offset, error), (ahead as i64, 1000));
-        let quality = Quality::new(&Heard { sent: 3, samples, realtime: true }, offset);
+        let quality = Quality::new(&Heard { sent: 3, samples, ..Heard::default() }, offset);
         assert!((3000..3010).contains(&quality.delays.one_way.max()), "to three digits");
         assert_eq!(clock_offset(&[]), None);
     }

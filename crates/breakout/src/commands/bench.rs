@@ -14,7 +14,7 @@ use crate::{exit::Exit, failure::Failure, output};
 ///
 /// Builds an agent, a gateway and far ends out of network namespaces, one set for each client, and measures in turn: no
 /// packet leaves this machine. With --live it measures against `breakout bench --serve` on another machine instead.
-/// Takes more than an hour; --quick about two minutes.
+/// Takes about half an hour against two other clients; --quick two minutes.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true, after_help = concat!(
     "Exit status:\n",
@@ -46,7 +46,8 @@ struct Measure {
     /// Take about two minutes, for a first look
     #[arg(long)]
     quick: bool,
-    /// Measure only this: ceiling, throughput, fixed-load, voice, idle, roaming, startup
+    /// Measure only this: ceiling, throughput, fixed-load, voice, forwarding, idle,
+    /// roaming, startup
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     only: Vec<Section>,
     /// Measure this client too: wireguard-go, gotatun or boringtun-cli, with =PATH if it is not in PATH
@@ -58,7 +59,7 @@ struct Measure {
     /// How often each figure is measured
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
-    /// Voice packets in each cell, over all rounds; but where 60 s have to do, see docs/bench.md
+    /// Voice packets in each cell that a bar is about, over all rounds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     samples: Option<u32>,
     /// Write everything that was measured, with raw distributions; docs/bench.md has the schema

@@ -1,0 +1,142 @@
+//! Voice, in the run in the lab.
+
+use std::thread;
+use std::time::Duration;
+
+use lab::During;
+
+use crate::clock;
+use crate::error::BenchError;
+use crate::load;
+use crate::machine::Busy;
+use crate::metric;
+use crate::plan::Section;
+use crate::report::{Better, Key, Load, Path, Report};
+use crate::run::{Bench, GIGA};
+use crate::schedule::{Lane, Talk};
+use crate::usage::Usage;
+use crate::voice::{Calls, EF_TOS, Heard, INTERVAL, OpenCalls, Quality};
+
+/// Between the last call's opening and the first packet: also for threads to start.
+const LEAD: Duration = Duration::from_millis(50);
+/// A load is cut when voice is over; this much longer it would last by itself.
+const SPARE: Duration = Duration::from_secs(30);
+
+impl Bench<'_> {
+    pub(crate) fn voice(&mut self, load: Load, loaded: usize, talks: &[Talk]) -> Result<(), BenchError> {
+        let length: Duration =
+            talks.iter().map(|talk| INTERVAL * talk.packets + 2 * Duration::from_secs(1)).sum();
+        let site = self.site(loaded)?;
+        let client = site.client().name().to_owned();
+        let running = load::start(Some(&site.agent), site.bulk(Path::Tunnel), load, length + SPARE)?;
+        for talk in talks {
+            self.talk(load, talk)?;
+        }
+        let Some(running) = running else { return Ok(()) };
+        let rate = running.finish()?;
+        let path =
+            Some(if loaded == self.sites.without_fast_path() { Path::BypassPump } else { Path::Tunnel });
+        let key = Key { load: Some(load), path, client, ..Key::new(Section::Voice, "load") };
+        self.report.record(&key, metric::LOAD_RATE, "Gbit/s", Better::Neither, rate / GIGA);
+        Ok(())
+    }
+
+    fn talk(&mut self, load: Load, talk: &Talk) -> Result<(), BenchError> {
+        let what = || format!("talk, {} calls, load {load}", talk.calls);
+        let open = talk.lanes.iter().map(|lane| self.open(*lane, talk)).collect::<Result<Vec<_>, _>>()?;
+        let pids: Vec<Option<u32>> = talk.lanes.iter().map(|lane| self.carrier(*lane)).collect();
+        let usage = |pid: &Option<u32>| pid.map(Usage::of).transpose();
+        let before = pids.iter().map(usage).collect::<Result<Vec<_>, _>>().during(what)?;
+        let busy = Busy::watch();
+
+        let heard = talk_at_once(&open, talk.calls).during(what)?;
+
+        let (seconds, used) = busy.so_far();
+        let after = pids.iter().map(usage).collect::<Result<Vec<_>, _>>().during(what)?;
+        for (index, (lane, heard)) in talk.lanes.iter().zip(&heard).enumerate() {
+            let key = self.voice_key(*lane, load, talk.calls);
+            record_quality(&mut self.report, &key, &Quality::new(heard, 0));
+            if load != Load::Idle || heard.sent == 0 {
+                continue;
+            }
+            let sent = heard.sent as f64;
+            if let (Some(Some(before)), Some(Some(after))) = (before.get(index), after.get(index)) {
+                let switches = (*after - *before).switches() as f64;
+                let mut record =
+                    |name, unit, value| self.report.record(&key, name, unit, Better::Lower, value);
+                record(metric::SWITCHES_PER_PACKET, "1/packet", switches / sent);
+                record(metric::SWITCHES_PER_SECOND, "1/s", switches / seconds);
+            }
+            // Of lanes that talk at once, nobody can say which one it was.
+            if talk.lanes.len() == 1 {
+                let micros = (used - self.quiet * seconds).max(0.0) * 1e6 / sent;
+                self.report.record(&key, metric::MACHINE_CPU, "µs/packet", Better::Lower, micros);
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self, lane: Lane, talk: &Talk) -> Result<OpenCalls, BenchError> {
+        let site = self.site(lane.site)?;
+        let calls =
+            Calls { to: site.voice(lane.path), calls: talk.calls, packets: talk.packets, tos: EF_TOS };
+        let what = || format!("open {} calls by {} beside {}", talk.calls, lane.path, site.client());
+        let thread = site.agent.thread("open", move || calls.open())?;
+        Ok(thread.join().map_err(|_| "its thread panicked".to_owned()).during(what)?.during(what)?)
+    }
+
+    /// Whose wake-ups a lane is: nobody's on the bare path.
+    fn carrier(&mut self, lane: Lane) -> Option<u32> {
+        let is_ours = matches!(lane.path, Path::BypassPump | Path::BypassFastPath);
+        if is_ours { self.all.get_mut(lane.site)?.pid() } else { None }
+    }
+
+    fn voice_key(&self, lane: Lane, load: Load, calls: u16) -> Key {
+        let client = self.all.get(lane.site).map(|site| site.client().name().to_owned()).unwrap_or_default();
+        let (load, path) = (Some(load), Some(lane.path));
+        Key { load, path, client, ..Key::new(Section::Voice, format!("calls-{calls}")) }
+    }
+}
+
+/// The packets of all lanes lie evenly over the interval, none at another's time.
+fn talk_at_once(lanes: &[OpenCalls], calls: u16) -> std::io::Result<Vec<Heard>> {
+    let begin = clock::now_ns() + LEAD.as_nanos() as u64;
+    let apart = INTERVAL.as_nanos() as u64 / (u64::from(calls.max(1)) * lanes.len().max(1) as u64);
+    thread::scope(|scope| {
+        let talks: Vec<_> =
+            (0..).zip(lanes).map(|(n, lane)| scope.spawn(move || lane.talk(begin + n * apart))).collect();
+        let panicked = |_| std::io::Error::other("a voice thread panicked");
+        talks.into_iter().map(|talk| talk.join().map_err(panicked)?).collect()
+    })
+}
+
+/// Records what some calls sounded like.
+pub fn record_quality(report: &mut Report, key: &Key, quality: &Quality) {
+    use Better::{Higher, Lower, Neither};
+    let us = |ns: u64| ns as f64 / 1e3;
+    let (round_trip, one_way) = (&quality.delays.round_trip, &quality.delays.one_way);
+    let late = &quality.delays.late;
+    let at = |histogram: &hdrhistogram::Histogram<u64>, part| us(histogram.value_at_quantile(part));
+    let mut record = |name: &str, unit: &str, better, value| report.record(key, name, unit, better, value);
+    // Of packets that never came back there is no delay, not one of 0.
+    if !round_trip.is_empty() {
+        record(metric::RTT_P50, "µs", Lower, at(round_trip, 0.5));
+        record(metric::RTT_P99, "µs", Lower, at(round_trip, 0.99));
+        record(metric::RTT_P999, "µs", Lower, at(round_trip, 0.999));
+        record(metric::RTT_MAX, "µs", Neither, us(round_trip.max()));
+        record(metric::ONE_WAY_P50, "µs", Lower, at(one_way, 0.5));
+        record(metric::ONE_WAY_P99, "µs", Lower, at(one_way, 0.99));
+        record(metric::ONE_WAY_P999, "µs", Lower, at(one_way, 0.999));
+        record(metric::ONE_WAY_MAX, "µs", Neither, us(one_way.max()));
+        record(metric::THERE_P50, "µs", Neither, at(&quality.delays.there, 0.5));
+        record(metric::JITTER, "µs", Lower, quality.jitter_ms * 1e3);
+    }
+    record(metric::LATE_P50, "µs", Neither, at(late, 0.5));
+    record(metric::LATE_P99, "µs", Neither, at(late, 0.99));
+    record(metric::LOSS, "%", Lower, quality.loss * 100.0);
+    record(metric::REORDERED, "packets", Lower, quality.reordered as f64);
+    record(metric::MOS, "", Higher, quality.mos);
+    record(metric::GENESYS_MOS, "", Higher, quality.genesys_mos);
+    report.record_delays(key, metric::ROUND_TRIP, round_trip);
+    report.record_delays(key, metric::ONE_WAY, one_way);
+}

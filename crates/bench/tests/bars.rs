@@ -1,0 +1,210 @@
+//! What must hold is judged by the run's own figures, and only where they suffice.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "clippy's exception for tests does not reach their helpers"
+)]
+
+use bench::{
+    Bar, Better, Contender, Key, Load, Machine, Mode, Path, Plan, Report, SCHEMA, Section, compare, html,
+    judge,
+};
+use hdrhistogram::Histogram;
+
+const ROUNDS: usize = 5;
+
+fn report(gateway: &str) -> Report {
+    let contender = |client: &str| Contender {
+        client: client.to_owned(),
+        version: String::new(),
+        gateway: gateway.to_owned(),
+        gateway_version: String::new(),
+        mtu: 1420,
+        realtime: true,
+        features: serde_json::Value::Null,
+    };
+    Report {
+        schema: SCHEMA,
+        mode: Mode::Lab,
+        taken_at: 1,
+        seconds: 1.0,
+        version: String::new(),
+        command: Vec::new(),
+        machine: Machine::default(),
+        realtime: true,
+        plan: Plan::full(),
+        contenders: ["breakout", "boringtun-cli", "gotatun"].map(contender).to_vec(),
+        notes: Vec::new(),
+        cells: Vec::new(),
+        bars: Vec::new(),
+    }
+}
+
+fn tunnel(section: Section, scenario: &str, client: &str) -> Key {
+    Key { path: Some(Path::Tunnel), client: client.to_owned(), ..Key::new(section, scenario) }
+}
+
+fn voice(path: Path, calls: u16, load: Load) -> Key {
+    let client = if path == Path::Direct { "" } else { "breakout" }.to_owned();
+    Key { load: Some(load), path: Some(path), client, ..Key::new(Section::Voice, format!("calls-{calls}")) }
+}
+
+fn record(report: &mut Report, key: &Key, name: &str, value: f64) {
+    for _ in 0..ROUNDS {
+        report.record(key, name, "x", Better::Lower, value);
+    }
+}
+
+fn hear(report: &mut Report, key: &Key, packets: u64, us: f64) {
+    record(report, key, "rtt-p50", us);
+    record(report, key, "rtt-p99", us);
+    let mut delays = Histogram::<u64>::new(3).unwrap();
+    delays.record_n((us * 1e3) as u64, packets).unwrap();
+    report.record_delays(key, "round-trip", &delays);
+}
+
+fn find<'a>(bars: &'a [Bar], words: &str) -> &'a Bar {
+    bars.iter().find(|bar| bar.what.contains(words)).unwrap_or_else(|| {
+        panic!("no bar about `{words}` in {:?}", bars.iter().map(|bar| &bar.what).collect::<Vec<_>>())
+    })
+}
+
+#[test]
+fn throughput_is_judged_against_others_and_the_ceiling() {
+    let mut report = report("breakout");
+    for (client, rate) in [("breakout", 3.0), ("boringtun-cli", 0.9), ("gotatun", 1.2)] {
+        for scenario in ["tcp-up-1", "tcp-down-1"] {
+            record(&mut report, &tunnel(Section::Throughput, scenario, client), "rate", rate);
+        }
+    }
+    record(&mut report, &Key::new(Section::Ceiling, "chacha20-poly1305"), "rate", 10.0);
+    let bars = judge(&report);
+    let met = |words| find(&bars, words).met;
+    assert_eq!(met("tcp-up-1 through the gateway breakout, by boringtun-cli"), Some(true));
+    assert_eq!(met("tcp-up-1 through the gateway breakout, by gotatun"), Some(false));
+    assert_eq!(met("tcp-down-1 through the gateway breakout, by gotatun"), Some(true));
+    assert_eq!(find(&bars, "tcp-up-1, ours at both ends").measured, 0.3);
+    assert_eq!(met("tcp-up-1, ours at both ends"), Some(false));
+
+    for contender in &mut report.contenders {
+        contender.gateway = "wireguard-go".to_owned();
+    }
+    let bars = judge(&report);
+    assert_eq!(find(&bars, "tcp-up-1 through the gateway wireguard-go, by boringtun-cli").met, Some(true));
+    assert!(!bars.iter().any(|bar| bar.what.contains("ceiling")), "the far end is not ours");
+}
+
+#[test]
+fn cost_is_only_judged_of_clients_that_carried_the_load() {
+    let mut report = report("breakout");
+    let [ours, theirs] =
+        ["breakout", "boringtun-cli"].map(|client| tunnel(Section::FixedLoad, "fixed-up", client));
+    for (key, cpu) in [(&ours, 1.0), (&theirs, 4.0)] {
+        record(&mut report, key, "cpu", cpu);
+        record(&mut report, key, "rate", 0.3);
+    }
+    let bars = judge(&report);
+    assert_eq!((bars.len(), bars[0].measured, bars[0].met), (1, 0.25, Some(true)));
+    for cell in &mut report.cells {
+        if cell.key.client == "boringtun-cli" {
+            cell.metrics.get_mut("rate").unwrap().rounds = vec![0.2; ROUNDS];
+        }
+    }
+    let bars = judge(&report);
+    assert_eq!(bars[0].met, None);
+    assert!(bars[0].note.contains("boringtun-cli did not carry the load"), "{}", bars[0].note);
+}
+
+#[test]
+fn voice_is_judged_beside_direct_and_only_with_enough_packets() {
+    let mut report = report("breakout");
+    for (path, us) in [(Path::Direct, 100.0), (Path::BypassPump, 210.0), (Path::BypassFastPath, 120.0)] {
+        for calls in [1, 10] {
+            hear(&mut report, &voice(path, calls, Load::Idle), 30_000, us);
+        }
+        let loaded = voice(path, 50, Load::Upload);
+        hear(&mut report, &loaded, 30_000, us);
+        record(&mut report, &loaded, "loss", 0.0);
+    }
+    let bars = judge(&report);
+    let met = |words| find(&bars, words).met;
+    assert_eq!(met("bypass (pump), 1 call idle"), Some(false), "2.1 is more than 2.0");
+    assert_eq!(met("bypass (pump), 10 calls idle"), Some(true), "and less than 2.6");
+    assert_eq!(met("bypass (pump), 50 calls during a saturating upload: round trip's p99"), Some(false));
+    assert_eq!(met("bypass (fast path), 1 call idle: round trip's median"), Some(true));
+    assert_eq!(met("bypass (fast path), 50 calls during a saturating upload: loss"), Some(true));
+
+    report.contenders[0].realtime = false;
+    let lost = voice(Path::BypassFastPath, 50, Load::Upload);
+    report.record(&lost, "loss", "%", Better::Lower, 0.01);
+    let few = voice(Path::BypassPump, 50, Load::Idle);
+    hear(&mut report, &few, 3000, 100.0);
+    hear(&mut report, &voice(Path::Direct, 50, Load::Idle), 30_000, 100.0);
+    let bars = judge(&report);
+    let pump = find(&bars, "bypass (pump), 50 calls during a saturating upload: round trip's p99");
+    assert_eq!((pump.met, pump.note.as_str()), (None, "not judged: no thread of the client runs real-time"));
+    let loss = find(&bars, "bypass (fast path), 50 calls during a saturating upload: loss");
+    assert_eq!((loss.met, loss.measured), (Some(false), 0.01), "one lost packet in any round counts");
+    let few = find(&bars, "bypass (pump), 50 calls idle");
+    assert_eq!((few.met, few.note.as_str()), (None, "not judged: 3000 packets came back, too few"));
+}
+
+#[test]
+fn a_daemon_that_is_woken_by_packets_is_told_from_one_that_is_not() {
+    let mut report = report("breakout");
+    let idle = tunnel(Section::Idle, "idle", "breakout");
+    report.record(&idle, "wakeups-per-second", "1/s", Better::Lower, 0.5);
+    let one = voice(Path::BypassFastPath, 1, Load::Idle);
+    // 50 packets and half a wake-up in a second.
+    record(&mut report, &one, "switches-per-packet", 0.01);
+    record(&mut report, &one, "switches-per-second", 0.5);
+    let bars = judge(&report);
+    let bar = find(&bars, "wake-ups of the daemon");
+    assert_eq!((bar.met, bar.measured), (Some(true), 0.0));
+
+    for (name, value) in [("switches-per-packet", 1.01), ("switches-per-second", 50.5)] {
+        let cell = report.cells.iter_mut().find(|cell| cell.key == one).unwrap();
+        cell.metrics.get_mut(name).unwrap().rounds = vec![value; ROUNDS];
+    }
+    let bars = judge(&report);
+    let bar = find(&bars, "wake-ups of the daemon");
+    assert_eq!(bar.met, Some(false));
+    assert!((bar.measured - 1.0).abs() < 1e-9, "{}", bar.measured);
+}
+
+#[test]
+fn few_rounds_are_reported_and_bars_are_shown_and_compared() {
+    let mut before = report("breakout");
+    for (client, rate) in [("breakout", 3.0), ("boringtun-cli", 0.9)] {
+        before.record(
+            &tunnel(Section::Throughput, "tcp-up-1", client),
+            "rate",
+            "Gbit/s",
+            Better::Higher,
+            rate,
+        );
+    }
+    assert_eq!(judge(&before)[0].note, "not judged: fewer than 5 rounds");
+
+    for (client, rate) in [("breakout", 3.0), ("boringtun-cli", 0.9)] {
+        record(&mut before, &tunnel(Section::Throughput, "tcp-up-1", client), "rate", rate);
+    }
+    before.bars = judge(&before);
+    let mut after = before.clone();
+    let slower = tunnel(Section::Throughput, "tcp-up-1", "breakout");
+    after.cells.iter_mut().find(|cell| cell.key == slower).unwrap().metrics.get_mut("rate").unwrap().rounds =
+        vec![2.0; 6];
+    after.bars = judge(&after);
+    let said = compare(&before, &after).to_string();
+    assert!(
+        said.contains("no longer met: tcp-up-1 through the gateway breakout, by boringtun-cli's: 3.333"),
+        "{said}"
+    );
+    assert!(compare(&after, &before).to_string().contains("met now: tcp-up-1"));
+
+    let (text, page) = (after.to_string(), html::page(&after));
+    for shown in [&text, &page] {
+        assert!(shown.contains("≥ 3.00 ×") && shown.contains("NO"), "{shown}");
+        assert!(shown.contains("0 of 1 bars are met"), "{shown}");
+    }
+}
