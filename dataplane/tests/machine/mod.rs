@@ -97,11 +97,15 @@ impl Machine {
             {
                 ip(&format!("address add {address} dev lo"));
             }
+            for address in ["2001:db8:77::1", "2001:db8:96::10", "2001:db8:96::11"] {
+                wait_for_local(address);
+            }
         });
         wait_for_carrier("wifi");
         ip("address add 192.168.77.10/24 dev wifi");
         ip("address add 2001:db8:77::10/64 dev wifi nodad");
         ip("route add default via 192.168.77.1");
+        wait_for_local("2001:db8:77::10");
         ip("route add default via 2001:db8:77::1");
         let pump = start_pump(tunnel);
         Some(Self { pump, far })
@@ -178,6 +182,7 @@ fn start_pump(tunnel: &Tunnel) -> Handle {
     ip(&format!("link set {name} mtu 1420 up"));
     ip(&format!("address add 10.99.0.1/32 dev {name}"));
     ip(&format!("address add 2001:db8:99::1/128 dev {name} nodad"));
+    wait_for_local("2001:db8:99::1");
     for prefix in ["52.129.96.0/20", "203.0.113.0/24", "2001:db8:96::/64", "2001:db8:113::/64"] {
         ip(&format!("route add {prefix} dev {name} table 100"));
     }
@@ -250,6 +255,16 @@ fn wait_for_carrier(link: &str) {
     let begun = Instant::now();
     while !ip(&format!("-oneline link show {link}")).contains("state UP") {
         assert!(begun.elapsed() < Duration::from_secs(5), "{link} does not come up");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The kernel takes packets to an IPv6 address a moment after it was added.
+fn wait_for_local(address: &str) {
+    let begun = Instant::now();
+    let local = format!("local {address} dev ");
+    while !ip("-6 route show table local").contains(&local) {
+        assert!(begun.elapsed() < Duration::from_secs(5), "{address} does not become local");
         thread::sleep(Duration::from_millis(1));
     }
 }
