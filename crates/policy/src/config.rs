@@ -3,6 +3,7 @@ mod cross;
 mod dataplane;
 mod finding;
 mod interface;
+mod routes;
 mod rules;
 mod section;
 mod sets;
@@ -26,6 +27,7 @@ pub struct Config {
     pub tunnel: Tunnel,
     pub control: Control,
     pub dataplane: Dataplane,
+    pub routes: Routes,
     pub(crate) policy: Policy,
 }
 
@@ -82,6 +84,13 @@ impl Default for Dataplane {
     }
 }
 
+/// `[routes]`: what is done on the machine beside the routes themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// Whether the firewall keeps [`crate::Guarded`] traffic off all interfaces but the TUN.
+    pub kill_switch: bool,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     pub(crate) sets: Vec<Set>,
@@ -111,12 +120,13 @@ impl Config {
 
 fn read(text: &str, findings: &mut Findings) -> Option<Config> {
     let document = parse_toml(text, findings)?;
-    let known = ["interface", "tunnel", "control", "dataplane", "sets", "policy", "rules"];
+    let known = ["interface", "tunnel", "control", "dataplane", "routes", "sets", "policy", "rules"];
     let root = Section::new("the file", 0..0, &document, &known, findings);
 
     let interface = interface::read(&root, findings);
     let control = interface::read_control(&root, findings);
     let dataplane = dataplane::read(&root, findings);
+    let routes = routes::read(&root, findings);
     let tunnel = tunnel::read(&root, findings);
     let mut sets = sets::read(&root, findings);
     let own_rules = rules::read(&root, findings);
@@ -131,6 +141,7 @@ fn read(text: &str, findings: &mut Findings) -> Option<Config> {
         tunnel: tunnel?.tunnel,
         control,
         dataplane,
+        routes,
         policy: Policy {
             sets: sets.into_iter().map(sets::ReadSet::into_set).collect(),
             rules: rules.into_iter().map(|rule| rule.rule).collect(),

@@ -7,6 +7,7 @@ mod capture;
 mod config;
 mod explain;
 mod genesys;
+mod guard;
 mod ports;
 mod prefix_table;
 mod rule;
@@ -15,9 +16,10 @@ mod verdict;
 mod webrtc;
 
 pub use config::{
-    Config, ConfigError, Control, Dataplane, Endpoint, Finding, Interface, PublicKey, Tunnel, Warning,
+    Config, ConfigError, Control, Dataplane, Endpoint, Finding, Interface, PublicKey, Routes, Tunnel, Warning,
 };
 pub use explain::{Explanation, Step};
+pub use guard::{Guarded, Traffic};
 pub use snapshot::{Captured, Facts, Fail, RuleView, SetView, Snapshot};
 pub use verdict::{Mark, Path, RuleId, Verdict};
 pub use webrtc::{Content, recognise};

@@ -21,6 +21,10 @@ impl Ports {
         Self(merged)
     }
 
+    pub(crate) fn ranges(&self) -> &[RangeInclusive<u16>] {
+        &self.0
+    }
+
     pub(crate) fn contains(&self, port: u16) -> bool {
         self.0.iter().any(|range| range.contains(&port))
     }

@@ -47,6 +47,16 @@ impl<A: Copy + Ord + Into<u128> + TryFrom<u128>> PrefixTable<A> {
         ranges.get(at)?.owner
     }
 
+    /// The first and last address of each range with its owner, ascending.
+    pub(crate) fn owned(&self) -> impl Iterator<Item = (A, A, Owner)> {
+        let highest = u128::MAX >> (u128::BITS - 8 * size_of::<A>() as u32);
+        let ends = self.ranges.iter().skip(1).map(|next| next.start.into() - 1).chain([highest]);
+        self.ranges
+            .iter()
+            .zip(ends)
+            .filter_map(|(range, end)| Some((range.start, A::try_from(end).ok()?, range.owner?)))
+    }
+
     /// The sets that own at least one address.
     pub(crate) fn sets(&self) -> impl Iterator<Item = u32> {
         self.ranges.iter().filter_map(|range| Some(range.owner?.set))

@@ -78,7 +78,8 @@ impl Protocols {
     pub(crate) const UDP: Self = Self(2);
     /// ICMP and ICMPv6.
     pub(crate) const ICMP: Self = Self(4);
-    const OTHER: Self = Self(8);
+    /// What has no class of its own.
+    pub(crate) const OTHER: Self = Self(8);
     pub(crate) const ANY: Self = Self(15);
     pub(crate) const NONE: Self = Self(0);
     pub(crate) const CLASSES: [Self; 4] = [Self::TCP, Self::UDP, Self::ICMP, Self::OTHER];

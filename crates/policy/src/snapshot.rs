@@ -5,7 +5,7 @@ use packet::{Dscp, Packet, Transport, protocol};
 use serde::Serialize;
 
 use crate::{
-    Config, Content, Mark, Path, RuleId, Verdict,
+    Config, Content, Guarded, Mark, Path, RuleId, Verdict,
     capture::aggregate,
     explain::Trace,
     prefix_table::{Owner, PrefixTable},
@@ -24,6 +24,7 @@ pub struct Snapshot {
     rules: Vec<Rule>,
     unmatched: Path,
     captured: Vec<Captured>,
+    guarded: Vec<Guarded>,
 }
 
 #[derive(Debug)]
@@ -123,11 +124,17 @@ impl Snapshot {
             .filter(|set| !set.rules.is_empty())
             .flat_map(|set| set.prefixes.iter().map(move |prefix| (*prefix, fail(set))));
 
+        let (v4, v6) = (PrefixTable::new(family(true)), PrefixTable::new(family(false)));
+        let guarded = (0..)
+            .zip(&sets)
+            .filter_map(|(at, set)| Guarded::of(at, set.rules_in(&policy.rules), policy.unmatched, &v4, &v6))
+            .collect();
         Self {
             prefixes: owned.iter().map(|(net, _)| *net).collect(),
-            v4: PrefixTable::new(family(true)),
-            v6: PrefixTable::new(family(false)),
+            v4,
+            v6,
             captured: aggregate(captured),
+            guarded,
             rules: policy.rules.clone(),
             unmatched: policy.unmatched,
             sets,
@@ -155,6 +162,11 @@ impl Snapshot {
     /// holds an address says how it fails.
     pub fn captured(&self) -> &[Captured] {
         &self.captured
+    }
+
+    /// What of the sets that fail closed belongs into the tunnel, a set each.
+    pub fn guarded(&self) -> &[Guarded] {
+        &self.guarded
     }
 
     /// All sets, by name.
@@ -214,7 +226,7 @@ impl Snapshot {
 pub(crate) const UNMATCHED: &str = "unmatched";
 
 impl CompiledSet {
-    fn rules_in<'a>(&self, rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {
+    fn rules_in<'a>(&self, rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> + Clone {
         self.rules.iter().filter_map(|id| rules.get(usize::from(*id)))
     }
 }
@@ -235,6 +247,11 @@ impl Facts {
             dscp: headers.tos.dscp(),
             content,
         }
+    }
+
+    /// A TCP connection's, without a mark.
+    pub fn tcp(destination: SocketAddr) -> Self {
+        Self { protocol: protocol::TCP, ..Self::udp(destination, Dscp::DEFAULT, Content::Other) }
     }
 
     pub fn udp(destination: SocketAddr, dscp: Dscp, content: Content) -> Self {

@@ -87,6 +87,8 @@ fn errors() {
         case(3, "[dataplane]\ntun_offload = \"on\"\n[tunnel]", "no setting of `tun_offload`", "\"auto\"").at(4),
         case(3, "[dataplane]\nouter_dscp = \"af44\"\n[tunnel]", "`af44` is no setting of `outer_dscp`", "\"copy\"").at(4),
         case(3, "[dataplane]\nouter_dscp = 46\n[tunnel]", "`outer_dscp` is a number", "text in quotes").at(4),
+        case(3, "[routes]\nkill_switch = \"yes\"\n[tunnel]", "`kill_switch` is text", "true or false").at(4),
+        case(3, "[routes]\nkillswitch = true\n[tunnel]", "unknown key `killswitch` in [routes]", "did you mean `kill_switch`?").at(4),
         case(3, "[control]\nuser = \"x\"\n[tunnel]", "unknown key `user` in [control]", "`group`").at(4),
         case(4, "", "`private_key_file` is missing from [tunnel]", "add `private_key_file").at(3),
         case(4, "private_key_file = \"\"", "names no file", "keygen"),

@@ -111,6 +111,17 @@ impl<'t> Section<'t> {
         }
     }
 
+    pub(super) fn boolean(&self, key: &str, findings: &mut Findings) -> Option<bool> {
+        let value = self.table.get(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(boolean) => Some(*boolean),
+            other => {
+                wrong_type(key, "true or false", other, value.span(), findings);
+                None
+            }
+        }
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
