@@ -1,13 +1,15 @@
-use std::{num::NonZeroU32, path::Path};
+use std::num::NonZeroU32;
 
 use ipnet::IpNet;
-use policy::Captured;
+use policy::{Captured, Guarded};
 use tracing::warn;
 
 use crate::{
-    Error, State,
+    Cleaned, Error, KILL_SWITCH, State, Undo,
     change::{self, Change, Present},
-    netlink::{self, Link, Netlink},
+    clean::{take_back, take_back_all, take_back_but},
+    kill_switch::{KillSwitch, KillSwitchReport, TABLES},
+    netlink::{Link, Netlink},
     nft,
     plan::Plan,
     sysctl,
@@ -34,9 +36,19 @@ pub struct Settings {
     pub mark: NonZeroU32,
 }
 
+/// What the policy wants of the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// What leads into the TUN.
+    pub captured: Vec<Captured>,
+    /// What the firewall keeps off all other interfaces; `None`: there is no kill switch.
+    pub kill_switch: Option<Vec<Guarded>>,
+}
+
 /// Captured prefixes lead into the TUN until [`Routes::teardown`].
 ///
-/// Dropped without that, as in a crash, it leaves what keeps signaling closed: the prohibit routes and the rules.
+/// Dropped without that, as in a crash, it leaves what keeps signaling closed: the prohibit routes, the rules and the kill
+/// switch.
 /// All calls must be made from threads in the network namespace in which it was applied.
 #[derive(Debug)]
 pub struct Routes {
@@ -45,6 +57,7 @@ pub struct Routes {
     settings: Settings,
     captured: Vec<Captured>,
     tun: u32,
+    kill_switch: Option<KillSwitch>,
     firewall: Result<nft::Owned, nft::Error>,
     took_over: bool,
 }
@@ -55,39 +68,51 @@ impl Settings {
     }
 }
 
-/// How much an earlier run had left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cleaned {
-    pub rules: usize,
-    pub routes: usize,
-    pub sysctls: usize,
-}
-
 impl Routes {
     /// Sets everything up; on an error everything is as before, but for the TUN's own settings, which go with it.
     /// What a crash has left is taken over; at no time does a prefix that fails closed go out directly.
-    pub async fn apply(mut state: State, settings: Settings, captured: &[Captured]) -> Result<Self, Error> {
+    pub async fn apply(mut state: State, settings: Settings, wanted: &Wanted) -> Result<Self, Error> {
         let netlink = Netlink::new()?;
+        let left = state.journal.undo().to_vec();
         let mut done = Vec::new();
-        match raise(&netlink, &mut state, &settings, captured, &mut done).await {
-            Ok(Raised { tun, firewall, took_over }) => {
-                Ok(Self { netlink, state, settings, captured: captured.to_vec(), tun, firewall, took_over })
+        match raise(&netlink, &mut state, &settings, wanted, &mut done).await {
+            Ok(Raised { tun, kill_switch, firewall, took_over }) => {
+                let captured = wanted.captured.clone();
+                Ok(Self { netlink, state, settings, captured, tun, kill_switch, firewall, took_over })
             }
             Err(error) => {
-                lower_tun(&netlink, &settings).await.unwrap_or_else(|error| warn!("could not undo: {error}"));
                 change::revert(&netlink, done).await;
-                restore_sysctls(&netlink, &mut state)
-                    .await
-                    .map_or_else(|error| warn!("could not undo: {error}"), drop);
+                // What cannot be taken back is logged there: the error that led here is the one to tell.
+                drop(take_back_but(&netlink, &mut state, &left, &mut Cleaned::default()).await);
                 Err(error)
             }
         }
     }
 
-    /// Swaps the captured prefixes: the new ones are there before old ones go. On an error all is as before.
-    pub async fn update(&mut self, captured: &[Captured]) -> Result<(), Error> {
-        self.reach(captured).await?;
-        self.captured = captured.to_vec();
+    /// Swaps what is captured and what the kill switch keeps in: the new is there before the old goes. On an error all is as
+    /// before.
+    pub async fn update(&mut self, wanted: &Wanted) -> Result<(), Error> {
+        let before = match (&self.kill_switch, &wanted.kill_switch) {
+            (Some(up), Some(guarded)) => Some(up.swap(guarded).map_err(Error::KillSwitch)?),
+            (None, Some(guarded)) => {
+                let mark = self.settings.mark.get();
+                self.kill_switch = Some(raise_kill_switch(&mut self.state, guarded, self.tun, mark)?);
+                None
+            }
+            (_, None) => self.kill_switch.as_ref().map(KillSwitch::guarded),
+        };
+        if let Err(error) = self.reach(&wanted.captured).await {
+            let undone = match (&self.kill_switch, before) {
+                (Some(up), Some(before)) => up.swap(&before).map(drop).map_err(Error::KillSwitch),
+                _ => self.remove_kill_switch(),
+            };
+            undone.unwrap_or_else(|error| warn!("could not undo a change: {error}"));
+            return Err(error);
+        }
+        self.captured = wanted.captured.clone();
+        if wanted.kill_switch.is_none() {
+            self.remove_kill_switch()?;
+        }
         Ok(())
     }
 
@@ -116,7 +141,7 @@ impl Routes {
         // An IPv6 address vanishes with a link that is set down or made too narrow: both go together.
         raise_tun(&self.netlink, &self.settings, tun).await?;
         repaired.extend(self.reach(&self.captured).await?.iter().map(ToString::to_string));
-        let loosened = sysctl::loosen(&mut self.state, &links)?;
+        let loosened = sysctl::loosen(&mut self.state.journal, &links)?;
         repaired.extend(loosened.into_iter().map(|name| format!("loose rp_filter of {name}")));
         Ok(repaired)
     }
@@ -128,18 +153,22 @@ impl Routes {
     }
 
     /// Removes everything, the TUN's addresses and routes first, so that nothing goes out with its address.
-    /// Goes on after an error and tells the first; what is left then is for the next [`Routes::apply`] or [`clean`].
+    /// Goes on after an error and tells the first; what is left then is for the next [`Routes::apply`] or
+    /// [`clean`](crate::clean).
     pub async fn teardown(mut self) -> Result<(), Error> {
-        let lowered = lower_tun(&self.netlink, &self.settings).await;
-        let removed = remove_all(&self.netlink).await;
-        drop(self.firewall);
-        let restored = restore_sysctls(&self.netlink, &mut self.state).await;
-        lowered.and(removed.map(drop)).and(restored.map(drop))
+        // What it keeps would only be put back.
+        drop(self.kill_switch);
+        take_back_all(&self.netlink, &mut self.state).await.map(drop)
     }
 
     /// Why packets for the TUN's addresses that arrive on other interfaces are not dropped; `None`: they are.
     pub fn firewall_missing(&self) -> Option<&nft::Error> {
         self.firewall.as_ref().err()
+    }
+
+    /// What has become of the kill switch; `None` if there is none.
+    pub fn kill_switch(&self) -> Option<KillSwitchReport> {
+        self.kill_switch.as_ref().map(KillSwitch::report)
     }
 
     /// Whether a run that crashed had left signaling refused. Who cannot go on then should drop this rather than open
@@ -155,6 +184,12 @@ impl Routes {
 
     fn tun_gone(&self) -> Error {
         Error::TunGone(self.settings.tun.clone())
+    }
+
+    fn remove_kill_switch(&mut self) -> Result<(), Error> {
+        let Some(up) = self.kill_switch.take() else { return Ok(()) };
+        up.remove().map_err(Error::Firewall)?;
+        self.state.journal.forget(|undo| matches!(undo, Undo::Table { .. }))
     }
 
     /// Answers with what was added.
@@ -179,18 +214,9 @@ impl Routes {
     }
 }
 
-/// Undoes what a daemon that is gone has left in the calling thread's network namespace.
-/// Fails with [`Error::Running`] if one is there.
-pub async fn clean(state_directory: &Path) -> Result<Cleaned, Error> {
-    let mut state = State::open(state_directory)?;
-    let netlink = Netlink::new()?;
-    let removed = remove_all(&netlink).await?;
-    let sysctls = restore_sysctls(&netlink, &mut state).await?;
-    Ok(Cleaned { sysctls, ..removed })
-}
-
 struct Raised {
     tun: u32,
+    kill_switch: Option<KillSwitch>,
     firewall: Result<nft::Owned, nft::Error>,
     took_over: bool,
 }
@@ -200,15 +226,21 @@ async fn raise(
     netlink: &Netlink,
     state: &mut State,
     settings: &Settings,
-    captured: &[Captured],
+    wanted: &Wanted,
     done: &mut Vec<Change>,
 ) -> Result<Raised, Error> {
     let links = netlink.links().await?;
     let gone = || Error::TunGone(settings.tun.clone());
     let tun = links.iter().find(|link| link.name == settings.tun).ok_or_else(gone)?;
-    let plan = plan(settings, captured, tun.index);
+    let plan = plan(settings, &wanted.captured, tun.index);
     let present = Present::read_alone(netlink).await?;
-    sysctl::loosen(state, &links)?;
+    let stood = nft::exists(KILL_SWITCH).map_err(Error::Firewall)?;
+
+    let raised = |guarded: &Vec<Guarded>| raise_kill_switch(state, guarded, tun.index, settings.mark.get());
+    let kill_switch = wanted.kill_switch.as_ref().map(raised).transpose()?;
+    sysctl::loosen(&mut state.journal, &links)?;
+    let addresses = settings.addresses.clone();
+    state.journal.note([Undo::Routing, Undo::Tun { name: tun.name.clone(), index: tun.index, addresses }])?;
     change::make(netlink, present.missing_guards(&plan), done).await?;
 
     let firewall = firewall(settings).install_owned();
@@ -221,7 +253,48 @@ async fn raise(
     raise_tun(netlink, settings, tun).await?;
     change::make(netlink, present.missing_tun_routes(&plan), done).await?;
     change::make(netlink, present.stale(&plan), done).await?;
-    Ok(Raised { tun: tun.index, firewall, took_over: !present.rules.is_empty() })
+    take_back_others(netlink, state, tun.index, kill_switch.is_none()).await?;
+    let took_over = stood || !present.rules.is_empty();
+    Ok(Raised { tun: tun.index, kill_switch, firewall, took_over })
+}
+
+/// What a dead run had and this one has not: its TUN, and its kill switch if there is none now.
+async fn take_back_others(
+    netlink: &Netlink,
+    state: &mut State,
+    tun: u32,
+    and_kill_switch: bool,
+) -> Result<(), Error> {
+    let is_stale = |undo: &Undo| match undo {
+        Undo::Tun { index, .. } => *index != tun,
+        Undo::Table { .. } => and_kill_switch,
+        Undo::Routing | Undo::RpFilter { .. } => false,
+    };
+    let mut stale: Vec<Undo> = state.journal.undo().iter().filter(|undo| is_stale(undo)).cloned().collect();
+    if and_kill_switch {
+        // Its journal may be lost.
+        stale.extend(kill_switch_undo());
+    }
+    for undo in stale {
+        take_back(netlink, &undo, &mut Cleaned::default()).await?;
+        state.journal.forget(|noted| *noted == undo)?;
+    }
+    Ok(())
+}
+
+fn raise_kill_switch(
+    state: &mut State,
+    guarded: &[Guarded],
+    tun: u32,
+    mark: u32,
+) -> Result<KillSwitch, Error> {
+    state.journal.note(kill_switch_undo())?;
+    KillSwitch::raise(guarded, tun, mark).map_err(Error::KillSwitch)
+}
+
+/// The table itself is undone last.
+fn kill_switch_undo() -> impl Iterator<Item = Undo> {
+    TABLES.into_iter().rev().map(|name| Undo::Table { name: name.to_owned() })
 }
 
 fn plan(settings: &Settings, captured: &[Captured], tun: u32) -> Plan {
@@ -245,32 +318,6 @@ async fn raise_tun(netlink: &Netlink, settings: &Settings, tun: &Link) -> Result
     Ok(())
 }
 
-/// Takes the TUN's addresses, with which its sockets lose their voice, and sets it down. Nothing to do if it is gone.
-async fn lower_tun(netlink: &Netlink, settings: &Settings) -> Result<(), Error> {
-    let Ok(tun) = netlink.link_index(&settings.tun).await else { return Ok(()) };
-    for address in &settings.addresses {
-        tolerate_gone(netlink.delete_address(tun, *address).await)?;
-    }
-    tolerate_gone(netlink.set_down(tun).await)
-}
-
-fn tolerate_gone(result: Result<(), netlink::Error>) -> Result<(), Error> {
-    match result {
-        Err(error) if matches!(error.errno(), Some(libc::ENODEV | libc::EADDRNOTAVAIL)) => Ok(()),
-        result => Ok(result?),
-    }
-}
-
-async fn remove_all(netlink: &Netlink) -> Result<Cleaned, Error> {
-    let present = Present::read(netlink).await?;
-    change::make(netlink, present.stale(&Plan::default()), &mut Vec::new()).await?;
-    Ok(Cleaned { rules: present.rules.len(), routes: present.routes.len(), sysctls: 0 })
-}
-
-async fn restore_sysctls(netlink: &Netlink, state: &mut State) -> Result<usize, Error> {
-    sysctl::restore(state, &netlink.links().await?)
-}
-
 fn firewall(settings: &Settings) -> nft::Table {
     let drop_elsewhere = |address: &IpNet| {
         vec![
@@ -283,6 +330,8 @@ fn firewall(settings: &Settings) -> nft::Table {
     };
     nft::Table {
         name: FIREWALL.to_owned(),
+        comment: None,
+        sets: Vec::new(),
         chains: vec![nft::Chain {
             name: "elsewhere".to_owned(),
             kind: nft::ChainKind::Filter,

@@ -1,6 +1,6 @@
 use std::{io, path::PathBuf};
 
-use crate::netlink;
+use crate::{netlink, nft};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -9,10 +9,17 @@ pub enum Error {
     #[error("cannot use the state directory: {}: {source}", path.display())]
     Directory { path: PathBuf, source: io::Error },
     #[error(
-        "{} does not say what to undo: {source}; see to rp_filter of the interfaces by hand, then delete it",
+        "{} does not say what to undo: {source}; `breakout panic-off` removes what is known without it, then see to \
+         rp_filter of the interfaces by hand and delete it",
         path.display()
     )]
     Journal { path: PathBuf, source: serde_json::Error },
+    #[error(
+        "{} was written by another version of Breakout (it is {found}, this one knows {known}); run that one's \
+         `breakout down`, or `breakout panic-off`",
+        path.display()
+    )]
+    JournalVersion { path: PathBuf, found: u32, known: u32 },
     #[error("cannot use the kernel setting {}: {source}", path.display())]
     Sysctl { path: PathBuf, source: io::Error },
     #[error(
@@ -22,6 +29,10 @@ pub enum Error {
     TableTaken { table: u32, found: String },
     #[error("the TUN interface {0} is gone; start Breakout again")]
     TunGone(String),
+    #[error("cannot raise the kill switch: {0}; leave `kill_switch` out of [routes] to go without")]
+    KillSwitch(nft::Error),
+    #[error("cannot remove the firewall's table: {0}")]
+    Firewall(nft::Error),
     #[error("{}", with_remedy(.0))]
     Netlink(#[from] netlink::Error),
 }

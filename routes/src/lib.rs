@@ -8,7 +8,12 @@
 
 mod apply;
 mod change;
+mod clean;
+pub mod connections;
+mod crash_point;
 mod error;
+mod journal;
+mod kill_switch;
 pub mod netlink;
 pub mod nft;
 mod plan;
@@ -16,11 +21,14 @@ mod state;
 mod sysctl;
 mod underlay;
 
-pub use apply::{Cleaned, Routes, Settings, clean};
+pub use apply::{Routes, Settings, Wanted};
+pub use clean::{Cleaned, clean, open_up};
 pub use error::Error;
+pub use journal::Undo;
+pub use kill_switch::{KILL_SWITCH, KillSwitchReport};
 pub use plan::{
     METRIC_PROHIBIT, METRIC_THROW, METRIC_TUN, PRIORITY_CAPTURED, PRIORITY_SOURCE, PROTOCOL, TABLE_CAPTURED,
     TABLE_SOURCE,
 };
-pub use state::State;
+pub use state::{Holder, Leftovers, State, running};
 pub use underlay::{Conflict, Leg, PhysicalAddress, Underlay, conflicts, underlay};

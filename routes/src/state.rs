@@ -1,41 +1,41 @@
 //! The state directory: the lock that says who is at work, and the journal of what to undo.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
+use crate::{Error, Undo, journal::Journal};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
     unistd::Uid,
 };
-use serde::{Deserialize, Serialize};
-
-use crate::Error;
 
 /// Who can open a file can lock it (flock(2)), and so keep the daemon from starting.
 const LOCK_MODE: u32 = 0o600;
+const LOCK: &str = "lock";
 
 /// The lock on a state directory, and its journal. The kernel frees the lock with the process.
 #[derive(Debug)]
 pub struct State {
     _lock: Flock<File>,
-    path: PathBuf,
-    journal: Journal,
+    pub(crate) journal: Journal,
 }
 
-/// Changed settings that the kernel does not put back by itself.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Journal {
-    /// Sysctls do not outlive the machine's run.
-    boot: String,
-    /// The interface's index → its `rp_filter` as it was found. By index, since a name may come to mean another one.
-    rp_filter: BTreeMap<u32, u8>,
+/// What is noted in a state directory, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftovers {
+    /// The process that holds the lock: what is noted is in use, and undone when that ends.
+    pub running: Option<Holder>,
+    /// In the order in which it was noted; undone in reverse.
+    pub undo: Vec<Undo>,
 }
+
+/// Who holds a state directory's lock: the process, if it has said so yet.
+pub type Holder = Option<i32>;
 
 impl State {
     /// Takes the lock and reads what an earlier run has left to undo. The directory is made if missing.
@@ -43,68 +43,33 @@ impl State {
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Directory { path: directory.to_owned(), source };
         make(directory).and_then(|()| refuse_if_others_write(directory)).map_err(failed)?;
-        let lock = lock(&directory.join("lock")).map_err(failed)?;
+        let lock = lock(&directory.join(LOCK)).map_err(failed)?;
         let mut lock = match lock {
             Ok(lock) => lock,
             Err(pid) => return Err(Error::Running(pid)),
         };
         write_pid(&mut lock).map_err(failed)?;
 
-        let path = directory.join("undo.json");
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed)?.trim().to_owned();
-        let mut journal: Journal = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|source| Error::Journal { path: path.clone(), source })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Journal::default(),
-            Err(source) => return Err(Error::Directory { path, source }),
-        };
-        if journal.boot != boot {
-            journal = Journal { boot, ..Journal::default() };
-        }
-        Ok(Self { _lock: lock, path, journal })
+        Ok(Self { _lock: lock, journal: Journal::read(directory)? })
     }
+}
 
-    /// What interfaces' `rp_filter` was before any run of ours changed it.
-    pub(crate) fn rp_filter(&self) -> &BTreeMap<u32, u8> {
-        &self.journal.rp_filter
+impl Leftovers {
+    /// Looks without taking the lock: whoever is at work goes on. Empty where there is no state directory.
+    pub fn look(directory: &Path) -> Result<Self, Error> {
+        Ok(Self { running: running(directory)?, undo: Journal::read(directory)?.undo().to_vec() })
     }
+}
 
-    /// Notes values found, on disk when this returns. A value noted earlier stands: what is found since may be ours.
-    pub(crate) fn note_rp_filter(&mut self, found: &BTreeMap<u32, u8>) -> Result<(), Error> {
-        for (index, value) in found {
-            self.journal.rp_filter.entry(*index).or_insert(*value);
-        }
-        self.save()
-    }
-
-    /// Forgets interfaces that are put back or gone.
-    pub(crate) fn forget_rp_filter(&mut self, forget: impl Fn(u32) -> bool) -> Result<(), Error> {
-        let before = self.journal.rp_filter.len();
-        self.journal.rp_filter.retain(|index, _| !forget(*index));
-        if self.journal.rp_filter.len() == before {
-            return Ok(());
-        }
-        self.save()
-    }
-
-    fn save(&self) -> Result<(), Error> {
-        self.replace().map_err(|source| Error::Directory { path: self.path.clone(), source })
-    }
-
-    /// In one step, so that a crash leaves the old journal or the new one.
-    fn replace(&self) -> io::Result<()> {
-        if self.journal.rp_filter.is_empty() {
-            return match fs::remove_file(&self.path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            };
-        }
-        let new = self.path.with_extension("new");
-        let mut file = File::create(&new)?;
-        serde_json::to_writer(&mut file, &self.journal)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)
-    }
+/// Who holds the lock of a state directory; `None`: nobody.
+pub fn running(directory: &Path) -> Result<Option<Holder>, Error> {
+    let path = directory.join(LOCK);
+    let found = match File::open(&path) {
+        Ok(file) => holder(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    found.map_err(|source| Error::Directory { path, source })
 }
 
 /// Whatever the umask, others may look and no more.
@@ -128,20 +93,30 @@ fn refuse_if_others_write(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The lock, or the process that has it.
-fn lock(path: &Path) -> io::Result<Result<Flock<File>, Option<i32>>> {
+/// The lock, or who has it.
+fn lock(path: &Path) -> io::Result<Result<Flock<File>, Holder>> {
     let file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(LOCK_MODE).open(path)?;
     file.set_permissions(Permissions::from_mode(LOCK_MODE))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Ok(lock)),
-        Err((mut file, Errno::EWOULDBLOCK)) => {
-            let mut pid = String::new();
-            file.read_to_string(&mut pid)?;
-            Ok(Err(pid.trim().parse().ok()))
-        }
+        Err((file, Errno::EWOULDBLOCK)) => Ok(Err(read_pid(file)?)),
         Err((_, errno)) => Err(errno.into()),
     }
+}
+
+fn holder(file: File) -> io::Result<Option<Holder>> {
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(None),
+        Err((file, Errno::EWOULDBLOCK)) => Ok(Some(read_pid(file)?)),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+fn read_pid(mut lock: File) -> io::Result<Holder> {
+    let mut pid = String::new();
+    lock.read_to_string(&mut pid)?;
+    Ok(pid.trim().parse().ok().filter(|pid| *pid > 0))
 }
 
 fn write_pid(lock: &mut File) -> io::Result<()> {
@@ -162,8 +137,12 @@ mod tests {
         let me = std::process::id() as i32;
         assert!(matches!(refused, Error::Running(Some(pid)) if pid == me), "{refused}");
         assert!(refused.to_string().contains(&format!("process {me}")));
+        assert_eq!(Leftovers::look(directory.path()).unwrap().running, Some(Some(me)));
         drop(first);
         State::open(directory.path()).unwrap();
+        assert_eq!(Leftovers::look(directory.path()).unwrap(), Leftovers { running: None, undo: vec![] });
+        let nowhere = Leftovers::look(&directory.path().join("nowhere")).unwrap();
+        assert_eq!(nowhere, Leftovers { running: None, undo: vec![] });
     }
 
     #[test]
@@ -183,31 +162,5 @@ mod tests {
         let inside = directory.path().join("deep/state");
         drop(State::open(&inside).unwrap());
         assert_eq!(mode(&inside) & 0o022, 0);
-    }
-
-    #[test]
-    fn what_was_found_first_is_what_is_undone() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut state = State::open(directory.path()).unwrap();
-        state.note_rp_filter(&BTreeMap::from([(3, 1), (4, 0)])).unwrap();
-        drop(state);
-
-        let mut state = State::open(directory.path()).unwrap();
-        state.note_rp_filter(&BTreeMap::from([(3, 2), (5, 1)])).unwrap();
-        assert_eq!(*state.rp_filter(), BTreeMap::from([(3, 1), (4, 0), (5, 1)]));
-        state.forget_rp_filter(|_| true).unwrap();
-        assert!(!directory.path().join("undo.json").exists());
-    }
-
-    #[test]
-    fn another_boots_journal_is_void_and_a_broken_one_is_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("undo.json");
-        fs::write(&path, r#"{"boot":"another","rp_filter":{"3":1}}"#).unwrap();
-        assert!(State::open(directory.path()).unwrap().rp_filter().is_empty());
-
-        fs::write(&path, "{").unwrap();
-        let refused = State::open(directory.path()).unwrap_err();
-        assert!(matches!(&refused, Error::Journal { path: found, .. } if *found == path), "{refused}");
     }
 }

@@ -4,12 +4,11 @@
 //! one that way is the TUN. Loose filtering only asks that there be some way back.
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
-use crate::{Error, State, netlink::Link};
+use crate::{Error, Undo, crash_point, journal::Journal, netlink::Link};
 
 const STRICT: u8 = 1;
 const LOOSE: u8 = 2;
@@ -26,44 +25,37 @@ pub(crate) fn prepare_tun(tun: &str) -> Result<(), Error> {
 }
 
 /// Makes `rp_filter` loose where it is strict, each old value noted first. Answers with the names of those changed.
-pub(crate) fn loosen(state: &mut State, links: &[Link]) -> Result<Vec<String>, Error> {
+pub(crate) fn loosen(journal: &mut Journal, links: &[Link]) -> Result<Vec<String>, Error> {
     let all = read(&rp_filter("all"))?.unwrap_or(0);
-    let mut strict = Vec::new();
-    let mut found = BTreeMap::new();
+    let mut found = Vec::new();
     for link in links.iter().filter(|link| !link.loopback) {
         // The kernel goes by the greater of the two (ip-sysctl). An interface may have gone meanwhile.
-        let Some(value) = read(&rp_filter(&link.name))? else { continue };
-        if value.max(all) == STRICT {
-            strict.push(link.name.clone());
-            found.insert(link.index, value);
+        let Some(was) = read(&rp_filter(&link.name))? else { continue };
+        if was.max(all) == STRICT {
+            found.push((link, was));
         }
     }
-    state.forget_rp_filter(|index| links.iter().all(|link| link.index != index))?;
-    if strict.is_empty() {
-        return Ok(strict);
+    let is_gone = |index: u32| links.iter().all(|link| link.index != index);
+    journal.forget(|undo| matches!(undo, Undo::RpFilter { index, .. } if is_gone(*index)))?;
+    let undo =
+        |(link, was): &(&Link, u8)| Undo::RpFilter { name: link.name.clone(), index: link.index, was: *was };
+    journal.note(found.iter().map(undo))?;
+    for (link, _) in &found {
+        write(&rp_filter(&link.name), LOOSE)?;
     }
-    state.note_rp_filter(&found)?;
-    for name in &strict {
-        write(&rp_filter(name), LOOSE)?;
-    }
-    Ok(strict)
+    Ok(found.into_iter().map(|(link, _)| link.name.clone()).collect())
 }
 
-/// Puts back what [`loosen`] has changed, in this run or an earlier one; a value that somebody else has set since stays.
-/// Answers with how many there were.
-pub(crate) fn restore(state: &mut State, links: &[Link]) -> Result<usize, Error> {
-    let undo = state.rp_filter().clone();
-    let mut restored = 0;
-    for link in links {
-        let Some(value) = undo.get(&link.index) else { continue };
-        let path = rp_filter(&link.name);
-        if read(&path)? == Some(LOOSE) {
-            write(&path, *value)?;
-            restored += 1;
-        }
+/// Puts an interface's value back that [`loosen`] has changed, in this run or an earlier one; one that somebody else has set
+/// since stays. Whether there was anything to do.
+pub(crate) fn restore(index: u32, was: u8, links: &[Link]) -> Result<bool, Error> {
+    let Some(link) = links.iter().find(|link| link.index == index) else { return Ok(false) };
+    let path = rp_filter(&link.name);
+    if read(&path)? != Some(LOOSE) {
+        return Ok(false);
     }
-    state.forget_rp_filter(|_| true)?;
-    Ok(restored)
+    write(&path, was)?;
+    Ok(true)
 }
 
 fn rp_filter(interface: &str) -> PathBuf {
@@ -89,6 +81,7 @@ fn read(path: &Path) -> Result<Option<u8>, Error> {
 
 /// Nothing happens if the interface is gone.
 fn write(path: &Path, value: u8) -> Result<(), Error> {
+    crash_point::reached();
     match fs::OpenOptions::new().write(true).open(path).and_then(|mut file| write_number(&mut file, value)) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(Error::Sysctl { path: path.to_owned(), source })

@@ -10,7 +10,7 @@
 mod common;
 
 use common::{has, in_namespace, run};
-use routes::nft::{self, Chain, ChainKind, Expr, Hook, Policy, Table};
+use routes::nft::{self, Chain, ChainKind, Elements, Expr, Hook, Policy, Set, Table};
 
 fn net(text: &str) -> ipnet::IpNet {
     text.parse().unwrap()
@@ -48,6 +48,7 @@ fn everything() -> Table {
             chain("raw", ChainKind::Filter, Hook::Prerouting, -300, Policy::Accept, vec![]),
             chain("nat", ChainKind::Nat, Hook::Postrouting, 100, Policy::Accept, nat),
         ],
+        ..Table::default()
     }
 }
 
@@ -86,7 +87,8 @@ fn nft_reads_what_was_meant() {
         everything().install().unwrap();
         assert_eq!(run(["nft", "list", "ruleset"]), LISTED);
 
-        nft::remove("everything").unwrap();
+        assert!(nft::exists("everything").unwrap());
+        assert!(nft::remove("everything").unwrap());
         assert_eq!(run(["nft", "list", "ruleset"]), "");
     });
 }
@@ -117,7 +119,91 @@ fn a_refusal_names_what_was_refused_and_leaves_nothing() {
         let refused = table.install().unwrap_err().to_string();
         assert!(refused.contains("add the rule [Masquerade] to the chain in"), "{refused}");
 
-        let refused = nft::remove("everything").unwrap_err().to_string();
-        assert!(refused.contains("No such file"), "{refused}");
+        assert!(!nft::exists("everything").unwrap());
+        assert!(!nft::remove("everything").unwrap());
     });
 }
+
+#[test]
+fn sets_hold_what_was_meant_however_many() {
+    in_namespace(async || {
+        if !has("nft") {
+            println!("skipped, because nft is missing");
+            return;
+        }
+        let ip = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap();
+        let ip6 = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap();
+        let v4 = vec![ip("203.0.113.0")..=ip("203.0.113.63"), ip("203.0.113.65")..=ip("203.0.113.65")];
+        let v6 = vec![
+            ip6("2001:db8::")..=ip6("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"),
+            ip6("ffff::")..=ip6("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+        ];
+        let set = |name: &str, elements| Set { name: name.into(), elements };
+        let judged = |address: Expr| {
+            vec![address, Expr::Protocol(6), Expr::DestinationPortIn("ports".into()), Expr::Reset]
+        };
+        let table = Table {
+            name: "ranges".into(),
+            comment: Some("a word about it".into()),
+            sets: vec![
+                set("v4", Elements::V4(v4)),
+                set("v6", Elements::V6(v6)),
+                set("ports", Elements::Ports(vec![80..=80, 5060..=5061, 60000..=65535])),
+            ],
+            chains: vec![Chain {
+                name: "out".into(),
+                kind: ChainKind::Filter,
+                hook: Hook::Output,
+                priority: 0,
+                policy: Policy::Accept,
+                rules: vec![
+                    vec![Expr::OutIndex(1), Expr::Accept],
+                    judged(Expr::DestinationInV4("v4".into())),
+                    judged(Expr::DestinationInV6("v6".into())),
+                    vec![Expr::DestinationInV6("v6".into()), Expr::Counter, Expr::Prohibit],
+                ],
+            }],
+        };
+        table.install().unwrap();
+        assert_eq!(run(["nft", "list", "ruleset"]), LISTED_SETS);
+
+        // Many, and without a range of its own at the end of the last message.
+        let many = (0..20_000u32)
+            .map(|at| std::net::Ipv4Addr::from_bits(at * 4)..=std::net::Ipv4Addr::from_bits(at * 4 + 1));
+        let table = Table { sets: vec![set("v4", Elements::V4(many.collect()))], chains: vec![], ..table };
+        table.install().unwrap();
+        let listed = run(["nft", "list", "set", "inet", "ranges", "v4"]);
+        assert_eq!(listed.matches("/31").count(), 20_000);
+    });
+}
+
+const LISTED_SETS: &str = r#"table inet ranges {
+	comment "a word about it"
+	set v4 {
+		type ipv4_addr
+		flags interval
+		elements = { 203.0.113.0/26, 203.0.113.65 }
+	}
+
+	set v6 {
+		type ipv6_addr
+		flags interval
+		elements = { 2001:db8::/32,
+			     ffff::/16 }
+	}
+
+	set ports {
+		type inet_service
+		flags interval
+		elements = { 80, 5060-5061, 60000-65535 }
+	}
+
+	chain out {
+		type filter hook output priority filter; policy accept;
+		oif "lo" accept
+		ip daddr @v4 tcp dport @ports reject with tcp reset
+		ip6 daddr @v6 tcp dport @ports reject with tcp reset
+		ip6 daddr @v6 counter packets 0 bytes 0 reject with icmpx admin-prohibited
+	}
+}
+"#;

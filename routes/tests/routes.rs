@@ -23,7 +23,7 @@ use common::{
     in_namespace, run,
     world::{
         MARK, MEDIA, SIGNALING, TUN, TUN_V4, TUN_V6, Tun, UNRELATED, World, arrived, captured, closed, ip,
-        net, rp_filter, send, set_rp_filter, settings, settle_addresses, settled_snapshot, silent,
+        net, rp_filter, send, set_rp_filter, settings, settle_addresses, settled_snapshot, silent, wanted,
     },
 };
 use nix::sched::{CloneFlags, setns};
@@ -116,7 +116,7 @@ fn a_crash_leaves_signaling_refused_and_media_direct_and_the_next_run_mends_it()
 
         crash().await;
         let cleaned = clean(world.state.path()).await.unwrap();
-        assert_eq!(cleaned, Cleaned { rules: 4, routes: 6, sysctls: 1 });
+        assert_eq!(cleaned, Cleaned { rules: 4, routes: 6, sysctls: 1, ..Cleaned::default() });
         assert_eq!(settled_snapshot(), before);
         assert_eq!(clean(world.state.path()).await.unwrap(), Cleaned::default());
     });
@@ -189,7 +189,7 @@ fn the_link_never_gets_too_narrow_for_ipv6() {
         let mut tun = Tun::open();
         let state = State::open(world.state.path()).unwrap();
         let narrow = routes::Settings { mtu: 1000, ..settings() };
-        let mut routes = Routes::apply(state, narrow, &captured()).await.unwrap();
+        let mut routes = Routes::apply(state, narrow, &wanted(captured())).await.unwrap();
         let netlink = Netlink::new().unwrap();
         let index = routes.tun();
         assert_eq!(netlink.link(index).await.unwrap().mtu, 1280);
@@ -358,7 +358,7 @@ fn a_reload_leaves_no_gap() {
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         for set in sets.iter().cycle().take(60) {
-            routes.update(set).await.unwrap();
+            routes.update(&wanted(set.clone())).await.unwrap();
         }
         stop.store(true, Ordering::Relaxed);
         assert!(sender.await.unwrap() > 100);
@@ -378,7 +378,7 @@ fn a_reload_that_fails_changes_nothing() {
             Route { table: routes::TABLE_CAPTURED, kind: Kind::Blackhole, ..Route::new(net("9.9.9.0/24")) };
         let netlink = Netlink::new().unwrap();
         netlink.add_route(&foreign).await.unwrap();
-        let refused = routes.update(&[closed("10.0.0.0/8")]).await.unwrap_err();
+        let refused = routes.update(&wanted(vec![closed("10.0.0.0/8")])).await.unwrap_err();
         assert!(matches!(refused, Error::TableTaken { table: 51821, .. }), "{refused}");
         assert!(refused.to_string().contains("blackhole 9.9.9.0/24"), "{refused}");
         netlink.delete_route(&foreign).await.unwrap();
@@ -395,7 +395,8 @@ fn an_apply_that_fails_leaves_the_machine_as_it_was() {
         let tun = Tun::open();
         let state = State::open(world.state.path()).unwrap();
         // No TUN takes an MTU of 70000.
-        let refused = Routes::apply(state, routes::Settings { mtu: 70_000, ..settings() }, &captured()).await;
+        let refused =
+            Routes::apply(state, routes::Settings { mtu: 70_000, ..settings() }, &wanted(captured())).await;
         let refused = refused.unwrap_err().to_string();
         assert!(refused.contains("set the MTU 70000"), "{refused}");
         tun.close().await;
@@ -454,7 +455,7 @@ fn a_missing_tun_is_named() {
         let world = World::new().await;
         let before = settled_snapshot();
         let state = State::open(world.state.path()).unwrap();
-        let refused = Routes::apply(state, settings(), &captured()).await.unwrap_err();
+        let refused = Routes::apply(state, settings(), &wanted(captured())).await.unwrap_err();
         assert!(matches!(&refused, Error::TunGone(name) if name == TUN), "{refused}");
         assert_eq!(settled_snapshot(), before);
     });
@@ -488,10 +489,10 @@ fn the_daemon_may_spawn_all_of_it() {
         let netlink = Netlink::new()?;
         underlay(&netlink, MARK, ip(UNRELATED[0]), None).await?;
         let state = State::open(std::path::Path::new("/nowhere"))?;
-        let mut routes = Routes::apply(state, settings(), &captured()).await?;
+        let mut routes = Routes::apply(state, settings(), &wanted(captured())).await?;
         Watch::new()?.changed().await?;
         routes.repair().await?;
-        routes.update(&[]).await?;
+        routes.update(&wanted(vec![])).await?;
         routes.teardown().await
     });
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 #[repr(u8)]
 pub enum Exit {
     Ok = 0,
-    /// The answer is no: a check failed, the lab is red.
+    /// The answer is no: a check failed, the lab is red, a dead run left something.
     No = 1,
     /// The command line or a configuration cannot be used (clap uses the same number).
     Usage = 2,
@@ -19,7 +19,7 @@ pub enum Exit {
 pub const HELP: &str = "\
 Exit status:
   0  done; the answer is yes
-  1  the answer is no (check: not valid; lab: red)
+  1  the answer is no (check: not valid; lab: red; state list: a dead daemon left something)
   2  the command line or a configuration cannot be used
   3  the system refused: permission, a missing feature, something that is in the way
   4  no daemon is running";

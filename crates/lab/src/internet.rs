@@ -156,6 +156,7 @@ fn drop_unsolicited(host: &Host, device: &str) -> Result<(), LabError> {
                 vec![arrives, Expr::Protocol(protocol::UDP), Expr::Drop],
             ],
         }],
+        ..Table::default()
     };
     host.run(move || table.install())?.during(|| format!("the firewall of host `{}`", host.name()))
 }
@@ -172,6 +173,7 @@ fn masquerade(host: &Host, device: &str) -> Result<(), LabError> {
             policy: Policy::Accept,
             rules: vec![vec![Expr::OutInterface(device.to_owned()), Expr::Masquerade]],
         }],
+        ..Table::default()
     };
     host.run(move || table.install())?.during(|| format!("masquerade on host `{}`", host.name()))
 }

@@ -19,6 +19,8 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use tokio::task::JoinHandle;
 
+use crate::crash_point;
+
 pub use address::Address;
 pub use link::Link;
 pub use route::{Hop, Kind, Route};
@@ -73,10 +75,12 @@ impl Netlink {
     }
 
     async fn create(&self, message: RouteNetlinkMessage, action: &str) -> Result<(), Error> {
+        crash_point::reached();
         self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, action).await.map(drop)
     }
 
     async fn change(&self, message: RouteNetlinkMessage, action: &str) -> Result<(), Error> {
+        crash_point::reached();
         self.request(message, NLM_F_ACK, action).await.map(drop)
     }
 

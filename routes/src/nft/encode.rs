@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Chain, ChainKind, Expr, Table};
+use super::{Chain, ChainKind, Expr, Set, Table};
 
 // linux/netlink.h
 const NLM_F_REQUEST: u16 = 0x1;
@@ -17,13 +17,13 @@ const NLA_F_NESTED: u16 = 0x8000;
 
 // linux/netfilter/nfnetlink.h
 const NFNETLINK_V0: u8 = 0;
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
+pub(super) const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
 
 // linux/netfilter.h
 const NFPROTO_UNSPEC: u8 = 0;
-const NFPROTO_INET: u8 = 1;
+pub(super) const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const NF_DROP: u32 = 0;
@@ -31,12 +31,16 @@ const NF_ACCEPT: u32 = 1;
 
 // linux/netfilter/nf_tables.h
 const NFT_MSG_NEWTABLE: u16 = 0;
+const NFT_MSG_GETTABLE: u16 = 1;
 const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_NEWSET: u16 = 9;
+const NFT_MSG_NEWSETELEM: u16 = 12;
 const NFT_TABLE_F_OWNER: u32 = 0x2;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
+const NFTA_TABLE_USERDATA: u16 = 6;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_CHAIN_HOOK: u16 = 4;
@@ -47,6 +51,20 @@ const NFTA_HOOK_PRIORITY: u16 = 2;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_SET_TABLE: u16 = 1;
+const NFTA_SET_NAME: u16 = 2;
+const NFTA_SET_FLAGS: u16 = 3;
+const NFTA_SET_KEY_TYPE: u16 = 4;
+const NFTA_SET_KEY_LEN: u16 = 5;
+const NFTA_SET_ID: u16 = 10;
+const NFTA_SET_USERDATA: u16 = 13;
+const NFT_SET_INTERVAL: u32 = 0x4;
+const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_FLAGS: u16 = 3;
+const NFT_SET_ELEM_INTERVAL_END: u32 = 0x1;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
@@ -58,6 +76,7 @@ const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_META_DREG: u16 = 1;
 const NFTA_META_KEY: u16 = 2;
 const NFT_META_MARK: u32 = 3;
+const NFT_META_OIF: u32 = 5;
 const NFT_META_IIFNAME: u32 = 6;
 const NFT_META_OIFNAME: u32 = 7;
 const NFT_META_NFPROTO: u32 = 15;
@@ -78,6 +97,13 @@ const NFTA_BITWISE_DREG: u16 = 2;
 const NFTA_BITWISE_LEN: u16 = 3;
 const NFTA_BITWISE_MASK: u16 = 4;
 const NFTA_BITWISE_XOR: u16 = 5;
+const NFTA_LOOKUP_SET: u16 = 1;
+const NFTA_LOOKUP_SREG: u16 = 2;
+const NFTA_REJECT_TYPE: u16 = 1;
+const NFTA_REJECT_ICMP_CODE: u16 = 2;
+const NFT_REJECT_TCP_RST: u32 = 1;
+const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
+const NFT_REJECT_ICMPX_ADMIN_PROHIBITED: u8 = 3;
 const NFTA_CT_DREG: u16 = 1;
 const NFTA_CT_KEY: u16 = 2;
 const NFT_CT_STATE: u32 = 0;
@@ -87,6 +113,13 @@ const NFT_REG_1: u32 = 1;
 
 /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED) | NF_CT_STATE_BIT(IP_CT_RELATED)`, linux/netfilter/nf_conntrack_common.h.
 const ESTABLISHED_OR_RELATED: u32 = 0b110;
+/// What nft itself keeps in `USERDATA` (libnftnl/udata.h): type, length, value.
+const UDATA_TABLE_COMMENT: u8 = 0;
+const UDATA_SET_KEY_BYTE_ORDER: u8 = 0;
+const BYTE_ORDER_BIG: u32 = 2;
+/// An attribute's length has 16 bits: this many ranges, of up to 64 bytes each, go into one message.
+const RANGES: usize = 500;
+
 /// linux/if.h: the size of an interface name with its end.
 const IFNAMSIZ: usize = 16;
 
@@ -101,12 +134,16 @@ pub(super) struct Batch {
 pub(super) fn install(table: &Table, owned: bool) -> Batch {
     let mut batch = Batch::begin();
     let name = &table.name;
+    let comment = table.comment.as_deref();
     if owned {
-        batch.table(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, name, NFT_TABLE_F_OWNER);
+        batch.table(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, name, NFT_TABLE_F_OWNER, comment);
     } else {
-        batch.table(NFT_MSG_NEWTABLE, NLM_F_CREATE, name, 0);
-        batch.table(NFT_MSG_DELTABLE, 0, name, 0);
-        batch.table(NFT_MSG_NEWTABLE, NLM_F_CREATE, name, 0);
+        batch.table(NFT_MSG_NEWTABLE, NLM_F_CREATE, name, 0, None);
+        batch.table(NFT_MSG_DELTABLE, 0, name, 0, None);
+        batch.table(NFT_MSG_NEWTABLE, NLM_F_CREATE, name, 0, comment);
+    }
+    for (id, set) in (1..).zip(&table.sets) {
+        batch.set(name, set, id);
     }
     for chain in &table.chains {
         batch.chain(name, chain);
@@ -119,8 +156,16 @@ pub(super) fn install(table: &Table, owned: bool) -> Batch {
 
 pub(super) fn remove(name: &str) -> Batch {
     let mut batch = Batch::begin();
-    batch.table(NFT_MSG_DELTABLE, 0, name, 0);
+    batch.table(NFT_MSG_DELTABLE, 0, name, 0, None);
     batch.end()
+}
+
+/// Asks for a table, alone.
+pub(super) fn get(name: &str) -> Vec<u8> {
+    let mut batch = Batch { bytes: Vec::new(), actions: Vec::new() };
+    let kind = (NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_GETTABLE;
+    batch.message(kind, 0, NFPROTO_INET, "look for a table".to_owned(), |w| w.string(NFTA_TABLE_NAME, name));
+    batch.bytes
 }
 
 impl Batch {
@@ -135,12 +180,44 @@ impl Batch {
         self
     }
 
-    fn table(&mut self, message: u16, flags: u16, name: &str, table_flags: u32) {
+    fn table(&mut self, message: u16, flags: u16, name: &str, table_flags: u32, comment: Option<&str>) {
         let verb = if message == NFT_MSG_DELTABLE { "delete" } else { "add" };
         self.change(message, flags, format!("{verb} the table inet {name}"), |w| {
             w.string(NFTA_TABLE_NAME, name);
             w.number(NFTA_TABLE_FLAGS, table_flags);
+            if let Some(comment) = comment {
+                w.userdata(NFTA_TABLE_USERDATA, UDATA_TABLE_COMMENT, &[comment.as_bytes(), &[0]].concat());
+            }
         });
+    }
+
+    /// `id` tells the sets of a batch apart.
+    fn set(&mut self, table: &str, set: &Set, id: u32) {
+        let action = format!("add the set {} of the table inet {table}", set.name);
+        self.change(NFT_MSG_NEWSET, NLM_F_CREATE, action, |w| {
+            w.string(NFTA_SET_TABLE, table);
+            w.string(NFTA_SET_NAME, &set.name);
+            w.number(NFTA_SET_FLAGS, NFT_SET_INTERVAL);
+            w.number(NFTA_SET_KEY_TYPE, set.elements.data_type());
+            w.number(NFTA_SET_KEY_LEN, set.elements.key_length());
+            w.number(NFTA_SET_ID, id);
+            w.userdata(NFTA_SET_USERDATA, UDATA_SET_KEY_BYTE_ORDER, &BYTE_ORDER_BIG.to_ne_bytes());
+        });
+        for ranges in set.elements.ranges().chunks(RANGES) {
+            let action = format!("fill the set {} of the table inet {table}", set.name);
+            self.change(NFT_MSG_NEWSETELEM, NLM_F_CREATE, action, |w| {
+                w.string(NFTA_SET_ELEM_LIST_TABLE, table);
+                w.string(NFTA_SET_ELEM_LIST_SET, &set.name);
+                w.nested(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
+                    for (start, behind) in ranges {
+                        w.set_element(start, 0);
+                        if let Some(behind) = behind {
+                            w.set_element(behind, NFT_SET_ELEM_INTERVAL_END);
+                        }
+                    }
+                });
+            });
+        }
     }
 
     fn chain(&mut self, table: &str, chain: &Chain) {
@@ -209,6 +286,10 @@ impl Writer {
         self.attribute(kind, &[value.as_bytes(), &[0]].concat());
     }
 
+    fn userdata(&mut self, kind: u16, of: u8, value: &[u8]) {
+        self.attribute(kind, &[&[of, value.len() as u8], value].concat());
+    }
+
     fn nested(&mut self, kind: u16, body: impl FnOnce(&mut Writer)) {
         let mut inner = Writer::default();
         body(&mut inner);
@@ -220,6 +301,10 @@ impl Writer {
             Expr::InInterface(name) => self.interface(NFT_META_IIFNAME, NFT_CMP_EQ, name),
             Expr::NotInInterface(name) => self.interface(NFT_META_IIFNAME, NFT_CMP_NEQ, name),
             Expr::OutInterface(name) => self.interface(NFT_META_OIFNAME, NFT_CMP_EQ, name),
+            Expr::OutIndex(index) => {
+                self.meta(NFT_META_OIF);
+                self.compare(NFT_CMP_EQ, &index.to_ne_bytes());
+            }
             Expr::Protocol(number) => {
                 self.meta(NFT_META_L4PROTO);
                 self.compare(NFT_CMP_EQ, &[*number]);
@@ -235,6 +320,12 @@ impl Writer {
                 self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
                 self.compare(NFT_CMP_EQ, &port.to_be_bytes());
             }
+            Expr::DestinationInV4(set) => self.address_in(NFPROTO_IPV4, 16, 4, set),
+            Expr::DestinationInV6(set) => self.address_in(NFPROTO_IPV6, 24, 16, set),
+            Expr::DestinationPortIn(set) => {
+                self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
+                self.lookup(set);
+            }
             Expr::Established => {
                 self.element("ct", |w| {
                     w.number(NFTA_CT_DREG, NFT_REG_1);
@@ -246,6 +337,13 @@ impl Writer {
             Expr::Counter => self.element("counter", |_| {}),
             Expr::Accept => self.verdict(NF_ACCEPT),
             Expr::Drop => self.verdict(NF_DROP),
+            Expr::Reset => self.element("reject", |w| {
+                w.number(NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST);
+            }),
+            Expr::Prohibit => self.element("reject", |w| {
+                w.number(NFTA_REJECT_TYPE, NFT_REJECT_ICMPX_UNREACH);
+                w.attribute(NFTA_REJECT_ICMP_CODE, &[NFT_REJECT_ICMPX_ADMIN_PROHIBITED]);
+            }),
             Expr::Masquerade => self.element("masq", |_| {}),
         }
     }
@@ -271,6 +369,29 @@ impl Writer {
             self.mask(&mask);
         }
         self.compare(NFT_CMP_EQ, &address);
+    }
+
+    fn address_in(&mut self, protocol: u8, offset: u32, length: u32, set: &str) {
+        self.meta(NFT_META_NFPROTO);
+        self.compare(NFT_CMP_EQ, &[protocol]);
+        self.payload(NFT_PAYLOAD_NETWORK_HEADER, offset, length);
+        self.lookup(set);
+    }
+
+    fn lookup(&mut self, set: &str) {
+        self.element("lookup", |w| {
+            w.string(NFTA_LOOKUP_SET, set);
+            w.number(NFTA_LOOKUP_SREG, NFT_REG_1);
+        });
+    }
+
+    fn set_element(&mut self, key: &[u8], flags: u32) {
+        self.nested(NFTA_LIST_ELEM, |w| {
+            if flags != 0 {
+                w.number(NFTA_SET_ELEM_FLAGS, flags);
+            }
+            w.nested(NFTA_SET_ELEM_KEY, |w| w.attribute(NFTA_DATA_VALUE, key));
+        });
     }
 
     fn meta(&mut self, key: u32) {

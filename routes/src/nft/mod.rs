@@ -3,13 +3,18 @@
 //! Needs Linux 5.2 for `nat` chains of the `inet` family, 5.12 for owned tables.
 
 mod encode;
+mod set;
 mod socket;
+mod watch;
 
 use std::io;
 
 use ipnet::IpNet;
 
-use socket::Socket;
+pub use set::{Elements, Set};
+pub use watch::{Process, Watch};
+
+pub(crate) use socket::Socket;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -26,14 +31,17 @@ pub enum Error {
 }
 
 /// A table of the `inet` family: IPv4 and IPv6.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     pub name: String,
+    /// At most 127 bytes; for whoever lists the table.
+    pub comment: Option<String>,
+    pub sets: Vec<Set>,
     pub chains: Vec<Chain>,
 }
 
 /// A base chain.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     pub name: String,
     pub kind: ChainKind,
@@ -77,6 +85,8 @@ pub enum Expr {
     NotInInterface(String),
     /// `oifname`
     OutInterface(String),
+    /// `oif`: by index, which no later interface gets.
+    OutIndex(u32),
     /// `meta l4proto`: an IANA protocol number.
     Protocol(u8),
     /// `meta mark`
@@ -87,11 +97,20 @@ pub enum Expr {
     Destination(IpNet),
     /// `tcp dport` or `udp dport`: must follow [`Expr::Protocol`].
     DestinationPort(u16),
+    /// `ip daddr @SET` or `ip6 daddr @SET`: in a set of the table's with addresses of this family.
+    DestinationInV4(String),
+    DestinationInV6(String),
+    /// `tcp dport @SET` or `udp dport @SET`: must follow [`Expr::Protocol`].
+    DestinationPortIn(String),
     /// `ct state established,related`
     Established,
     Counter,
     Accept,
     Drop,
+    /// Dropped, with a TCP reset to the sender: must follow [`Expr::Protocol`], in an `Output` or `Forward` chain.
+    Reset,
+    /// Dropped, with an ICMP error (administratively prohibited) to the sender; in an `Output` or `Forward` chain.
+    Prohibit,
     /// In a `nat` chain at postrouting.
     Masquerade,
 }
@@ -107,7 +126,12 @@ impl Table {
     /// Installs the table, in place of one of the same name, in the calling thread's network namespace.
     /// It stays until [`remove`].
     pub fn install(&self) -> Result<(), Error> {
-        Socket::open()?.commit(&encode::install(self, false))
+        self.install_by(&Socket::open()?)
+    }
+
+    /// As [`Table::install`], by a socket whose port number says in the kernel's notices that it was ours.
+    pub(crate) fn install_by(&self, socket: &Socket) -> Result<(), Error> {
+        socket.commit(&encode::install(self, false))
     }
 
     /// Installs the table until the returned guard is dropped. Others can read it but not change it.
@@ -119,7 +143,22 @@ impl Table {
     }
 }
 
-/// Removes the table `name` of the `inet` family. Fails with ENOENT if there is none.
-pub fn remove(name: &str) -> Result<(), Error> {
-    Socket::open()?.commit(&encode::remove(name))
+/// Removes the table `name` of the `inet` family; whether there was one.
+pub fn remove(name: &str) -> Result<bool, Error> {
+    remove_by(name, &Socket::open()?)
+}
+
+pub(crate) fn remove_by(name: &str, socket: &Socket) -> Result<bool, Error> {
+    match socket.commit(&encode::remove(name)) {
+        Err(Error::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        removed => removed.map(|()| true),
+    }
+}
+
+/// Whether there is a table `name` of the `inet` family. A kernel without nf_tables has none.
+pub fn exists(name: &str) -> Result<bool, Error> {
+    match Socket::open().and_then(|socket| socket.has(name)) {
+        Err(Error::Unsupported) => Ok(false),
+        answer => answer,
+    }
 }

@@ -6,28 +6,64 @@ use std::{
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, recv,
+        sendto, setsockopt, socket, sockopt,
     },
 };
 
-use super::{Error, encode::Batch};
+use super::{
+    Error,
+    encode::{self, Batch},
+};
+use crate::crash_point;
 
 /// linux/netlink.h
 const NLMSG_ERROR: u16 = 2;
 /// The size of `struct nlmsghdr`.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
+/// What the kernel takes at once without asking for more room, in bytes; its default is about twice this.
+const ROOM: usize = 96 * 1024;
+/// The room that one answer takes in the receiving queue, in bytes.
+const ANSWER: usize = 1024;
 
 /// A nfnetlink socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
-pub(super) struct Socket(OwnedFd);
+pub(crate) struct Socket(OwnedFd);
 
 impl Socket {
-    pub(super) fn open() -> Result<Self, Error> {
+    pub(crate) fn open() -> Result<Self, Error> {
         let protocol = SockProtocol::NetlinkNetFilter;
         match socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol) {
-            Ok(fd) => Ok(Self(fd)),
+            Ok(fd) => {
+                bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(|errno| Error::Socket(errno.into()))?;
+                Ok(Self(fd))
+            }
             Err(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT) => Err(Error::Unsupported),
             Err(errno) => Err(Error::Socket(errno.into())),
+        }
+    }
+
+    /// The number by which the kernel's notices name this socket.
+    pub(super) fn port(&self) -> Result<u32, Error> {
+        let name = getsockname::<NetlinkAddr>(self.0.as_raw_fd());
+        Ok(name.map_err(|errno| Error::Socket(errno.into()))?.pid())
+    }
+
+    /// Whether there is a table of this name.
+    pub(crate) fn has(&self, table: &str) -> Result<bool, Error> {
+        let exchange = |errno: Errno| Error::Exchange(errno.into());
+        let fd = self.0.as_raw_fd();
+        sendto(fd, &encode::get(table), &NetlinkAddr::new(0, 0), MsgFlags::empty()).map_err(exchange)?;
+        let mut buffer = vec![0; 64 * 1024];
+        let length = recv(fd, &mut buffer, MsgFlags::MSG_DONTWAIT).map_err(exchange)?;
+        match answers(buffer.get(..length).unwrap_or_default()).first().map(|answer| answer.errno) {
+            None | Some(0) => Ok(true),
+            Some(libc::ENOENT) => Ok(false),
+            Some(libc::EOPNOTSUPP) => Err(Error::Unsupported),
+            Some(errno) => Err(Error::Refused {
+                action: format!("look for the table inet {table}"),
+                source: io::Error::from_raw_os_error(errno),
+            }),
         }
     }
 
@@ -35,6 +71,12 @@ impl Socket {
     pub(super) fn commit(&self, batch: &Batch) -> Result<(), Error> {
         let exchange = |errno: Errno| Error::Exchange(errno.into());
         let fd = self.0.as_raw_fd();
+        if batch.bytes.len() > ROOM {
+            setsockopt(&self.0, sockopt::SndBufForce, &(batch.bytes.len() + ROOM)).map_err(exchange)?;
+            setsockopt(&self.0, sockopt::RcvBufForce, &(batch.actions.len() * ANSWER + ROOM))
+                .map_err(exchange)?;
+        }
+        crash_point::reached();
         sendto(fd, &batch.bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty()).map_err(exchange)?;
 
         // The batch's bounds are not answered.

@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use policy::{Captured, Fail};
-use routes::{Routes, Settings, State, netlink::Netlink};
+use routes::{Routes, Settings, State, Wanted, netlink::Netlink};
 
 use super::{Neighbour, open_tun, run};
 
@@ -74,7 +74,7 @@ impl World {
     }
 
     pub async fn apply(&self) -> Routes {
-        Routes::apply(State::open(self.state.path()).unwrap(), settings(), &captured()).await.unwrap()
+        Routes::apply(State::open(self.state.path()).unwrap(), settings(), &wanted(captured())).await.unwrap()
     }
 
     /// A socket of the neighbour's.
@@ -90,6 +90,11 @@ pub fn settings() -> Settings {
         mtu: 1420,
         mark: MARK.try_into().unwrap(),
     }
+}
+
+/// Without a kill switch.
+pub fn wanted(captured: Vec<Captured>) -> Wanted {
+    Wanted { captured, kill_switch: None }
 }
 
 pub fn captured() -> Vec<Captured> {

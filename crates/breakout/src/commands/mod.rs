@@ -11,7 +11,9 @@ mod gateway;
 mod import;
 mod keygen;
 mod lab;
+mod panic_off;
 mod reload;
+mod state;
 mod status;
 mod up;
 
@@ -47,6 +49,8 @@ enum Command {
     Keygen(keygen::Keygen),
     Import(import::Import),
     Gateway(gateway::Gateway),
+    State(state::State),
+    PanicOff(panic_off::PanicOff),
 }
 
 impl Cli {
@@ -64,6 +68,8 @@ impl Cli {
             Command::Keygen(keygen) => keygen.run(),
             Command::Import(import) => import.run(),
             Command::Gateway(gateway) => gateway.run(),
+            Command::State(state) => state.run(),
+            Command::PanicOff(panic_off) => panic_off.run(),
         }
     }
 }

@@ -3,9 +3,10 @@
 use std::{net::IpAddr, num::NonZero};
 
 use dataplane::Tun;
-use policy::Captured;
+use policy::{Captured, Facts, Path};
 use routes::{
-    Conflict, Routes, Settings, State,
+    Cleaned, Conflict, KILL_SWITCH, Routes, Settings, State, Wanted,
+    connections::{self, Connection},
     netlink::{Netlink, Watch},
 };
 
@@ -35,6 +36,8 @@ pub struct Machine {
     routes: Routes,
     gateway: IpAddr,
     underlay: routes::Underlay,
+    /// How many connections older than the routes were ended, or why that cannot be done.
+    ended: Result<usize, String>,
 }
 
 /// Takes the state directory's lock, or says who has it.
@@ -62,7 +65,28 @@ pub async fn clean(state: &StateDir) -> Result<Vec<String>, Failure> {
         }
         _ => {}
     }
+    Ok(lines(&cleaned))
+}
+
+/// Removes whatever of ours keeps signaling closed, without asking lock or journal. Says what it was, and what went wrong.
+pub async fn open_up() -> (Vec<String>, Vec<String>) {
+    let (cleaned, errors) = routes::open_up().await;
+    (lines(&cleaned), errors.iter().map(ToString::to_string).collect())
+}
+
+/// What the policy wants of the machine.
+pub fn wanted(loaded: &Loaded) -> Wanted {
+    let Loaded { config, snapshot, .. } = loaded;
+    Wanted {
+        captured: snapshot.captured().to_vec(),
+        kill_switch: config.routes.kill_switch.then(|| snapshot.guarded().to_vec()),
+    }
+}
+
+fn lines(cleaned: &Cleaned) -> Vec<String> {
     let counted = [
+        (usize::from(cleaned.kill_switch), "kill switch", "kill switches"),
+        (usize::from(cleaned.tun), "address setup of the TUN", "address setups of the TUN"),
         (cleaned.rules, "routing rule", "routing rules"),
         (cleaned.routes, "route", "routes, which kept signaling closed"),
         (
@@ -71,11 +95,11 @@ pub async fn clean(state: &StateDir) -> Result<Vec<String>, Failure> {
             "rp_filter settings (put back as they were)",
         ),
     ];
-    Ok(counted
+    counted
         .into_iter()
         .filter(|(count, ..)| *count > 0)
         .map(|(count, one, many)| format!("{count} {}", if count == 1 { one } else { many }))
-        .collect())
+        .collect()
 }
 
 impl Machine {
@@ -95,10 +119,37 @@ impl Machine {
             mtu: u32::from(mtu),
             mark: FWMARK,
         };
-        let routes = Routes::apply(state, settings, captured)
+        let routes = Routes::apply(state, settings, &wanted(loaded))
             .await
             .map_err(|error| refused("cannot set up addresses and routes", error))?;
-        Ok((Self { watch, netlink, routes, gateway, underlay }, mtu))
+        let mut machine = Self { watch, netlink, routes, gateway, underlay, ended: Ok(0) };
+        machine.end_old_connections(loaded);
+        Ok((machine, mtu))
+    }
+
+    /// Ends the TCP connections that run outside of the TUN and belong into the tunnel: they are older than the routes.
+    pub fn end_old_connections(&mut self, loaded: &Loaded) {
+        let Loaded { config, snapshot, .. } = loaded;
+        let is_own = |address: IpAddr| config.interface.address.iter().any(|own| own.addr() == address);
+        let ended = connections::end(|Connection { local, remote, .. }| {
+            let is_captured =
+                || snapshot.captured().iter().any(|captured| captured.prefix.contains(&remote.ip()));
+            !is_own(local.ip())
+                && is_captured()
+                && snapshot.classify(&Facts::tcp(*remote)).path == Path::Tunnel
+        });
+        match &ended {
+            Ok(ended) => {
+                for Connection { local, remote, .. } in ended {
+                    tracing::info!(%local, %remote, "ended a connection that is older than the tunnel");
+                }
+            }
+            Err(error) => {
+                tracing::warn!("connections to signaling that are older than the tunnel stay: {error}")
+            }
+        }
+        let before = *self.ended.as_ref().unwrap_or(&0);
+        self.ended = ended.map(|ended| before + ended.len()).map_err(|error| error.to_string());
     }
 
     pub const fn fwmark() -> u32 {
@@ -133,9 +184,9 @@ impl Machine {
         Ok(has_changed)
     }
 
-    /// Leads exactly these prefixes into the TUN; on an error all is as before.
-    pub async fn set_captured(&mut self, captured: &[Captured]) -> Result<(), Failure> {
-        Ok(self.routes.update(captured).await.map_err(|error| refused("cannot change the routes", error))?)
+    /// Leads exactly this into the TUN; on an error all is as before.
+    pub async fn want(&mut self, wanted: &Wanted) -> Result<(), Failure> {
+        Ok(self.routes.update(wanted).await.map_err(|error| refused("cannot change the routes", error))?)
     }
 
     /// Looks for the way to another address of the gateway, now and from now on; on an error all is as before.
@@ -153,7 +204,23 @@ impl Machine {
             }
             Some(error) => (false, error.to_string()),
         };
-        vec![("firewall", firewall.0, firewall.1)]
+        let kill_switch = match self.routes.kill_switch() {
+            None => (false, "not configured (`kill_switch` in [routes])".to_owned()),
+            Some(report) => (report.missing.is_none(), kill_switch(&report)),
+        };
+        let old_connections = match &self.ended {
+            Ok(0) => (true, "there was none to end".to_owned()),
+            Ok(1) => (true, "1 connection to signaling, older than the tunnel, was ended".to_owned()),
+            Ok(count) => {
+                (true, format!("{count} connections to signaling, older than the tunnel, were ended"))
+            }
+            Err(why) => (false, why.clone()),
+        };
+        vec![
+            ("firewall", firewall.0, firewall.1),
+            ("kill-switch", kill_switch.0, kill_switch.1),
+            ("old-connections", old_connections.0, old_connections.1),
+        ]
     }
 
     /// Leaves the machine as it was found, and frees the lock.
@@ -171,6 +238,20 @@ impl Machine {
             tracing::error!("{}", failure.plain());
         }
     }
+}
+
+fn kill_switch(report: &routes::KillSwitchReport) -> String {
+    let mut told = match &report.missing {
+        Some(why) => format!("the table inet {KILL_SWITCH} was changed and cannot be put back: {why}"),
+        None => format!("the table inet {KILL_SWITCH} keeps {} ranges off other interfaces", report.ranges),
+    };
+    if report.put_back > 0 {
+        told += &format!("; put back {} times", report.put_back);
+    }
+    if let Some(by) = &report.last {
+        told += &format!(", last after {by}");
+    }
+    told
 }
 
 async fn look(netlink: &Netlink, gateway: IpAddr, tun: u32) -> Result<routes::Underlay, Failure> {

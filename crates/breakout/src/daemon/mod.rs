@@ -33,6 +33,11 @@ pub fn clean(state: &StateDir) -> Result<Vec<String>, Failure> {
     runtime()?.block_on(machine::clean(state))
 }
 
+/// Removes whatever keeps signaling closed, without asking lock or journal. Says what it was, and what went wrong, a line each.
+pub fn open_up() -> Result<(Vec<String>, Vec<String>), Failure> {
+    Ok(runtime()?.block_on(machine::open_up()))
+}
+
 /// One thread for the whole control plane. Signals are let through, whatever the parent process held back.
 pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     SigSet::all()

@@ -2,9 +2,11 @@ use std::net::SocketAddr;
 
 use control::{Reloaded, Server};
 use policy::{Captured, Fail};
+use routes::Wanted;
 
 use super::{
     load::{Loaded, load},
+    machine::wanted,
     start::Running,
 };
 use crate::failure::{Failure, Problem};
@@ -49,24 +51,25 @@ async fn swap(running: &mut Running, new: &Loaded) -> Result<usize, Failure> {
 /// First the routes of both policies, so that nothing which the new policy tunnels can leave directly; then the gateway, which
 /// the machine may be unable to reach; then the policy; then the routes of the new one alone.
 async fn take(running: &mut Running, new: &Loaded) -> Result<usize, Failure> {
-    let (was, is) = (running.loaded.snapshot.captured(), new.snapshot.captured());
-    running.machine.set_captured(&both(was, is)).await?;
+    let (was, is) = (wanted(&running.loaded), wanted(new));
+    running.machine.want(&both(&was, &is)).await?;
     // A peer that roamed and fell silent may be found where the configuration says.
     let is_lost = running.pump.tunnel().map_err(not_taken)?.state == "down";
     if is_lost || new.endpoint != running.loaded.endpoint {
         set_gateway(running, new.endpoint).await?;
     }
     let cut_flows = running.pump.swap(new.snapshot.clone()).map_err(not_taken)?;
-    running.machine.set_captured(is).await?;
+    running.machine.want(&is).await?;
+    running.machine.end_old_connections(new);
     Ok(cut_flows)
 }
 
 /// The old policy before its routes alone, for the same reason. Where a step had not been taken, nothing changes.
 async fn go_back(running: &mut Running, new: &Loaded) -> Result<(), Failure> {
     let old = &running.loaded;
-    let (endpoint, snapshot) = (old.endpoint, old.snapshot.clone());
-    running.pump.swap(snapshot.clone()).map_err(not_taken)?;
-    running.machine.set_captured(snapshot.captured()).await?;
+    let (endpoint, snapshot, wanted) = (old.endpoint, old.snapshot.clone(), wanted(old));
+    running.pump.swap(snapshot).map_err(not_taken)?;
+    running.machine.want(&wanted).await?;
     if new.endpoint != endpoint {
         set_gateway(running, endpoint).await?;
     }
@@ -81,8 +84,17 @@ async fn set_gateway(running: &mut Running, endpoint: SocketAddr) -> Result<(), 
     Ok(())
 }
 
+/// What either of two policies wants.
+fn both(was: &Wanted, is: &Wanted) -> Wanted {
+    let kept = [&was.kill_switch, &is.kill_switch].into_iter().flatten();
+    Wanted {
+        captured: all_of(&was.captured, &is.captured),
+        kill_switch: kept.cloned().reduce(|was, is| [was, is].concat()),
+    }
+}
+
 /// All prefixes of two policies; one that fails closed in either fails closed.
-fn both(was: &[Captured], is: &[Captured]) -> Vec<Captured> {
+fn all_of(was: &[Captured], is: &[Captured]) -> Vec<Captured> {
     let mut union: Vec<Captured> = was.iter().chain(is).copied().collect();
     union.sort_by_key(|captured| (captured.prefix, captured.fail == Fail::Direct));
     union.dedup_by_key(|captured| captured.prefix);
@@ -135,6 +147,10 @@ fn changes(old: &Loaded, new: &Loaded) -> Vec<String> {
     }
     if old.endpoint != new.endpoint {
         changes.push(format!("the gateway is at {} now", new.endpoint));
+    }
+    if old.config.routes != new.config.routes {
+        let state = if new.config.routes.kill_switch { "on" } else { "off" };
+        changes.push(format!("the kill switch is {state} now"));
     }
     if old.config.control.group != new.config.control.group {
         changes.push("the control group has changed".to_owned());
@@ -204,6 +220,7 @@ cidrs = ["203.0.113.0/24"]
             ),
             ("[sets", "[policy]\nunmatched = \"tunnel\"\n[sets", "policy.unmatched has changed"),
             ("198.18.0.2:51820", "198.18.0.3:51820", "the gateway is at 198.18.0.3:51820 now"),
+            ("[sets", "[routes]\nkill_switch = true\n[sets", "the kill switch is on now"),
             ("[sets", "[control]\ngroup = \"root\"\n[sets", "the control group has changed"),
         ] {
             let new = loaded(&CONFIG.replacen(from, to, 1), KEY);
@@ -217,9 +234,8 @@ cidrs = ["203.0.113.0/24"]
         let captured = |prefix: &str, fail| Captured { prefix: prefix.parse().unwrap(), fail };
         let was = [captured("192.0.2.0/24", Fail::Closed), captured("198.51.100.0/24", Fail::Direct)];
         let is = [captured("192.0.2.0/24", Fail::Direct), captured("203.0.113.0/24", Fail::Direct)];
-        let both = both(&was, &is);
         assert_eq!(
-            both,
+            all_of(&was, &is),
             [
                 captured("192.0.2.0/24", Fail::Closed),
                 captured("198.51.100.0/24", Fail::Direct),

@@ -1,0 +1,220 @@
+//! The journal: what is to be undone, on disk before it is done.
+//!
+//! Another kind of change becomes a variant of [`Undo`]; `take_back` in `clean.rs` says how it is undone. Nothing that is
+//! noted here outlives the machine's run, so that another boot's journal is void.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, crash_point};
+
+const FILE: &str = "undo.json";
+const VERSION: u32 = 1;
+
+/// How a change is taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Undo {
+    /// Delete the rules and routes that carry our protocol number, [`crate::PROTOCOL`].
+    Routing,
+    /// Take these addresses from the TUN and set it down. It vanishes with the process that opened it.
+    Tun { name: String, index: u32, addresses: Vec<IpNet> },
+    /// Give an interface's `rp_filter` its value back. The index counts: a name may come to mean another interface.
+    RpFilter { name: String, index: u32, was: u8 },
+    /// Delete a table of nftables' `inet` family.
+    Table { name: String },
+}
+
+/// What a journal holds. Changed only together with the file.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    content: Content,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Content {
+    version: u32,
+    /// The machine's run.
+    boot: String,
+    /// In the order in which it was noted.
+    undo: Vec<Undo>,
+}
+
+/// What every version of the file has.
+#[derive(Deserialize)]
+struct Header {
+    version: u32,
+    boot: String,
+}
+
+impl Journal {
+    /// Reads what earlier runs have left to undo.
+    pub fn read(directory: &Path) -> Result<Self, Error> {
+        let path = directory.join(FILE);
+        let failed = |source| Error::Directory { path: path.clone(), source };
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed)?.trim().to_owned();
+        let void = Content { version: VERSION, boot, undo: Vec::new() };
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self { path, content: void }),
+            Err(source) => return Err(failed(source)),
+        };
+        let broken = |source| Error::Journal { path: path.clone(), source };
+        let header: Header = serde_json::from_slice(&text).map_err(broken)?;
+        if header.boot != void.boot {
+            return Ok(Self { path, content: void });
+        }
+        if header.version != VERSION {
+            return Err(Error::JournalVersion { path, found: header.version, known: VERSION });
+        }
+        let content = serde_json::from_slice(&text).map_err(broken)?;
+        Ok(Self { path, content })
+    }
+
+    pub fn undo(&self) -> &[Undo] {
+        &self.content.undo
+    }
+
+    /// Notes what is about to change, on disk when this returns. Of a thing that is noted already the older note stands:
+    /// what is found since may be ours.
+    pub fn note(&mut self, undo: impl IntoIterator<Item = Undo>) -> Result<(), Error> {
+        let before = self.content.undo.len();
+        for undo in undo {
+            if !self.content.undo.iter().any(|noted| noted.is_of_the_same(&undo)) {
+                self.content.undo.push(undo);
+            }
+        }
+        self.save_unless(before).inspect_err(|_| self.content.undo.truncate(before))
+    }
+
+    /// Forgets what is undone or gone.
+    pub fn forget(&mut self, is_done: impl Fn(&Undo) -> bool) -> Result<(), Error> {
+        let before = self.content.undo.len();
+        self.content.undo.retain(|undo| !is_done(undo));
+        self.save_unless(before)
+    }
+
+    fn save_unless(&self, unchanged: usize) -> Result<(), Error> {
+        if self.content.undo.len() == unchanged {
+            return Ok(());
+        }
+        self.save().map_err(|source| Error::Directory { path: self.path.clone(), source })
+    }
+
+    /// In one step: a crash, of the machine too, leaves the old journal or the new one.
+    fn save(&self) -> io::Result<()> {
+        crash_point::reached();
+        if self.content.undo.is_empty() {
+            match fs::remove_file(&self.path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        } else {
+            let new = self.path.with_extension("new");
+            let text = serde_json::to_vec(&self.content)?;
+            let (half, rest) = text.split_at_checked(text.len() / 2).unwrap_or((&text, &[]));
+            let mut file = File::create(&new)?;
+            file.write_all(half)?;
+            crash_point::reached();
+            file.write_all(rest)?;
+            file.sync_all()?;
+            crash_point::reached();
+            fs::rename(&new, &self.path)?;
+        }
+        crash_point::reached();
+        self.path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    }
+}
+
+impl Undo {
+    fn is_of_the_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::RpFilter { index, .. }, Self::RpFilter { index: other, .. }) => index == other,
+            (one, other) => one == other,
+        }
+    }
+}
+
+impl fmt::Display for Undo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Routing => write!(f, "delete the routing rules and routes of protocol {}", crate::PROTOCOL),
+            Self::Tun { name, addresses, .. } => {
+                let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                write!(f, "take {} from {name} and set it down", addresses.join(", "))
+            }
+            Self::RpFilter { name, was, .. } => write!(f, "set rp_filter of {name} to {was}"),
+            Self::Table { name } => write!(f, "delete the nftables table inet {name}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rp_filter(index: u32, was: u8) -> Undo {
+        Undo::RpFilter { name: format!("eth{index}"), index, was }
+    }
+
+    #[test]
+    fn what_was_found_first_is_what_is_undone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::read(directory.path()).unwrap();
+        journal.note([rp_filter(3, 1), rp_filter(4, 0), Undo::Routing]).unwrap();
+
+        let mut journal = Journal::read(directory.path()).unwrap();
+        journal.note([Undo::Routing, rp_filter(3, 2), rp_filter(5, 1)]).unwrap();
+        let kept = [rp_filter(3, 1), rp_filter(4, 0), Undo::Routing, rp_filter(5, 1)];
+        assert_eq!(journal.undo(), kept);
+        assert_eq!(Journal::read(directory.path()).unwrap().undo(), kept);
+        journal.forget(|_| true).unwrap();
+        assert!(!directory.path().join(FILE).exists());
+    }
+
+    #[test]
+    fn a_torn_write_leaves_the_old_journal() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::read(directory.path()).unwrap();
+        journal.note([rp_filter(3, 1)]).unwrap();
+        let whole = fs::read(directory.path().join(FILE)).unwrap();
+        for length in 0..whole.len() {
+            fs::write(directory.path().join("undo.new"), &whole[..length]).unwrap();
+            let mut journal = Journal::read(directory.path()).unwrap();
+            assert_eq!(journal.undo(), [rp_filter(3, 1)]);
+            journal.note([Undo::Routing]).unwrap();
+            journal.forget(|undo| *undo == Undo::Routing).unwrap();
+        }
+        assert_eq!(fs::read(directory.path().join(FILE)).unwrap(), whole);
+    }
+
+    #[test]
+    fn another_boots_journal_is_void_and_a_broken_or_newer_one_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE);
+        let mut journal = Journal::read(directory.path()).unwrap();
+        journal.note([Undo::Routing, rp_filter(7, 1)]).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+
+        fs::write(&path, text.replace(&journal.content.boot, "another")).unwrap();
+        assert_eq!(Journal::read(directory.path()).unwrap().undo(), []);
+
+        fs::write(&path, text.replace("\"version\":1", "\"version\":2")).unwrap();
+        let refused = Journal::read(directory.path()).unwrap_err();
+        assert!(matches!(refused, Error::JournalVersion { found: 2, .. }), "{refused}");
+
+        for length in 0..text.len() {
+            fs::write(&path, &text[..length]).unwrap();
+            let refused = Journal::read(directory.path()).unwrap_err();
+            assert!(matches!(&refused, Error::Journal { path: found, .. } if *found == path), "{refused}");
+        }
+    }
+}

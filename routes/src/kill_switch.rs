@@ -1,0 +1,237 @@
+//! The kill switch: a table of the firewall that keeps signaling off every interface but the TUN and the loopback, whatever
+//! routes say and whichever device a socket is bound to. It outlives the process.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use policy::Guarded;
+use tokio::{task::JoinHandle, time::sleep};
+use tracing::{error, warn};
+
+use crate::nft::{self, Chain, ChainKind, Elements, Expr, Hook, Policy, Process, Set, Socket, Table, Watch};
+
+/// The table's name.
+pub const KILL_SWITCH: &str = "breakout-kill-switch";
+
+/// Stands in while the table is replaced.
+const STAND_IN: &str = "breakout-kill-switch-next";
+/// All that is ever installed.
+pub(crate) const TABLES: [&str; 2] = [STAND_IN, KILL_SWITCH];
+
+const COMMENT: &str = "Keeps signaling in the tunnel. To be rid of it: breakout panic-off";
+const LOOPBACK: &str = "lo";
+/// `NF_IP_PRI_FILTER` (linux/netfilter_ipv4.h): after destination NAT.
+const PRIORITY_FILTER: i32 = 0;
+/// After the table could not be put back, it is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+// IANA protocol numbers
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+
+/// The table, put back at once when somebody else touches it. Dropped without [`KillSwitch::remove`], it stays.
+#[derive(Debug)]
+pub(crate) struct KillSwitch {
+    shared: Arc<Shared>,
+    keeper: JoinHandle<()>,
+    tun: u32,
+    mark: u32,
+}
+
+/// What has become of the kill switch since it was raised.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KillSwitchReport {
+    /// Ranges of addresses that it keeps in.
+    pub ranges: usize,
+    /// How often somebody else has touched it and it was put back.
+    pub put_back: u64,
+    /// Who did so last, if the kernel said.
+    pub last: Option<Process>,
+    /// Why it is not there now; it is tried again.
+    pub missing: Option<String>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: Socket,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    guarded: Vec<Guarded>,
+    table: Table,
+    report: KillSwitchReport,
+}
+
+impl KillSwitch {
+    /// Installs the table, in place of a dead run's, without a gap. `tun` is the TUN's index, `mark` that of our own sockets.
+    /// Must be called within a tokio runtime with I/O and time enabled.
+    pub fn raise(guarded: &[Guarded], tun: u32, mark: u32) -> Result<Self, nft::Error> {
+        let socket = Socket::open()?;
+        let watch = Watch::new(KILL_SWITCH, &socket)?;
+        let table = table(guarded, tun, mark);
+        replace(&table, &socket)?;
+        let kept = Kept { guarded: guarded.to_vec(), table, report: KillSwitchReport::default() };
+        let shared = Arc::new(Shared { socket, kept: Mutex::new(kept) });
+        Ok(Self { keeper: tokio::spawn(keep(watch, shared.clone())), shared, tun, mark })
+    }
+
+    /// Swaps what is kept in, without a gap. Answers with what was before.
+    pub fn swap(&self, guarded: &[Guarded]) -> Result<Vec<Guarded>, nft::Error> {
+        let mut kept = self.shared.kept();
+        let before = kept.guarded.clone();
+        if before != guarded {
+            let table = table(guarded, self.tun, self.mark);
+            replace(&table, &self.shared.socket)?;
+            kept.table = table;
+            kept.guarded = guarded.to_vec();
+        }
+        Ok(before)
+    }
+
+    pub fn guarded(&self) -> Vec<Guarded> {
+        self.shared.kept().guarded.clone()
+    }
+
+    pub fn report(&self) -> KillSwitchReport {
+        let kept = self.shared.kept();
+        let ranges = kept.guarded.iter().map(|guarded| guarded.v4.len() + guarded.v6.len()).sum();
+        KillSwitchReport { ranges, ..kept.report.clone() }
+    }
+
+    pub fn remove(self) -> Result<bool, nft::Error> {
+        self.keeper.abort();
+        nft::remove_by(KILL_SWITCH, &self.shared.socket)
+    }
+}
+
+impl Drop for KillSwitch {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl Shared {
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put_back(&self, by: Option<&Process>) -> bool {
+        let mut kept = self.kept();
+        let installed = replace(&kept.table, &self.socket);
+        kept.report.last = by.cloned().or(kept.report.last.take());
+        kept.report.missing = installed.as_ref().err().map(ToString::to_string);
+        let who = by.map_or_else(|| "somebody".to_owned(), ToString::to_string);
+        match installed {
+            Ok(()) => {
+                kept.report.put_back += 1;
+                warn!("{who} has changed the kill switch (table inet {KILL_SWITCH}); it is put back");
+            }
+            Err(error) => error!(
+                "{who} has changed the kill switch (table inet {KILL_SWITCH}), and it cannot be put back: {error}; trying again"
+            ),
+        }
+        kept.report.missing.is_none()
+    }
+}
+
+async fn keep(mut watch: Watch, shared: Arc<Shared>) {
+    loop {
+        let by = match watch.touched().await {
+            Ok(by) => by,
+            Err(error) => {
+                error!("cannot watch the kill switch any more: {error}");
+                shared.kept().report.missing = Some(format!("it is not watched any more: {error}"));
+                return;
+            }
+        };
+        while !shared.put_back(by.as_ref()) {
+            sleep(RETRY).await;
+        }
+    }
+}
+
+/// Packets that pass while one transaction replaces a table with sets can meet neither the old rules nor the new ones
+/// (measured on Linux 6.18). So the same table stands in under another name.
+fn replace(table: &Table, socket: &Socket) -> Result<(), nft::Error> {
+    if socket.has(KILL_SWITCH)? {
+        Table { name: STAND_IN.to_owned(), ..table.clone() }.install_by(socket)?;
+    }
+    table.install_by(socket)?;
+    nft::remove_by(STAND_IN, socket).map(drop)
+}
+
+fn table(guarded: &[Guarded], tun: u32, mark: u32) -> Table {
+    let mut sets = Vec::new();
+    let mut rules = vec![
+        vec![Expr::OutInterface(LOOPBACK.to_owned()), Expr::Accept],
+        vec![Expr::OutIndex(tun), Expr::Accept],
+        vec![Expr::Mark(mark), Expr::Accept],
+    ];
+    for (number, guarded) in guarded.iter().enumerate() {
+        refuse(guarded, number, &mut sets, &mut rules);
+    }
+    // What machines behind this one send is forwarded, and never passes `output`.
+    let chain = |name: &str, hook| Chain {
+        name: name.to_owned(),
+        kind: ChainKind::Filter,
+        hook,
+        priority: PRIORITY_FILTER,
+        policy: Policy::Accept,
+        rules: rules.clone(),
+    };
+    Table {
+        name: KILL_SWITCH.to_owned(),
+        comment: Some(COMMENT.to_owned()),
+        chains: vec![chain("output", Hook::Output), chain("forward", Hook::Forward)],
+        sets,
+    }
+}
+
+fn refuse(guarded: &Guarded, number: usize, sets: &mut Vec<Set>, rules: &mut Vec<Vec<Expr>>) {
+    let mut add = |name: String, elements: Elements| {
+        sets.push(Set { name: name.clone(), elements });
+        name
+    };
+    let mut families = Vec::new();
+    if !guarded.v4.is_empty() {
+        let set = add(format!("addresses{number}.v4"), Elements::V4(guarded.v4.clone()));
+        families.push((Expr::DestinationInV4(set), ICMP));
+    }
+    if !guarded.v6.is_empty() {
+        let set = add(format!("addresses{number}.v6"), Elements::V6(guarded.v6.clone()));
+        families.push((Expr::DestinationInV6(set), ICMPV6));
+    }
+
+    let traffic = &guarded.traffic;
+    for (protocol, name, ports, refusal) in
+        [(TCP, "tcp", &traffic.tcp, Expr::Reset), (UDP, "udp", &traffic.udp, Expr::Prohibit)]
+    {
+        let mut condition = vec![Expr::Protocol(protocol)];
+        match ports.as_slice() {
+            [] => continue,
+            [all] if *all == (0..=u16::MAX) => {}
+            some => {
+                let set = add(format!("{name}{number}"), Elements::Ports(some.to_vec()));
+                condition.push(Expr::DestinationPortIn(set));
+            }
+        }
+        for (address, _) in &families {
+            rules.push(
+                [vec![address.clone()], condition.clone(), vec![Expr::Counter, refusal.clone()]].concat(),
+            );
+        }
+    }
+    for (address, icmp) in families {
+        if traffic.other {
+            rules.push(vec![address, Expr::Counter, Expr::Prohibit]);
+        } else if traffic.icmp {
+            rules.push(vec![address, Expr::Protocol(icmp), Expr::Counter, Expr::Prohibit]);
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The kill switch in real network namespaces: what leaves, and who may take it away.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may"
+)]
+
+mod common;
+
+use std::{
+    io::ErrorKind,
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use common::{
+    has, in_namespace, run,
+    world::{
+        MARK, MEDIA, SIGNALING, TUN, Tun, UNRELATED, World, arrived, captured, ip, send, settings,
+        settled_snapshot, silent, wanted,
+    },
+};
+use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
+use policy::{Guarded, Traffic};
+use routes::{KILL_SWITCH, Routes, State, Undo, Wanted, clean, connections, nft, open_up};
+
+/// 5060 alone, over TCP and UDP, of what fails closed.
+fn guarded() -> Vec<Guarded> {
+    let v4 = |from: &str, to: &str| from.parse().unwrap()..=to.parse().unwrap();
+    let v6 = |from: &str, to: &str| from.parse().unwrap()..=to.parse().unwrap();
+    vec![Guarded {
+        v4: vec![v4("203.0.113.0", "203.0.113.63"), v4("203.0.113.128", "203.0.113.255")],
+        v6: vec![v6("2001:db8:113::", "2001:db8:113:6:ffff:ffff:ffff:ffff")],
+        traffic: Traffic { tcp: vec![5060..=5060], udp: vec![5060..=5060], ..Traffic::default() },
+    }]
+}
+
+fn with_kill_switch() -> Wanted {
+    Wanted { kill_switch: Some(guarded()), ..wanted(captured()) }
+}
+
+async fn apply(world: &World, wanted: &Wanted) -> Routes {
+    Routes::apply(State::open(world.state.path()).unwrap(), settings(), wanted).await.unwrap()
+}
+
+/// From a socket that the routing table has no say in.
+fn send_from_device(mark: u32, destination: &str, port: u16) -> std::io::Result<()> {
+    let any = if ip(destination).is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &mark)?;
+    setsockopt(&socket, BindToDevice, &"wan0".into())?;
+    socket.send_to(b"OPTIONS", SocketAddr::new(ip(destination), port)).map(drop)
+}
+
+fn assert_shut(world: &World) {
+    for destination in SIGNALING {
+        let wire = world.listen(destination);
+        let refused = send_from_device(0, destination, 5060).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{destination}: {refused}");
+        assert!(silent(&wire), "{destination} was reached");
+        send_from_device(MARK, destination, 5060).unwrap();
+        assert!(arrived(&wire), "a marked packet to {destination} stayed here");
+        // Beside the tunnel's ports it is none of its business.
+        send_from_device(0, destination, 5062).unwrap();
+    }
+    for destination in [MEDIA, UNRELATED].concat() {
+        let wire = world.listen(destination);
+        send_from_device(0, destination, 5060).unwrap();
+        assert!(arrived(&wire), "{destination}");
+    }
+}
+
+#[test]
+fn it_keeps_what_is_bound_to_a_device_off_the_wire_and_outlives_the_process() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let before = settled_snapshot();
+        for destination in SIGNALING {
+            let wire = world.listen(destination);
+            send_from_device(0, destination, 5060).unwrap();
+            assert!(arrived(&wire), "the control: without it {destination} is reached");
+        }
+
+        let tun = Tun::open();
+        let routes = apply(&world, &with_kill_switch()).await;
+        assert_eq!(routes.kill_switch().unwrap().ranges, 3);
+        assert_shut(&world);
+        drop(routes);
+        tun.close().await;
+        assert_shut(&world);
+
+        // The next run takes it over, with another TUN, and removes it in the end.
+        let mut tun = Tun::open();
+        let routes = apply(&world, &with_kill_switch()).await;
+        assert!(routes.took_over());
+        assert_shut(&world);
+        tun.entered();
+        send(None, 0, SIGNALING[0]).unwrap();
+        assert_eq!(tun.entered().len(), 1, "what is routed into the TUN passes");
+        routes.teardown().await.unwrap();
+        tun.close().await;
+        assert_eq!(settled_snapshot(), before);
+    });
+}
+
+#[test]
+fn a_dead_runs_kill_switch_goes_when_the_next_run_has_none() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let before = settled_snapshot();
+        let tun = Tun::open();
+        drop(apply(&world, &with_kill_switch()).await);
+        let routes = world.apply().await;
+        assert!(routes.took_over() && routes.kill_switch().is_none());
+        assert!(!nft::exists(KILL_SWITCH).unwrap());
+        drop(routes);
+        tun.close().await;
+
+        let tun = Tun::open();
+        drop(apply(&world, &with_kill_switch()).await);
+        tun.close().await;
+        let cleaned = clean(world.state.path()).await.unwrap();
+        assert!(cleaned.kill_switch && cleaned.rules == 4, "{cleaned:?}");
+        assert_eq!(settled_snapshot(), before);
+    });
+}
+
+#[test]
+fn a_reload_swaps_it_raises_it_and_removes_it_and_one_that_fails_does_neither() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let _tun = Tun::open();
+        let mut routes = world.apply().await;
+        routes.update(&with_kill_switch()).await.unwrap();
+        assert_shut(&world);
+
+        let wider = Wanted {
+            kill_switch: Some(vec![Guarded {
+                v4: vec![ip4(UNRELATED[0])..=ip4(UNRELATED[0])],
+                v6: vec![],
+                traffic: Traffic { udp: vec![0..=65535], tcp: vec![0..=65535], icmp: true, other: true },
+            }]),
+            ..wanted(captured())
+        };
+        routes.update(&wider).await.unwrap();
+        send_from_device(0, UNRELATED[0], 7).unwrap_err();
+        send_from_device(0, SIGNALING[0], 5060).unwrap();
+
+        run(["ip", "route", "add", "blackhole", "9.9.9.0/24", "table", "51821"]);
+        routes.update(&with_kill_switch()).await.unwrap_err();
+        send_from_device(0, UNRELATED[0], 7).unwrap_err();
+        send_from_device(0, SIGNALING[0], 5060).unwrap();
+        routes.update(&wanted(captured())).await.unwrap_err();
+        assert!(nft::exists(KILL_SWITCH).unwrap());
+        run(["ip", "route", "del", "blackhole", "9.9.9.0/24", "table", "51821"]);
+
+        routes.update(&wanted(captured())).await.unwrap();
+        assert!(!nft::exists(KILL_SWITCH).unwrap());
+        routes.teardown().await.unwrap();
+    });
+}
+
+#[test]
+fn whoever_removes_or_changes_it_finds_it_put_back_and_is_named() {
+    in_namespace(async || {
+        if !has("nft") {
+            println!("skipped, because nft is missing");
+            return;
+        }
+        let world = World::new().await;
+        let _tun = Tun::open();
+        let routes = apply(&world, &with_kill_switch()).await;
+        let listed = || run(["nft", "list", "table", "inet", KILL_SWITCH]);
+        let whole = listed();
+        run(["nft", "add", "table", "inet", "strangers"]);
+        let mut put_back = 0;
+        for command in [
+            "flush ruleset",
+            "delete table inet breakout-kill-switch",
+            "flush chain inet breakout-kill-switch output",
+            "insert rule inet breakout-kill-switch output accept",
+            "flush set inet breakout-kill-switch addresses0.v4",
+        ] {
+            run(["nft", command]);
+            put_back += 1;
+            tokio::time::timeout(Duration::from_secs(10), async {
+                while routes.kill_switch().unwrap().put_back < put_back {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await
+            .unwrap_or_else(|_| panic!("not put back after `nft {command}`"));
+            assert_eq!(listed(), whole, "after `nft {command}`");
+            assert_eq!(routes.kill_switch().unwrap().last.unwrap().name, "nft");
+        }
+        // Other tables are no business of ours, and our own doings no reason to do them again.
+        run(["nft", "add", "table", "inet", "strangers"]);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(routes.kill_switch().unwrap().put_back, put_back);
+        routes.teardown().await.unwrap();
+        assert!(!nft::exists(KILL_SWITCH).unwrap());
+    });
+}
+
+#[test]
+fn opening_up_needs_neither_lock_nor_journal() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let before = settled_snapshot();
+        let tun = Tun::open();
+        drop(apply(&world, &with_kill_switch()).await);
+        tun.close().await;
+        std::fs::write(world.state.path().join("undo.json"), "{").unwrap();
+        clean(world.state.path()).await.unwrap_err();
+        let (cleaned, errors) = open_up().await;
+        assert!(errors.is_empty(), "{errors:?}");
+        assert!(cleaned.kill_switch && cleaned.rules == 4 && cleaned.routes == 6, "{cleaned:?}");
+        assert_eq!(settled_snapshot(), before);
+        assert_eq!(open_up().await.0, routes::Cleaned::default());
+    });
+}
+
+#[test]
+fn each_change_is_noted_before_it_is_made_and_forgotten_when_it_is_undone() {
+    in_namespace(async || {
+        let world = World::new().await;
+        common::world::set_rp_filter("wan0", 1);
+        let noted = || routes::Leftovers::look(world.state.path()).unwrap();
+        let tun = Tun::open();
+        let routes = apply(&world, &with_kill_switch()).await;
+        let found = noted();
+        assert_eq!(found.running, Some(Some(std::process::id() as i32)));
+        assert!(
+            matches!(
+                found.undo.as_slice(),
+                [Undo::Table { name }, Undo::Table { .. }, Undo::RpFilter { name: device, was: 1, .. }, Undo::Routing, Undo::Tun { name: tun, .. }]
+                    if name == KILL_SWITCH && device == "wan0" && tun == TUN
+            ),
+            "{found:?}"
+        );
+        routes.teardown().await.unwrap();
+        assert_eq!(noted().undo, []);
+        tun.close().await;
+    });
+}
+
+#[test]
+fn old_connections_are_ended_and_others_are_not() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let listen =
+            |address: &str| world.neighbour.enter(|| TcpListener::bind((ip(address), 5060)).unwrap());
+        let servers = [SIGNALING[0], SIGNALING[1], UNRELATED[0]].map(listen);
+        let mut old =
+            servers.each_ref().map(|server| TcpStream::connect(server.local_addr().unwrap()).unwrap());
+        let mapped: SocketAddr = format!("[::ffff:{}]:5060", SIGNALING[0]).parse().unwrap();
+        let mut old_mapped = TcpStream::connect(mapped).unwrap();
+        let is_signaling = |connection: &connections::Connection| {
+            SIGNALING.contains(&connection.remote.ip().to_string().as_str())
+                && connection.remote.port() == 5060
+        };
+        let ended = match connections::end(is_signaling) {
+            Err(connections::Error::Unsupported) => {
+                println!("skipped, because this kernel cannot end connections");
+                return;
+            }
+            ended => ended.unwrap(),
+        };
+        assert_eq!(ended.len(), 3, "{ended:?}");
+        for stream in old[..2].iter_mut().chain([&mut old_mapped]) {
+            let error = std::io::Read::read(stream, &mut [0; 8]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+        }
+        std::io::Write::write_all(&mut old[2], b"still there").unwrap();
+        assert_eq!(connections::end(is_signaling).unwrap(), []);
+    });
+}
+
+fn ip4(text: &str) -> std::net::Ipv4Addr {
+    text.parse().unwrap()
+}
