@@ -122,9 +122,20 @@ fn a_gateways_configuration_is_refused_with_its_place() {
 #[test]
 fn help_and_mistakes_on_the_command_line() {
     let place = Place::new();
-    for command in
-        ["lab", "up", "down", "status", "flows", "reload", "explain", "check", "keygen", "gateway", "import"]
-    {
+    for command in [
+        "lab",
+        "up",
+        "down",
+        "status",
+        "flows",
+        "reload",
+        "explain",
+        "check",
+        "keygen",
+        "gateway",
+        "import",
+        "panic-off",
+    ] {
         let help = place.run(&[command, "--help"]);
         help.assert(0, "");
         assert!(help.stdout.contains("Exit status:"), "{command}: {}", help.stdout);

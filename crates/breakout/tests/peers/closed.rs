@@ -1,17 +1,18 @@
 //! Signaling, when the tunnel cannot carry it or it does not belong there.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lab::Wiring;
-use lab::addresses::{AGENT_TUNNEL, GATEWAY, GATEWAY_PORT, MEDIA, SIGNALING};
+use lab::addresses::{AGENT, AGENT_TUNNEL, GATEWAY, GATEWAY_PORT, MEDIA, SIGNALING};
 use lab::service::answer_udp;
 use lab::traffic::datagram::sip_options;
-use lab::traffic::stream::{Pace, connect, https};
+use lab::traffic::stream::{Pace, https};
 use lab::traffic::voice::Call;
 use lab::traffic::{EF_TOS, Ports};
 use packet::protocol::TCP;
+use socket2::{Domain, Socket, Type};
 
 use crate::common::{
     Scene, assert_hidden, assert_shown, count, eventually, exe, is_signaling, ok, said, shared,
@@ -22,34 +23,26 @@ const AT_ONCE: Duration = Duration::from_millis(500);
 const ONCE: Pace = Pace { requests: 1, pause: Duration::ZERO };
 
 #[test]
-fn a_connection_older_than_the_tunnel_is_reset_at_once() {
+fn a_connection_from_another_address_than_the_tunnels_is_reset_at_once() {
     let _turn = shared();
     let Some(mut scene) = Scene::new(Wiring::default()) else { return };
-    let http = (SIGNALING, 80).into();
-    let request = b"GET / HTTP/1.1\r\n\r\n";
-    let mut stream = ok(scene.internet.agent.run(move || connect(http))).unwrap();
-    let (wire, ()) = scene.on_wire(|| {
-        stream.write_all(request).unwrap();
-        stream.read_exact(&mut [0; 15]).unwrap();
-    });
+    let http = SocketAddr::from((SIGNALING, 80));
+    let connect_from_home = move || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((AGENT, 0)).into())?;
+        socket.connect_timeout(&http.into(), 2 * AT_ONCE)
+    };
+    let (wire, connected) = scene.on_wire(|| ok(scene.internet.agent.run(connect_from_home)));
+    connected.unwrap();
     assert_shown(&wire, TCP);
 
     scene.raise();
     scene.reaches_signaling().unwrap();
     let (wire, (error, after)) = scene.on_wire(|| {
         let begun = Instant::now();
-        stream.write_all(request).unwrap();
-        // What was left of the first answer may come first.
-        let error = loop {
-            match stream.read(&mut [0; 256]) {
-                Ok(0) => panic!("the connection was closed in order"),
-                Ok(_) => {}
-                Err(error) => break error,
-            }
-        };
-        (error, begun.elapsed())
+        (ok(scene.internet.agent.run(connect_from_home)).unwrap_err(), begun.elapsed())
     });
-    assert!(error.kind() == ErrorKind::ConnectionReset && after < AT_ONCE, "{error} after {after:?}");
+    assert!(error.kind() == ErrorKind::ConnectionRefused && after < AT_ONCE, "{error} after {after:?}");
     assert_eq!(count(&wire, is_signaling), 0);
     assert!(scene.dropped("foreign-source") > 0);
 }

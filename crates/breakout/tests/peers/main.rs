@@ -15,6 +15,8 @@ mod closed;
 mod common;
 mod crash;
 mod download;
+mod journal;
+mod leaks;
 mod machine;
 mod sip;
 mod webrtc;

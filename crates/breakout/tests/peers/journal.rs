@@ -1,0 +1,262 @@
+//! Death at every step: whatever was half done, the next `up` and `down`, or `state clean`, leave the machine as it was.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use lab::{Process, Wiring, write_config};
+use nix::sys::signal::Signal;
+
+use crate::common::{Scene, eventually, exe, is_long, ok, program, said, shared};
+use crate::machine::Machine;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Far more than there are.
+const MANY_STEPS: u64 = 2000;
+const CRASH_AT: &str = "BREAKOUT_CRASH_AT";
+const MORE: &str = r#"
+[sets.more]
+cidrs = ["203.0.114.0/24", "2001:db8:6::/48"]
+[[rules]]
+name = "more"
+to = ["more", "genesys-signaling"]
+path = "tunnel"
+[routes]
+kill_switch = true
+"#;
+
+#[test]
+fn death_at_every_step_of_up_reload_and_down() {
+    let _turn = shared();
+    let Some(bench) = Bench::new() else { return };
+    let mut deaths = 0;
+    for step in 1..MANY_STEPS {
+        if !bench.live(Some(step)) {
+            break;
+        }
+        deaths = step;
+        bench.put_right(&format!("step {step}"), step % 2 == 0);
+        if is_long() {
+            assert!(bench.live(Some(step)), "step {step} is not reached any more");
+            bench.put_right(&format!("step {step}"), step % 2 == 1);
+        }
+    }
+    assert!((60..MANY_STEPS - 1).contains(&deaths), "{deaths} steps: they are not all there, or have no end");
+    println!("died at each of {deaths} steps");
+}
+
+#[test]
+fn death_at_every_step_of_cleaning() {
+    let _turn = shared();
+    let Some(bench) = Bench::new() else { return };
+    let mut deaths = 0;
+    for step in 1..MANY_STEPS {
+        let commands = [["state", "clean"].as_slice(), &["panic-off"]];
+        let (first, then) =
+            if step % 2 == 0 { (commands[0], commands[1]) } else { (commands[1], commands[0]) };
+        bench.die();
+        let status = bench.clean(first, Some(step));
+        if !is_killed(status) {
+            assert!(status.success(), "{first:?}: {status}");
+            bench.assert_as_before(&format!("{first:?}"));
+            break;
+        }
+        deaths = step;
+        let status = bench.clean(then, None);
+        assert!(status.success(), "{then:?}: {status}");
+        bench.assert_as_before(&format!("step {step} of {first:?}, then {then:?}"));
+    }
+    assert!((20..MANY_STEPS - 1).contains(&deaths), "{deaths} steps: they are not all there, or have no end");
+    println!("died at each of {deaths} steps");
+}
+
+#[test]
+fn death_at_random_times() {
+    let _turn = shared();
+    let Some(bench) = Bench::new() else { return };
+    let started = Instant::now();
+    assert!(!bench.live(None));
+    let whole = started.elapsed();
+    for point in 0..if is_long() { 200 } else { 20 } {
+        let mut chance = [0; 4];
+        getrandom::fill(&mut chance).unwrap();
+        let at = whole.mul_f64(f64::from(u32::from_ne_bytes(chance)) / f64::from(u32::MAX));
+        bench.live_until(at);
+        bench.put_right(&format!("{at:?} of {whole:?}"), point % 2 == 0);
+    }
+}
+
+#[test]
+fn a_living_daemons_journal_is_shown_and_let_be() {
+    let _turn = shared();
+    let Some(bench) = Bench::new() else { return };
+    let list = |scene: &Scene| {
+        let output = scene.breakout(&["state", "list", "--json"]);
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code().unwrap(), json)
+    };
+    let scene = &bench.scene;
+    let (code, none) = list(scene);
+    assert_eq!((code, &none["running"], none["undo"].as_array().unwrap().len()), (0, &false.into(), 0));
+
+    let mut daemon = bench.up();
+    let (code, json) = list(scene);
+    assert_eq!((code, &json["running"], &json["pid"]), (0, &true.into(), &daemon.pid().into()));
+    let kinds: Vec<&str> =
+        json["undo"].as_array().unwrap().iter().map(|undo| undo["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["tun", "routing", "rp-filter", "rp-filter", "table", "table"]);
+    let refused = scene.breakout(&["state", "clean"]);
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("running already"));
+    assert_eq!(list(scene).1, json, "nothing was cleaned from under it");
+
+    daemon.signal(Signal::SIGKILL).unwrap();
+    daemon.wait(PATIENCE).unwrap().unwrap();
+    let (code, left) = list(scene);
+    assert_eq!((code, &left["running"], &left["undo"]), (1, &false.into(), &json["undo"]));
+    let cleaned = said(&scene.breakout(&["state", "clean"]));
+    assert!(cleaned.contains("removed 1 kill switch"), "{cleaned}");
+    assert_eq!(said(&scene.breakout(&["state", "clean"])), "nothing was left behind\n");
+    bench.assert_as_before("state clean");
+}
+
+#[test]
+fn panic_off_ends_a_daemon_that_hangs_and_needs_no_configuration() {
+    let _turn = shared();
+    let Some(bench) = Bench::new() else { return };
+    let mut daemon = bench.up();
+    std::fs::remove_file(&bench.configs[0]).unwrap();
+    daemon.signal(Signal::SIGSTOP).unwrap();
+    let told = said(&bench.scene.breakout(&["panic-off"]));
+    assert!(told.contains(&format!("removed the daemon (pid {}), by SIGKILL", daemon.pid())), "{told}");
+    assert!(told.contains("removed 1 kill switch") && told.contains("routing rules"), "{told}");
+    daemon.wait(PATIENCE).unwrap().unwrap();
+    bench.assert_as_before("panic-off");
+    assert_eq!(said(&bench.scene.breakout(&["panic-off"])), "there was nothing to remove\n");
+}
+
+/// An agent on whom the daemon lives and dies.
+struct Bench {
+    scene: Scene,
+    before: Machine,
+    /// The second one is reloaded.
+    configs: [String; 2],
+}
+
+impl Bench {
+    fn new() -> Option<Self> {
+        let scene = Scene::new(Wiring::default())?;
+        program("ip", "iproute2")?;
+        for device in ["default", "eth0"] {
+            ok(scene.internet.agent.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "1"));
+        }
+        let config = write_config(&scene.keys, &scene.directory, MORE).unwrap();
+        let text = std::fs::read_to_string(&config).unwrap();
+        let text = text.replace("\"10.99.0.1/32\"", "\"10.99.0.1/32\", \"fd99::1/128\"");
+        ok(scene.directory.write("breakout.toml", &text));
+        let other = text.replace("203.0.114.0/24", "203.0.115.0/25\", \"198.51.99.0/24");
+        let before = Machine::look(&scene.internet.agent)?;
+        Some(Self { before, configs: [config.display().to_string(), other], scene })
+    }
+
+    fn spawn(&self, arguments: &[&str], crash_at: Option<u64>) -> Process {
+        let mut command = Command::new(exe());
+        command.args(arguments).env("BREAKOUT_STATE_DIR", self.state());
+        if let Some(step) = crash_at {
+            command.env(CRASH_AT, step.to_string());
+        }
+        ok(Process::spawn(
+            &self.scene.internet.agent,
+            "breakout",
+            command,
+            &self.scene.directory.file("daemon.log"),
+        ))
+    }
+
+    fn state(&self) -> PathBuf {
+        self.scene.directory.file("state")
+    }
+
+    fn up(&self) -> Process {
+        let mut daemon = self.spawn(&["up", "--config", &self.configs[0]], None);
+        ok(daemon.wait_for_line("breakout is up", PATIENCE));
+        daemon
+    }
+
+    /// Up, and then nothing.
+    fn die(&self) {
+        let mut daemon = self.up();
+        daemon.signal(Signal::SIGKILL).unwrap();
+        daemon.wait(PATIENCE).unwrap().unwrap();
+    }
+
+    /// One life: up, a reload, the end. Whether it was cut short.
+    fn live(&self, crash_at: Option<u64>) -> bool {
+        let original = std::fs::read_to_string(&self.configs[0]).unwrap();
+        let mut daemon = self.spawn(&["up", "--config", &self.configs[0]], crash_at);
+        if daemon.wait_for_line("breakout is up", PATIENCE).is_ok() {
+            ok(self.scene.directory.write("breakout.toml", &self.configs[1]));
+            self.scene.breakout(&["reload"]);
+            ok(self.scene.directory.write("breakout.toml", &original));
+            // It may be dead by now.
+            let _ = daemon.signal(Signal::SIGTERM);
+        }
+        let status = daemon.wait(PATIENCE).unwrap().expect("it neither died nor ended");
+        assert!(is_killed(status) || status.success(), "{status}\n{}", daemon.output());
+        is_killed(status)
+    }
+
+    /// The same, cut short after some time.
+    fn live_until(&self, at: Duration) {
+        let original = std::fs::read_to_string(&self.configs[0]).unwrap();
+        let started = Instant::now();
+        let mut daemon = self.spawn(&["up", "--config", &self.configs[0]], None);
+        let over = || started.elapsed() >= at;
+        while !over() && !daemon.output().contains("breakout is up") {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !over() {
+            ok(self.scene.directory.write("breakout.toml", &self.configs[1]));
+            daemon.signal(Signal::SIGHUP).unwrap();
+            std::thread::sleep(at.saturating_sub(started.elapsed()) / 2);
+            let _ = daemon.signal(Signal::SIGTERM);
+            std::thread::sleep(at.saturating_sub(started.elapsed()));
+            ok(self.scene.directory.write("breakout.toml", &original));
+        }
+        let _ = daemon.signal(Signal::SIGKILL);
+        daemon.wait(PATIENCE).unwrap().unwrap();
+    }
+
+    fn clean(&self, command: &[&str], crash_at: Option<u64>) -> ExitStatus {
+        let mut process = self.spawn(command, crash_at);
+        process.wait(PATIENCE).unwrap().expect("it neither died nor ended")
+    }
+
+    fn put_right(&self, after: &str, by_cleaning: bool) {
+        if by_cleaning {
+            let status = self.clean(&["state", "clean"], None);
+            assert!(status.success(), "after {after}: {status}");
+        } else {
+            let mut daemon = self.up();
+            said(&self.scene.breakout(&["down"]));
+            assert!(daemon.wait(PATIENCE).unwrap().unwrap().success(), "after {after}");
+        }
+        self.assert_as_before(after);
+    }
+
+    #[track_caller]
+    fn assert_as_before(&self, after: &str) {
+        // A TUN goes some time after its process.
+        eventually(PATIENCE, || {
+            let now = Machine::look(&self.scene.internet.agent).unwrap();
+            let differences = self.before.differences(&now);
+            if differences.is_empty() { Ok(()) } else { Err(format!("after {after}: {differences:#?}")) }
+        });
+        assert!(!self.state().join("undo.json").exists(), "after {after} something is still noted");
+    }
+}
+
+fn is_killed(status: ExitStatus) -> bool {
+    status.signal() == Some(Signal::SIGKILL as i32)
+}
