@@ -80,7 +80,8 @@ impl AsRawFd for Alarm {
     }
 }
 
-fn since_boot() -> Duration {
+/// Time since boot, suspension included (CLOCK_BOOTTIME).
+pub(crate) fn since_boot() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid timespec for the kernel to fill; CLOCK_BOOTTIME exists since Linux 2.6.39.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };

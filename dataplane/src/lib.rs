@@ -4,6 +4,7 @@ mod buffers;
 mod clock;
 mod counters;
 pub mod engine;
+pub mod fast_path;
 mod gateway;
 mod io;
 mod lock;
