@@ -53,7 +53,7 @@ install_linker() {
 # The programs of others that tests run against, each of one version.
 install_peers() {
     missing=
-    for pair in wireguard-go:wireguard-go turnserver:coturn sipp:sip-tester nft:nftables ip:iproute2 \
+    for pair in wireguard-go:wireguard-go turnserver:coturn sipp:sip-tester nft:nftables ip:iproute2 clang:clang \
         curl:curl python3:python3; do
         PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
     done

@@ -217,13 +217,13 @@ fn start_pump(tunnel: &Tunnel) -> Handle {
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread in a namespace of its own.
-struct FarEnd {
+pub struct FarEnd {
     jobs: Sender<Job>,
-    thread: libc::pid_t,
+    pub thread: libc::pid_t,
 }
 
 impl FarEnd {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let ((jobs, inbox), (ready, started)) = (channel::<Job>(), channel());
         thread::spawn(move || {
             enter_namespace();
@@ -234,7 +234,7 @@ impl FarEnd {
         Self { jobs, thread: started.recv().unwrap() }
     }
 
-    fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+    pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (reply, answer) = channel();
         self.jobs.send(Box::new(move || reply.send(job()).unwrap())).unwrap();
         answer.recv().unwrap()
@@ -251,7 +251,7 @@ fn enter_namespace() {
 }
 
 /// IPv6 does not use a link before it runs, which the kernel notes a moment after both ends are up.
-fn wait_for_carrier(link: &str) {
+pub fn wait_for_carrier(link: &str) {
     let begun = Instant::now();
     while !ip(&format!("-oneline link show {link}")).contains("state UP") {
         assert!(begun.elapsed() < Duration::from_secs(5), "{link} does not come up");
