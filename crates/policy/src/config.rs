@@ -135,13 +135,14 @@ fn read(text: &str, findings: &mut Findings) -> Option<Config> {
     add_built_in_sets(&mut sets);
     let rules = rules::resolve(own_rules.unwrap_or_else(built_in_rules), &sets, findings);
     cross::check(&interface, tunnel.as_ref(), &sets, &rules, findings);
+    routes.check(&rules, unmatched, findings);
 
     Some(Config {
         interface: interface.interface,
         tunnel: tunnel?.tunnel,
         control,
         dataplane,
-        routes,
+        routes: routes.routes,
         policy: Policy {
             sets: sets.into_iter().map(sets::ReadSet::into_set).collect(),
             rules: rules.into_iter().map(|rule| rule.rule).collect(),

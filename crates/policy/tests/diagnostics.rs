@@ -166,6 +166,13 @@ fn warnings() {
             "10.99.0.1 is listed twice",
             "one of them",
         ),
+        case(
+            15,
+            "path = \"reject\"\n[routes]\nkill_switch = true",
+            "the kill switch keeps nothing in",
+            "leave `kill_switch` out",
+        )
+        .at(16),
         case(2, "address = [\"10.99.0.1/32\"]\nmtu = 1279", "an MTU of 1279 is too small", "keeps 1280")
             .at(3),
         case(

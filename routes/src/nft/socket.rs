@@ -59,7 +59,8 @@ impl Socket {
         match answers(buffer.get(..length).unwrap_or_default()).first().map(|answer| answer.errno) {
             None | Some(0) => Ok(true),
             Some(libc::ENOENT) => Ok(false),
-            Some(libc::EOPNOTSUPP) => Err(Error::Unsupported),
+            // The latter is nfnetlink's word for a subsystem that it has not (nfnetlink_rcv_msg).
+            Some(libc::EOPNOTSUPP | libc::EINVAL) => Err(Error::Unsupported),
             Some(errno) => Err(Error::Refused {
                 action: format!("look for the table inet {table}"),
                 source: io::Error::from_raw_os_error(errno),
