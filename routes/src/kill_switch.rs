@@ -156,8 +156,8 @@ async fn keep(mut watch: Watch, shared: Arc<Shared>) {
     }
 }
 
-/// Packets that pass while one transaction replaces a table with sets can meet neither the old rules nor the new ones
-/// (measured on Linux 6.18). So the same table stands in under another name.
+/// Packets that pass while one transaction replaces a table with interval sets can be refused by neither the old table nor
+/// the new one (measured on Linux 6.18; not so without sets). So the same table stands in under another name.
 fn replace(table: &Table, socket: &Socket) -> Result<(), nft::Error> {
     if socket.has(KILL_SWITCH)? {
         Table { name: STAND_IN.to_owned(), ..table.clone() }.install_by(socket)?;

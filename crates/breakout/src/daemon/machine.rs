@@ -243,7 +243,13 @@ impl Machine {
 fn kill_switch(report: &routes::KillSwitchReport) -> String {
     let mut told = match &report.missing {
         Some(why) => format!("the table inet {KILL_SWITCH} was changed and cannot be put back: {why}"),
-        None => format!("the table inet {KILL_SWITCH} keeps {} ranges off other interfaces", report.ranges),
+        None => {
+            let ranges = if report.ranges == 1 { "range" } else { "ranges" };
+            format!(
+                "the table inet {KILL_SWITCH} keeps {} {ranges} of addresses off other interfaces",
+                report.ranges
+            )
+        }
     };
     if report.put_back > 0 {
         told += &format!("; put back {} times", report.put_back);
