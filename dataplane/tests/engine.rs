@@ -55,6 +55,11 @@ impl Bench {
         self.engine.from_tunnel(&Packet::parse(bytes).unwrap(), self.now)
     }
 
+    fn swap(&mut self, kind: u8) -> usize {
+        self.engine.swap(policy(kind));
+        std::iter::repeat_with(|| self.engine.judge_again()).flatten().next().unwrap()
+    }
+
     fn sweep(&mut self) -> Vec<MappingId> {
         let mut ended = Vec::new();
         self.engine.sweep(self.now, |id| ended.push(id));
@@ -227,10 +232,10 @@ fn a_reload_cuts_what_it_forbids_and_leaves_the_rest() {
     let voice = || udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun());
     assert_eq!(bench.send(signaling()), Action::Tunnel);
 
-    assert_eq!(bench.engine.swap(policy(0)), 0);
+    assert_eq!(bench.swap(0), 0);
     assert!(matches!(bench.send(voice()), Action::Bypass { .. }));
 
-    assert_eq!(bench.engine.swap(policy(1)), 1, "media is refused now");
+    assert_eq!(bench.swap(1), 1, "media is refused now");
     assert_eq!(bench.send(voice()), Action::Refuse(Refusal::Prohibited));
     assert_eq!(bench.engine.from_bypass(mapping, at(MEDIA, 20_000), 200, bench.now), Err(DropReason::Cut));
     assert_eq!(bench.send(signaling()), Action::Tunnel);
@@ -240,12 +245,50 @@ fn a_reload_cuts_what_it_forbids_and_leaves_the_rest() {
 fn a_voice_flow_that_may_no_longer_go_in_the_clear_is_cut_not_moved() {
     let mut bench = Bench::new();
     bench.call(at(TUN, 5000), at(MEDIA, 20_000));
-    assert_eq!(bench.engine.swap(policy(2)), 1);
+    assert_eq!(bench.swap(2), 1);
     assert_eq!(
         bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun())),
         Action::Refuse(Refusal::Prohibited)
     );
     assert_eq!(bench.send(udp(at(TUN, 5001), at(MEDIA, 20_000), 0, &stun())), Action::Tunnel, "a new flow");
+}
+
+#[test]
+fn a_forbidden_flow_sends_and_hears_nothing_before_its_turn_in_a_reload_and_is_counted_once() {
+    const FLOWS: u16 = 1000;
+    let mut bench = Bench::new();
+    let media = |flow| at(MEDIA, 20_000 + flow);
+    let (mapping, _) = bench.call(at(TUN, 5000), media(0));
+    let voice = |flow| udp(at(TUN, 5000), media(flow), 0, &stun());
+    for flow in 1..FLOWS {
+        assert!(matches!(bench.send(voice(flow)), Action::Bypass { .. }));
+    }
+    assert_eq!(bench.send(tcp(at(TUN, 5001), at(SIGNALING, 443), SYN)), Action::Tunnel);
+
+    bench.engine.swap(policy(1));
+    assert_eq!(bench.engine.judge_again(), None, "one step does not look at all flows");
+    assert_eq!(
+        bench.engine.from_bypass(mapping, media(FLOWS - 1), 200, bench.now),
+        Err(DropReason::Cut),
+        "its turn has not come"
+    );
+    assert_eq!(bench.send(voice(FLOWS - 2)), Action::Refuse(Refusal::Prohibited));
+    assert_eq!(bench.send(voice(FLOWS)), Action::Refuse(Refusal::Prohibited), "a new flow");
+    let cut = std::iter::repeat_with(|| bench.engine.judge_again()).flatten().next();
+    assert_eq!(cut, Some(usize::from(FLOWS)), "those that sent before their turn are cut too");
+}
+
+#[test]
+fn all_flows_are_shown_each_once() {
+    let mut bench = Bench::new();
+    for port in 1..=1000 {
+        assert_eq!(bench.send(tcp(at(TUN, port), at(SIGNALING, 443), SYN)), Action::Tunnel);
+    }
+    let parts: Vec<_> = (0..).map_while(|part| bench.engine.flows(part, bench.now)).collect();
+    assert!(parts.len() > 1, "one step does not show all flows");
+    let mut ports: Vec<_> = parts.iter().flatten().map(|flow| flow.tuple.source.port()).collect();
+    ports.sort_unstable();
+    assert!(ports.into_iter().eq(1..=1000));
 }
 
 #[test]

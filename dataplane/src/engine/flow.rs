@@ -19,13 +19,16 @@ pub(super) struct Flow {
     /// As the application wrote it.
     pub(super) tuple: FiveTuple,
     /// Of its first packet, so that a later policy can judge it again.
-    pub(super) facts: Facts,
+    facts: Facts,
     pub(super) path: Path,
-    pub(super) rule: RuleId,
+    rule: RuleId,
     pub(super) mark: Mark,
     /// Of a bypass flow from the TUN's address; `None` on the identity mapping.
     pub(super) mapping: Option<MappingId>,
-    pub(super) snapshot: Arc<Snapshot>,
+    /// Whose rule and mark these are.
+    snapshot: Arc<Snapshot>,
+    /// Who judged it last: one that would choose another path, yet lets this one be, gives no rule.
+    judged_by: Arc<Snapshot>,
     tcp: TcpState,
     out_packets: u64,
     out_bytes: u64,
@@ -58,6 +61,7 @@ impl Flow {
             rule: verdict.rule,
             mark: verdict.mark,
             mapping,
+            judged_by: Arc::clone(&snapshot),
             snapshot,
             tcp: TcpState::Opening,
             out_packets: 0,
@@ -67,6 +71,27 @@ impl Flow {
             last_out: now,
             last_in: None,
         }
+    }
+
+    /// Judges it by this policy, if that has not been done. `true`: that has cut it.
+    pub(super) fn judge_again(&mut self, snapshot: &Arc<Snapshot>) -> bool {
+        if Arc::ptr_eq(&self.judged_by, snapshot) {
+            return false;
+        }
+        self.judged_by = Arc::clone(snapshot);
+        let verdict = snapshot.classify(&self.facts);
+        let forbidden =
+            verdict.path == Path::Reject || self.path == Path::Bypass && verdict.path == Path::Tunnel;
+        let cut = forbidden && self.path != Path::Reject;
+        if forbidden {
+            self.path = Path::Reject;
+        }
+        if forbidden || verdict.path == self.path {
+            self.rule = verdict.rule;
+            self.mark = verdict.mark;
+            self.snapshot = Arc::clone(snapshot);
+        }
+        cut
     }
 
     pub(super) fn sent(&mut self, headers: &Headers, now: Instant) {

@@ -45,6 +45,9 @@ pub struct Engine {
     mappings: Mappings,
     fragments: Fragments,
     refusals: RateLimit,
+    /// Parts of the flows that the policy swapped in last has judged again, and how many flows it has cut.
+    judged_parts: usize,
+    cut: usize,
     counters: Arc<Counters>,
 }
 
@@ -97,6 +100,8 @@ impl Engine {
             mappings: Mappings::new(limits.mappings),
             fragments: Fragments::default(),
             refusals: RateLimit::default(),
+            judged_parts: 0,
+            cut: 0,
             counters,
         }
     }
@@ -197,26 +202,19 @@ impl Engine {
         self.underlay = underlay;
     }
 
-    /// Swaps the policy in. A live flow keeps its path; one that the new policy refuses, or would no longer let go out directly, is cut.
-    /// Returns how many were.
-    pub fn swap(&mut self, snapshot: Arc<Snapshot>) -> usize {
-        let mut cut = 0;
-        for flow in self.flows.iter_mut() {
-            let verdict = snapshot.classify(&flow.facts);
-            let forbidden =
-                verdict.path == Path::Reject || flow.path == Path::Bypass && verdict.path == Path::Tunnel;
-            if forbidden && flow.path != Path::Reject {
-                flow.path = Path::Reject;
-                cut += 1;
-            }
-            if forbidden || verdict.path == flow.path {
-                flow.rule = verdict.rule;
-                flow.mark = verdict.mark;
-                flow.snapshot = Arc::clone(&snapshot);
-            }
-        }
+    /// Swaps the policy in: it judges every packet from now on, a live flow's before the flow's turn in [`Engine::judge_again`] too. A
+    /// live flow keeps its path; one that the new policy refuses, or would no longer let go out directly, is cut.
+    pub fn swap(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
-        cut
+        (self.judged_parts, self.cut) = (0, 0);
+    }
+
+    /// To be called after [`Engine::swap`] until it tells how many live flows were cut. Each call judges a bounded number of them.
+    pub fn judge_again(&mut self) -> Option<usize> {
+        let Some(flows) = self.flows.part_mut(self.judged_parts) else { return Some(self.cut) };
+        self.judged_parts += 1;
+        self.cut += flows.map(|flow| usize::from(flow.judge_again(&self.snapshot))).sum::<usize>();
+        None
     }
 
     /// When [`Engine::sweep`] wants to be called; `None` while there is nothing to expire.
@@ -233,17 +231,26 @@ impl Engine {
         self.mappings.sweep(now, closed);
     }
 
-    pub fn flows(&self, now: Instant) -> Vec<FlowReport> {
-        self.flows.iter().map(|flow| flow.report(self.external_of(flow), now)).collect()
+    /// A part of the flows, bounded in number; `None` behind the last. A flow stays in its part, counted from 0, as long as it lives.
+    pub fn flows(&self, part: usize, now: Instant) -> Option<Vec<FlowReport>> {
+        let flows = self.flows.part(part)?;
+        Some(flows.map(|flow| flow.report(self.external_of(flow), now)).collect())
+    }
+
+    /// A flow, judged by the policy that is in force.
+    fn find(&mut self, tuple: &FiveTuple) -> Option<FlowId> {
+        let id = self.flows.find(tuple)?;
+        self.cut += usize::from(self.flows.get_mut(id)?.judge_again(&self.snapshot));
+        Some(id)
     }
 
     fn outbound_flow(&mut self, packet: &Packet<'_>, now: Instant) -> Option<FlowId> {
         // An error about a packet that came out of the tunnel travels with that packet's flow.
         if let Some(quoted) = packet.quoted() {
-            let id = self.flows.find(&quoted.reversed())?;
+            let id = self.find(&quoted.reversed())?;
             return (self.flows.get_mut(id)?.path == Path::Tunnel).then_some(id);
         }
-        let id = self.flows.find(&tuple_of(packet.headers()))?;
+        let id = self.find(&tuple_of(packet.headers()))?;
         let flow = self.flows.get_mut(id)?;
         let ended = flow.expired(now)
             || flow.mapping.is_some_and(|mapping| !self.mappings.serves(mapping, &self.underlay));
@@ -359,7 +366,7 @@ impl Engine {
         }
         let about = packet.quoted();
         let tuple = about.unwrap_or_else(|| tuple_of(headers).reversed());
-        let flow = self.flows.find(&tuple).and_then(|id| self.flows.get_mut(id));
+        let flow = self.find(&tuple).and_then(|id| self.flows.get_mut(id));
         let Some(flow) = flow.filter(|flow| flow.path != Path::Bypass && !flow.expired(now)) else {
             return Err(DropReason::Unsolicited);
         };
@@ -389,7 +396,7 @@ impl Engine {
         }
         let internal = mapping.internal;
         let tuple = FiveTuple { protocol: protocol::UDP, source: internal, destination: from };
-        if let Some(flow) = self.flows.find(&tuple).and_then(|id| self.flows.get_mut(id)) {
+        if let Some(flow) = self.find(&tuple).and_then(|id| self.flows.get_mut(id)) {
             match flow.path {
                 Path::Reject => return Err(DropReason::Cut),
                 Path::Tunnel => return Err(DropReason::Stranger),

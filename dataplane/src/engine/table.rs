@@ -12,6 +12,8 @@ const SWEEP_STEP: usize = 512;
 /// A live call sends every 20 ms and renews its consent every 5 s (RFC 7675): nothing idle for less is evicted.
 const MIN_IDLE_TO_EVICT: Duration = Duration::from_secs(60);
 const EVICTION_WINDOW: usize = 64;
+/// Places looked at together by who looks at all: at up to 0.3 µs for a report or a verdict, under 0.1 ms for which packets wait.
+const PART: usize = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FlowId(u32);
@@ -47,12 +49,13 @@ impl FlowTable {
         self.slots.get_mut(id.0 as usize)?.as_mut()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Flow> {
-        self.slots.iter().flatten()
+    /// The flows of one part of the table; `None` behind its end.
+    pub(super) fn part(&self, part: usize) -> Option<impl Iterator<Item = &Flow>> {
+        Some(self.slots.chunks(PART).nth(part)?.iter().flatten())
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Flow> {
-        self.slots.iter_mut().flatten()
+    pub(super) fn part_mut(&mut self, part: usize) -> Option<impl Iterator<Item = &mut Flow>> {
+        Some(self.slots.chunks_mut(PART).nth(part)?.iter_mut().flatten())
     }
 
     pub(super) fn insert(&mut self, flow: Flow, now: Instant) -> Option<FlowId> {

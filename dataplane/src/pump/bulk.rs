@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
+use policy::Snapshot;
 use socket2::Socket;
 
 use super::core::Core;
@@ -17,7 +18,7 @@ use super::to_tun::ToTun;
 use super::{Command, PumpError, io_error};
 use crate::io::sockets;
 use crate::io::tun::{Queue, Tun};
-use crate::{DropReason, Feature};
+use crate::{DropReason, Feature, FlowReport};
 
 const WAKER: Token = Token(0);
 const TUN: Token = Token(1);
@@ -115,7 +116,7 @@ impl Bulk {
         while let Ok(command) = self.inbox.try_recv() {
             match command {
                 Command::Swap(snapshot, reply) => {
-                    let _ = reply.send(self.core.engine.lock().engine.swap(snapshot));
+                    let _ = reply.send(self.swap(snapshot));
                 }
                 Command::Underlay(underlay, reply) => {
                     let mut tunnel = self.core.tunnel.lock();
@@ -132,7 +133,7 @@ impl Bulk {
                     let _ = reply.send(self.move_to(endpoint));
                 }
                 Command::Flows(reply) => {
-                    let _ = reply.send(self.core.engine.lock().engine.flows(now));
+                    let _ = reply.send(self.flows(now));
                 }
                 Command::Tunnel(reply) => {
                     let _ = reply.send(self.core.tunnel.lock().report(now));
@@ -143,6 +144,22 @@ impl Bulk {
                 Command::Stop => self.core.stop(),
             }
         }
+    }
+
+    /// Returns how many flows the new policy cut.
+    fn swap(&self, snapshot: Arc<Snapshot>) -> usize {
+        self.core.engine.lock().engine.swap(snapshot);
+        loop {
+            // Between two parts of the flows the lock goes to whoever waits.
+            let cut = self.core.engine.lock().engine.judge_again();
+            if let Some(cut) = cut {
+                return cut;
+            }
+        }
+    }
+
+    fn flows(&self, now: Instant) -> Vec<FlowReport> {
+        (0..).map_while(|part| self.core.engine.lock().engine.flows(part, now)).flatten().collect()
     }
 
     /// On an error the tunnel stays where it was.

@@ -154,7 +154,7 @@ impl Handle {
         &self.counters
     }
 
-    /// Swaps the policy in; live flows that it forbids are cut. Returns how many were.
+    /// Swaps the policy in: it judges every packet from now on, and on return every live flow; those that it forbids are cut. Returns how many were.
     pub fn swap(&self, snapshot: Arc<Snapshot>) -> Result<usize, PumpError> {
         self.ask(|reply| Command::Swap(snapshot, reply))
     }

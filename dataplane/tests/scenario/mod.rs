@@ -252,6 +252,7 @@ impl Scenario {
                 assert_eq!((internal, destination), (tuple.source, tuple.destination));
                 assert_eq!(Some(external.ip()), self.physical, "sent from an address that is there");
                 assert_ne!(destination.ip(), SIGNALING, "signaling in the clear");
+                assert!(self.policy_lets_voice_out(), "voice goes on that a reload cut");
                 assert_eq!(tos.0 & 3, tos_before & 3, "ECN is kept");
                 assert!(matches!(tos.0 & 0xfc, 0xb8 | 0x88), "voice leaves marked");
                 if let Some(flow) = before {
@@ -268,6 +269,7 @@ impl Scenario {
             Action::Identity => {
                 assert_eq!(Some(tuple.source.ip()), self.physical);
                 assert_ne!(tuple.destination.ip(), SIGNALING, "signaling in the clear");
+                assert!(self.policy_lets_voice_out(), "voice goes on that a reload cut");
                 assert!(matches!(tos_in_place & 0xfc, 0xb8 | 0x88), "voice leaves marked");
                 assert!(before.is_none_or(|flow| flow.bypass));
                 self.pinned
@@ -349,9 +351,16 @@ impl Scenario {
     fn reload(&mut self, input: &mut Input<'_>) {
         self.policy = input.next().unwrap_or(0);
         self.engine.swap(policy(self.policy));
-        if !self.policy.is_multiple_of(3) {
+        if input.pick([true, false]) {
+            while self.engine.judge_again().is_none() {}
+        }
+        if !self.policy_lets_voice_out() {
             self.pinned.retain(|_, flow| !flow.bypass);
         }
+    }
+
+    fn policy_lets_voice_out(&self) -> bool {
+        self.policy.is_multiple_of(3)
     }
 }
 
