@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::sleep;
+use std::sync::mpsc::channel;
+use std::thread::{JoinHandle, sleep};
 use std::time::Duration;
 
 use lab::addresses::SIGNALING;
@@ -313,10 +314,10 @@ impl Cell {
     }
 }
 
-/// Attempts, one after another, in a thread of their own.
+/// Attempts, one after another, in a thread of their own; the first ones have been made when this is there.
 struct Knocking {
     stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<usize>,
+    thread: JoinHandle<()>,
 }
 
 impl Knocking {
@@ -327,20 +328,22 @@ impl Knocking {
     fn on(host: &Host, targets: [SocketAddr; 2], devices: Devices) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
+        let (begun, has_begun) = channel();
         let body = move || {
-            let mut rounds = 0;
             while !stopped.load(Ordering::Relaxed) {
                 knock(targets, devices);
-                rounds += 1;
+                // Only the first round is waited for.
+                let _ = begun.send(());
             }
-            rounds
         };
-        Self { stop, thread: ok(host.thread("knocking", body)) }
+        let thread = ok(host.thread("knocking", body));
+        has_begun.recv().unwrap();
+        Self { stop, thread }
     }
 
     fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
-        assert!(self.thread.join().unwrap() > 0);
+        self.thread.join().unwrap();
     }
 }
 
