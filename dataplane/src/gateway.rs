@@ -19,9 +19,9 @@ use crate::clock::{Alarm, Clock};
 use crate::io::sockets;
 use crate::io::tun::{Record, Tun, VNET_HEADER};
 use crate::offload::Segments;
-use crate::pump::{OnExit, PumpError, io_error};
+use crate::pump::{OnExit, PumpError, io_error, outcome};
 use crate::tun_writer::TunWriter;
-use crate::wire::{self, Inbox, Outbox};
+use crate::wire::{Inbox, Outbox, UdpSegmentation};
 
 pub struct GatewaySetup {
     pub tun: Tun,
@@ -57,9 +57,9 @@ impl Gateway {
                 .register(&mut SourceFd(&fd), token, Interest::READABLE)
                 .map_err(io_error("watching the gateway's descriptors"))?;
         }
-        let segments = wire::segmentation(&socket, true);
+        let segmentation = UdpSegmentation::new(&socket, true);
         let mut tun = setup.tun;
-        tun.offer_segmentation(segments.on);
+        tun.offer_segmentation(segmentation.is_on());
         let mut worker = Worker {
             poll,
             clock,
@@ -68,7 +68,7 @@ impl Gateway {
             tun,
             tun_ready: true,
             responder: setup.responder,
-            outbox: Outbox::new(segments, setup.outer_dscp),
+            outbox: Outbox::new(segmentation, setup.outer_dscp),
             inbox: Inbox::new(&socket, true),
             socket,
             peers_ready: true,
@@ -78,7 +78,7 @@ impl Gateway {
         let on_exit = setup.on_exit;
         let thread = thread::Builder::new()
             .name("gateway".to_owned())
-            .spawn(move || on_exit(worker.run()))
+            .spawn(move || on_exit(outcome(|| worker.run())))
             .map_err(io_error("starting the gateway's thread"))?;
         Ok(Self { stop, waker, thread: Some(thread) })
     }

@@ -1,6 +1,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use packet::{OuterDscp, Tos};
 use socket2::Socket;
@@ -23,7 +25,7 @@ pub(crate) struct Outbox {
     sender: Sender,
     sealed: SealedBatch,
     dscp: OuterDscp,
-    segments: Switch,
+    segmentation: Arc<UdpSegmentation>,
 }
 
 /// Receives datagrams, many of one size as one where the kernel gathers them.
@@ -33,33 +35,24 @@ pub(crate) struct Inbox {
     gathers: Switch,
 }
 
+/// Whether the kernel is given several datagrams at once: by all threads or by none, since a path that refuses them does so for each.
+pub(crate) struct UdpSegmentation {
+    /// As the kernel offers it.
+    offered: Switch,
+    /// Not since a path refused it.
+    on: AtomicBool,
+    refusal: Mutex<String>,
+}
+
 /// Whether a feature is used, and why.
-#[derive(Clone)]
-pub(crate) struct Switch {
-    pub(crate) on: bool,
+struct Switch {
+    on: bool,
     why: String,
 }
 
-/// Whether the kernel is given several datagrams at once, if it is `wanted`: where it offers that, and does it right.
-pub(crate) fn segmentation(socket: &Socket, wanted: bool) -> Switch {
-    let offered = Switch::new(wanted, || sockets::segments_datagrams(socket));
-    if !offered.on {
-        return offered;
-    }
-    match probe::segmentation() {
-        Ok(why) => Switch { on: true, why },
-        Err(why) => Switch { on: false, why },
-    }
-}
-
 impl Outbox {
-    /// `segments`: see [`segmentation`].
-    pub(crate) fn new(segments: Switch, dscp: OuterDscp) -> Self {
-        Self { sender: Sender::new(), sealed: SealedBatch::new(), dscp, segments }
-    }
-
-    pub(crate) fn feature(&self) -> Feature {
-        self.segments.feature("udp-segmentation")
+    pub(crate) fn new(segmentation: Arc<UdpSegmentation>, dscp: OuterDscp) -> Self {
+        Self { sender: Sender::new(), sealed: SealedBatch::new(), dscp, segmentation }
     }
 
     /// Whether to [`Outbox::send`] before anything else is sealed.
@@ -74,7 +67,7 @@ impl Outbox {
 
     /// Takes what was sealed into the first `len` bytes of [`Outbox::room`]. `inner` is the TOS of the packet inside, if there is one.
     pub(crate) fn push(&mut self, len: usize, inner: Option<Tos>, destination: SocketAddr) {
-        self.sealed.push(len, destination, self.dscp.encapsulated(inner), self.segments.on);
+        self.sealed.push(len, destination, self.dscp.encapsulated(inner), self.segmentation.is_on());
     }
 
     /// Sends what was pushed. Returns how many sends failed.
@@ -87,8 +80,7 @@ impl Outbox {
             .sender
             .send_all(socket.as_fd(), self.sealed.datagrams(), |_, error| not_sent(error, &mut failed));
         if let Some(error) = unsegmented {
-            tracing::warn!(%error, "tunnel datagrams are sent one by one from now on");
-            self.segments = Switch { on: false, why: format!("a segmented send was refused: {error}") };
+            self.segmentation.refused(&error);
         }
         self.sealed.clear();
         failed
@@ -126,11 +118,8 @@ impl Inbox {
 
     /// Receives one batch: how many messages, and whether there may be more.
     pub(crate) fn receive(&mut self, socket: &Socket) -> (usize, bool) {
-        match self.receiver.receive(socket.as_fd(), &mut self.buffers, 0) {
-            Ok(count) => (count, count == MESSAGES),
-            // Any other error stands for one event of the socket; what else is there still has to be read.
-            Err(error) => (0, error.kind() != io::ErrorKind::WouldBlock),
-        }
+        let count = self.receiver.receive(socket.as_fd(), &mut self.buffers, 0, || {});
+        (count, count == MESSAGES)
     }
 
     /// Who sent the message at a place below what [`Inbox::receive`] returned, what its header said, and the datagrams that it holds: the kernel
@@ -139,6 +128,45 @@ impl Inbox {
         let received = self.receiver.get(place)?;
         let bytes = self.buffers.get(place).get(..received.len)?;
         Some((received.from, received.tos, bytes.chunks(received.segment)))
+    }
+}
+
+impl UdpSegmentation {
+    /// If it is `wanted`: where the kernel offers it, and does it right.
+    pub(crate) fn new(socket: &Socket, wanted: bool) -> Arc<Self> {
+        let mut offered = Switch::new(wanted, || sockets::segments_datagrams(socket));
+        if offered.on {
+            offered = match probe::segmentation() {
+                Ok(why) => Switch { on: true, why },
+                Err(why) => Switch { on: false, why },
+            };
+        }
+        Arc::new(Self { on: AtomicBool::new(offered.on), offered, refusal: Mutex::default() })
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
+    }
+
+    /// Tries it again: what refused it may have been a path that is no longer taken.
+    pub(crate) fn offer_again(&self) {
+        self.on.store(self.offered.on, Ordering::Relaxed);
+    }
+
+    pub(crate) fn feature(&self) -> Feature {
+        let why = match self.offered.on && !self.is_on() {
+            true => self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            false => self.offered.why.clone(),
+        };
+        ("udp-segmentation", self.is_on(), why)
+    }
+
+    fn refused(&self, error: &io::Error) {
+        let why = format!("until the network changes, since a segmented send was refused: {error}");
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        if self.on.swap(false, Ordering::Relaxed) {
+            tracing::warn!(%error, "tunnel datagrams are sent one by one until the network changes");
+        }
     }
 }
 
@@ -162,4 +190,44 @@ fn not_sent(error: &io::Error, failed: &mut usize) -> Retry {
     tracing::debug!(%error, "a tunnel datagram was not sent");
     *failed += 1;
     Retry::No
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_every_senders_until_it_is_offered_again() {
+        let socket = sockets::tunnel(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
+        let segmentation = UdpSegmentation::new(&socket, true);
+        assert!(segmentation.is_on());
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+        let [mut voice, mut bulk] = [0, 1].map(|_| Outbox::new(Arc::clone(&segmentation), OuterDscp::ZERO));
+        let messages = |outbox: &mut Outbox| {
+            (0..2).for_each(|_| outbox.push(100, None, to));
+            let messages = outbox.sealed.datagrams().count();
+            outbox.sealed.clear();
+            messages
+        };
+        assert_eq!(messages(&mut bulk), 1);
+
+        segmentation.refused(&io::Error::from_raw_os_error(libc::EINVAL));
+        assert_eq!([messages(&mut voice), messages(&mut bulk)], [2, 2]);
+        let (_, on, why) = segmentation.feature();
+        assert!(!on && why.contains("refused"), "{why}");
+
+        segmentation.offer_again();
+        assert_eq!([messages(&mut voice), messages(&mut bulk)], [1, 1]);
+        assert!(segmentation.feature().1);
+    }
+
+    #[test]
+    fn what_is_switched_off_is_not_offered_again() {
+        let socket = sockets::tunnel(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
+        let segmentation = UdpSegmentation::new(&socket, false);
+        segmentation.offer_again();
+        assert!(!segmentation.is_on());
+    }
 }

@@ -10,6 +10,9 @@ use super::cmsg::{Control, number};
 use crate::BATCH;
 use crate::buffers::Buffers;
 
+/// Errors in a row after which a socket's next event is waited for, so that none that stays keeps us here.
+const MAX_ERRORS: usize = 16;
+
 /// Receives up to [`BATCH`] datagrams with one recvmmsg(2).
 pub(crate) struct Receiver {
     headers: Box<[libc::mmsghdr]>,
@@ -45,8 +48,54 @@ impl Receiver {
     }
 
     /// Receives what is there, each datagram into a buffer of its own, `headroom` bytes from its start. Returns how many;
-    /// fewer than there are buffers means that no more are there.
+    /// fewer than there are buffers means that no more are there. Any error but `WouldBlock` stands for one event of the socket, which
+    /// `failed` is told of; what else is there is still read.
     pub(crate) fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        buffers: &mut Buffers,
+        headroom: usize,
+        mut failed: impl FnMut(),
+    ) -> usize {
+        for _ in 0..MAX_ERRORS {
+            match self.try_receive(socket, buffers, headroom) {
+                Ok(count) => return count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return 0,
+                Err(_) => failed(),
+            }
+        }
+        0
+    }
+
+    /// The datagram at a place below what [`Receiver::receive`] returned; `None` if it was cut short or is not from an IP address.
+    pub(crate) fn get(&self, place: usize) -> Option<Received> {
+        let header = self.headers.get(place)?;
+        if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
+            return None;
+        }
+        let from = from_kernel(self.addresses.get(place)?)?;
+        let len = header.msg_len as usize;
+        let mut received = Received { len, from, tos: Tos(0), ttl: 64, segment: len.max(1) };
+        let control = self.controls.get(place)?;
+        for (level, kind, data) in control.messages(header.msg_hdr.msg_controllen) {
+            let Some(value) = number(data) else { continue };
+            match (level, kind) {
+                (libc::SOL_IP, libc::IP_TOS) | (libc::SOL_IPV6, libc::IPV6_TCLASS) => {
+                    received.tos = Tos(value as u8);
+                }
+                (libc::SOL_IP, libc::IP_TTL) | (libc::SOL_IPV6, libc::IPV6_HOPLIMIT) => {
+                    received.ttl = value as u8;
+                }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    received.segment = usize::try_from(value).unwrap_or(0).max(1)
+                }
+                _ => {}
+            }
+        }
+        Some(received)
+    }
+
+    fn try_receive(
         &mut self,
         socket: BorrowedFd<'_>,
         buffers: &mut Buffers,
@@ -81,32 +130,21 @@ impl Receiver {
         };
         usize::try_from(received).map_err(|_| io::Error::last_os_error())
     }
+}
 
-    /// The datagram at a place below what [`Receiver::receive`] returned; `None` if it was cut short or is not from an IP address.
-    pub(crate) fn get(&self, place: usize) -> Option<Received> {
-        let header = self.headers.get(place)?;
-        if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
-            return None;
-        }
-        let from = from_kernel(self.addresses.get(place)?)?;
-        let len = header.msg_len as usize;
-        let mut received = Received { len, from, tos: Tos(0), ttl: 64, segment: len.max(1) };
-        let control = self.controls.get(place)?;
-        for (level, kind, data) in control.messages(header.msg_hdr.msg_controllen) {
-            let Some(value) = number(data) else { continue };
-            match (level, kind) {
-                (libc::SOL_IP, libc::IP_TOS) | (libc::SOL_IPV6, libc::IPV6_TCLASS) => {
-                    received.tos = Tos(value as u8);
-                }
-                (libc::SOL_IP, libc::IP_TTL) | (libc::SOL_IPV6, libc::IPV6_HOPLIMIT) => {
-                    received.ttl = value as u8;
-                }
-                (libc::SOL_UDP, libc::UDP_GRO) => {
-                    received.segment = usize::try_from(value).unwrap_or(0).max(1)
-                }
-                _ => {}
-            }
-        }
-        Some(received)
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn an_error_that_stays_ends_the_attempt() {
+        let no_socket = File::open("/dev/null").unwrap();
+        let mut errors = 0;
+        let received =
+            Receiver::new().receive(no_socket.as_fd(), &mut Buffers::new(1, 100), 0, || errors += 1);
+        assert_eq!((received, errors), (0, MAX_ERRORS));
     }
 }

@@ -149,6 +149,13 @@ impl Queue {
     }
 }
 
+#[cfg(test)]
+impl From<File> for Queue {
+    fn from(file: File) -> Self {
+        Self { file }
+    }
+}
+
 impl AsRawFd for Queue {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()

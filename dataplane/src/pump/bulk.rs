@@ -121,6 +121,7 @@ impl Bulk {
                 Command::Underlay(underlay, reply) => {
                     let mut tunnel = self.core.tunnel.lock();
                     tunnel.peer.set_underlay(underlay.gateway_reachable, now);
+                    tunnel.segmentation.offer_again();
                     tunnel.set_alarm(now);
                     drop(tunnel);
                     let mut judge = self.core.engine.lock();
@@ -164,19 +165,27 @@ impl Bulk {
 
     /// On an error the tunnel stays where it was.
     fn move_to(&mut self, endpoint: SocketAddr) -> Result<(), PumpError> {
-        let mut tunnel = self.core.tunnel.lock();
-        if endpoint.is_ipv4() != tunnel.endpoint.is_ipv4() {
-            let socket = open_socket(endpoint, self.fwmark)?;
+        let stays = endpoint.is_ipv4() == self.core.tunnel.lock().endpoint.is_ipv4();
+        let other_socket = match stays {
+            true => None,
+            false => Some(Arc::new(open_socket(endpoint, self.fwmark)?)),
+        };
+        if let Some(socket) = &other_socket {
             watch(&self.poll, socket.as_raw_fd(), TUNNEL)?;
-            self.opener.socket_changed(&socket);
-            tunnel.socket = Arc::new(socket);
+            self.opener.socket_changed(socket);
+        }
+        let mut tunnel = self.core.tunnel.lock();
+        if let Some(socket) = other_socket {
+            tunnel.socket = socket;
         }
         tunnel.endpoint = endpoint;
+        tunnel.segmentation.offer_again();
         Ok(())
     }
 
     fn features(&self) -> Vec<Feature> {
-        let own = self.tun.features().into_iter().chain([self.sealer.feature(), self.opener.feature()]);
+        let segmentation = self.core.tunnel.lock().segmentation.feature();
+        let own = self.tun.features().into_iter().chain([segmentation, self.opener.feature()]);
         own.chain(self.voice_features.iter().cloned()).collect()
     }
 }

@@ -220,16 +220,13 @@ impl Bypass {
     fn receive_from(&mut self, slot: usize, core: &Core, to_tun: &mut ToTun, now: Instant) -> bool {
         let Some(Some((mapping, socket))) = self.sockets.get(slot) else { return false };
         let mapping = *mapping;
-        let received = self.receiver.receive(socket.as_fd(), &mut self.datagrams, HEADROOM);
-        let count = match received {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(_) => {
-                // A pending error is reported once in place of data; what it was about stands in the error queue.
-                tell_errors(mapping, socket, &mut self.quote, core, to_tun);
-                return true;
-            }
-        };
+        let quote = &mut self.quote;
+        // A pending error is reported once in place of data; what it was about stands in the error queue.
+        let failed = || tell_errors(mapping, socket, quote, core, to_tun);
+        let count = self.receiver.receive(socket.as_fd(), &mut self.datagrams, HEADROOM, failed);
+        if count == 0 {
+            return false;
+        }
         let mut judge = core.engine.lock();
         for (place, to) in self.internal.iter_mut().enumerate().take(count) {
             *to = self.receiver.get(place).and_then(|received| {

@@ -9,6 +9,7 @@ use tunnel::{Peer, State};
 use crate::clock::{Alarm, Clock};
 use crate::engine::Engine;
 use crate::lock::PiMutex;
+use crate::wire::UdpSegmentation;
 use crate::{Counters, TunnelReport};
 
 /// What the pump's threads share. Who takes both locks takes the tunnel's first.
@@ -33,6 +34,7 @@ pub(super) struct Tunnel {
     pub(super) peer: Peer,
     pub(super) endpoint: SocketAddr,
     pub(super) socket: Arc<Socket>,
+    pub(super) segmentation: Arc<UdpSegmentation>,
     pub(super) alarm: Alarm,
 }
 

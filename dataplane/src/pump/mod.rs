@@ -11,6 +11,7 @@ mod voice;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -23,7 +24,7 @@ use crate::clock::{Alarm, Clock};
 use crate::engine::{Engine, Limits};
 use crate::io::realtime::RealTime;
 use crate::io::sockets;
-use crate::wire;
+use crate::wire::UdpSegmentation;
 use crate::{Counters, Feature, FlowReport, Tun, TunnelReport, Underlay};
 use bulk::Bulk;
 use core::{Core, Judge, Tunnel};
@@ -47,7 +48,7 @@ pub struct Setup {
     pub offload: Offload,
     /// Of the tunnel's own packets.
     pub outer_dscp: OuterDscp,
-    /// Called once, by a thread of the pump, when it has ended: `Ok` after [`Handle::stop`].
+    /// Called once, by a thread of the pump, when it has ended and the TUN is gone: `Ok` after [`Handle::stop`].
     pub on_exit: OnExit,
 }
 
@@ -66,6 +67,8 @@ pub type OnExit = Box<dyn FnOnce(Result<(), PumpError>) + Send>;
 pub enum PumpError {
     #[error("the pump has stopped")]
     Stopped,
+    #[error("a thread of the pump has panicked; what it said is on the standard error output")]
+    Panicked,
     #[error("{what}: {source}")]
     Io { what: &'static str, source: io::Error },
 }
@@ -98,10 +101,10 @@ impl Pump {
         let (commands, inbox) = unbounded();
         let offload = setup.offload;
         let socket = Arc::new(bulk::open_socket(setup.endpoint, setup.fwmark)?);
-        let segments = wire::segmentation(&socket, offload.udp);
+        let segmentation = UdpSegmentation::new(&socket, offload.udp);
         let mut tun = setup.tun;
         if offload.tun {
-            tun.offer_segmentation(segments.on);
+            tun.offer_segmentation(segmentation.is_on());
         }
         let only = || tun.queue().try_clone().map_err(io_error("sharing the TUN"));
         let (voice_queue, bulk_queue, own_queue) = match tun.voice_queue() {
@@ -127,6 +130,7 @@ impl Pump {
                 endpoint: setup.endpoint,
                 socket: Arc::clone(&socket),
                 alarm: Alarm::new(clock).map_err(io_error("opening a timer"))?,
+                segmentation: Arc::clone(&segmentation),
             },
             Arc::clone(&counters),
             setup.mtu,
@@ -135,7 +139,7 @@ impl Pump {
         tunnel.peer.set_underlay(setup.underlay.gateway_reachable, clock.now());
         tunnel.set_alarm(clock.now());
         drop(tunnel);
-        let sealer = || Sealer::new(segments.clone(), setup.outer_dscp);
+        let sealer = || Sealer::new(Arc::clone(&segmentation), setup.outer_dscp);
         let voice = Voice::new(Arc::clone(&core), setup.fwmark, voice_queue, sealer())?;
         let voice_waker = voice.waker();
         let opener = Opener::new(&socket, offload.udp);
@@ -182,7 +186,7 @@ impl Handle {
         self.ask(Command::Features)
     }
 
-    /// Stops the thread and waits for it. The TUN goes with it.
+    /// Stops the threads and waits for them. The TUN goes with them.
     pub fn stop(mut self) -> Result<(), PumpError> {
         self.end()
     }
@@ -270,12 +274,19 @@ fn start_bulk(
     thread::Builder::new()
         .name("bulk".to_owned())
         .spawn(move || {
-            let ended = bulk.run(voice_features);
+            let ended = outcome(|| bulk.run(voice_features));
             drop(end);
-            let voice_ended = voice.join().unwrap_or(Err(PumpError::Stopped));
+            let voice_ended = voice.join().unwrap_or(Err(PumpError::Panicked));
+            // The TUN is gone when that is told.
+            drop(bulk);
             on_exit(ended.and(voice_ended));
         })
         .map_err(io_error("starting the bulk thread"))
+}
+
+/// How a thread's work ended, also when it panicked.
+pub(crate) fn outcome(work: impl FnOnce() -> Result<(), PumpError>) -> Result<(), PumpError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(PumpError::Panicked))
 }
 
 /// Each mapping holds a descriptor; some are left to the rest of the process.
@@ -287,4 +298,16 @@ fn limits() -> Limits {
 
 pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> PumpError {
     move |source| PumpError::Io { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::panic, reason = "that is what is tried")]
+    fn a_panic_is_an_outcome_too() {
+        assert!(outcome(|| Ok(())).is_ok());
+        assert!(matches!(outcome(|| panic!("as a test")), Err(PumpError::Panicked)));
+    }
 }

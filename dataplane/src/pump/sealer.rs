@@ -13,8 +13,8 @@ use crate::buffers::Buffers;
 use crate::io::tun::VNET_HEADER;
 use crate::lock::Guard;
 use crate::offload::{Segment, Segmentation, Segments};
-use crate::wire::{Outbox, Switch};
-use crate::{BATCH, DropReason, Feature};
+use crate::wire::{Outbox, UdpSegmentation};
+use crate::{BATCH, DropReason};
 
 /// What is sealed before the peer is given to a thread that waits for it: about 0.1 ms of cipher.
 const HELD_BYTES: usize = 64 << 10;
@@ -33,12 +33,8 @@ pub(super) struct Plain {
 }
 
 impl Sealer {
-    pub(super) fn new(segments: Switch, dscp: OuterDscp) -> Self {
-        Self { outbox: Outbox::new(segments, dscp) }
-    }
-
-    pub(super) fn feature(&self) -> Feature {
-        self.outbox.feature()
+    pub(super) fn new(segmentation: Arc<UdpSegmentation>, dscp: OuterDscp) -> Self {
+        Self { outbox: Outbox::new(segmentation, dscp) }
     }
 
     /// Seals packets and sends them; super-packets are taken apart where they lie.
@@ -53,19 +49,19 @@ impl Sealer {
         if packets.is_empty() {
             return;
         }
-        let mut tunnel = core.tunnel.lock();
+        let mut tunnel = self.lock(core, now);
         let mut held = 0;
         for packet in packets {
             if held >= HELD_BYTES {
                 drop(tunnel);
-                tunnel = core.tunnel.lock();
+                tunnel = self.lock(core, now);
                 held = 0;
             }
             held += packet.headers.len as usize;
             let Some(room) = records.get_mut(packet.place).get_mut(VNET_HEADER..) else { continue };
             let (length, tos) = (packet.headers.len as usize, packet.headers.tos);
             let Some(segmentation) = packet.segmentation else {
-                tunnel = self.make_room(tunnel, core);
+                tunnel = self.make_room(tunnel, core, now);
                 self.seal(&mut tunnel, Segment { room, length }, tos, core, to_tun, now);
                 continue;
             };
@@ -74,7 +70,7 @@ impl Sealer {
                 continue;
             };
             while let Some(segment) = segments.next() {
-                tunnel = self.make_room(tunnel, core);
+                tunnel = self.make_room(tunnel, core, now);
                 self.seal(&mut tunnel, segment, tos, core, to_tun, now);
             }
         }
@@ -86,26 +82,16 @@ impl Sealer {
 
     /// Sends what waited for the session that is up now.
     pub(super) fn flush(&mut self, core: &Core, now: Instant) {
-        let mut tunnel = core.tunnel.lock();
-        loop {
-            tunnel = self.make_room(tunnel, core);
-            let inner = tunnel.peer.waiting(now).and_then(Tos::of);
-            let Some(len) = tunnel.peer.flush(self.outbox.room(), now).map(<[u8]>::len) else { break };
-            self.outbox.push(len, inner, tunnel.endpoint);
-        }
-        tunnel.set_alarm(now);
-        let socket = Arc::clone(&tunnel.socket);
-        drop(tunnel);
-        self.send_sealed(&socket, core);
+        self.lock(core, now).set_alarm(now);
     }
 
     pub(super) fn meet_deadlines(&mut self, core: &Core, to_tun: &mut ToTun, now: Instant) {
-        let mut tunnel = core.tunnel.lock();
+        let mut tunnel = self.lock(core, now);
         for _ in 0..BATCH {
             if tunnel.peer.deadline().is_none_or(|due| due > now) {
                 break;
             }
-            tunnel = self.make_room(tunnel, core);
+            tunnel = self.make_room(tunnel, core, now);
             let datagram = tunnel.peer.on_deadline(self.outbox.room(), now);
             if let Some(len) = datagram.map(<[u8]>::len) {
                 self.outbox.push(len, None, tunnel.endpoint);
@@ -150,14 +136,38 @@ impl Sealer {
     }
 
     /// Without room for one more datagram, what is sealed is sent first, not under the lock.
-    fn make_room<'a>(&mut self, tunnel: Guard<'a, Tunnel>, core: &'a Core) -> Guard<'a, Tunnel> {
+    fn make_room<'a>(
+        &mut self,
+        tunnel: Guard<'a, Tunnel>,
+        core: &'a Core,
+        now: Instant,
+    ) -> Guard<'a, Tunnel> {
         if !self.outbox.is_full() {
             return tunnel;
         }
         let socket = Arc::clone(&tunnel.socket);
         drop(tunnel);
         self.send_sealed(&socket, core);
-        core.tunnel.lock()
+        self.lock(core, now)
+    }
+
+    /// Locks the tunnel. What waited for the session that is up now is sent before anything else can be sealed, under the lock: a later
+    /// packet of the same flow may be with the other thread. Once in a session's life, that is up to [`tunnel::MAX_QUEUED`] packets.
+    fn lock<'a>(&mut self, core: &'a Core, now: Instant) -> Guard<'a, Tunnel> {
+        let mut tunnel = core.tunnel.lock();
+        let mut flushed = false;
+        while let Some(inner) = tunnel.peer.waiting(now).map(Tos::of) {
+            if self.outbox.is_full() {
+                self.send_sealed(&tunnel.socket, core);
+            }
+            let Some(len) = tunnel.peer.flush(self.outbox.room(), now).map(<[u8]>::len) else { break };
+            self.outbox.push(len, inner, tunnel.endpoint);
+            flushed = true;
+        }
+        if flushed {
+            self.send_sealed(&tunnel.socket, core);
+        }
+        tunnel
     }
 
     fn send_sealed(&mut self, socket: &Socket, core: &Core) {
@@ -170,4 +180,144 @@ fn refuse(packet: &[u8], core: &Core, to_tun: &mut ToTun, now: Instant) {
     let Ok(packet) = Packet::parse(packet) else { return };
     let action = core.engine.lock().engine.tunnel_down(packet.headers(), now);
     to_tun.refuse(action, &packet);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+    use std::time::Duration;
+
+    use packet::build;
+    use policy::{Config, Snapshot};
+    use tunnel::{Opened, Peer, PeerConfig, PrivateKey};
+
+    use super::super::core::Judge;
+    use super::*;
+    use crate::clock::{Alarm, Clock};
+    use crate::engine::{Engine, Limits};
+    use crate::io::sockets;
+    use crate::{Counters, Underlay};
+
+    const CONFIG: &str = r#"
+[interface]
+address = ["10.99.0.1/32"]
+[tunnel]
+private_key_file = "agent.key"
+peer_public_key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
+endpoint = "198.18.0.2:51820"
+[sets.genesys-signaling]
+cidrs = ["203.0.113.0/24"]
+"#;
+
+    struct Scene {
+        core: Arc<Core>,
+        gateway: Peer,
+        socket: UdpSocket,
+        sealer: Sealer,
+        to_tun: ToTun,
+        records: Buffers,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let (agent, gateway) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+            let clock = Clock::start();
+            let peer = |private_key: &PrivateKey, other: &PrivateKey, index| {
+                let (private_key, peer_public_key) = (private_key.clone(), other.public_key());
+                let config = PeerConfig {
+                    private_key,
+                    peer_public_key,
+                    preshared_key: None,
+                    keepalive: None,
+                    index,
+                    mtu: 1420,
+                };
+                Peer::new(config, clock.now())
+            };
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let endpoint = socket.local_addr().unwrap();
+            let own = Arc::new(sockets::tunnel(endpoint.ip(), 0).unwrap());
+            let segmentation = UdpSegmentation::new(&own, true);
+            let (config, _) = Config::parse(CONFIG, "test.toml").unwrap();
+            let counters = Arc::new(Counters::default());
+            let engine = Engine::new(
+                Arc::new(Snapshot::compile(&config)),
+                vec![IpAddr::from([10, 99, 0, 1])],
+                Underlay::default(),
+                Limits::default(),
+                Arc::clone(&counters),
+            );
+            let alarm = || Alarm::new(clock).unwrap();
+            let tunnel = Tunnel {
+                peer: peer(&agent, &gateway, 1),
+                endpoint,
+                socket: own,
+                segmentation: Arc::clone(&segmentation),
+                alarm: alarm(),
+            };
+            let judge = Judge { engine, alarm: alarm() };
+            Self {
+                core: Core::new(clock, judge, tunnel, Arc::clone(&counters), 1420),
+                gateway: peer(&gateway, &agent, 2),
+                socket,
+                sealer: Sealer::new(segmentation, OuterDscp::ZERO),
+                to_tun: ToTun::new(File::open("/dev/null").unwrap().into(), counters),
+                records: Buffers::new(1, 2048),
+            }
+        }
+
+        fn send(&mut self, payload: &[u8]) {
+            let (from, to) =
+                (SocketAddr::from(([10, 99, 0, 1], 5060)), SocketAddr::from(([203, 0, 113, 10], 5060)));
+            let record = self.records.get_mut(0).get_mut(VNET_HEADER..).unwrap();
+            let (headers, rest) = record.split_at_mut(build::udp_header_len(&from));
+            assert!(build::udp_header(headers, from, to, Tos(0), 64, payload.len()));
+            rest[..payload.len()].copy_from_slice(payload);
+            let headers = *Packet::parse(record).unwrap().headers();
+            let packet = Plain { place: 0, headers, segmentation: None };
+            let now = self.core.clock.now();
+            self.sealer.send(&[packet], &mut self.records, &self.core, &mut self.to_tun, now);
+        }
+
+        fn receive(&self) -> Vec<u8> {
+            let mut datagram = vec![0; 2048];
+            let len = self.socket.recv(&mut datagram).unwrap();
+            datagram.truncate(len);
+            datagram
+        }
+
+        /// The payload that the gateway opens next.
+        fn opened(&mut self) -> Vec<u8> {
+            loop {
+                let (datagram, mut out) = (self.receive(), vec![0; 2048]);
+                if let Opened::Packet(packet) =
+                    self.gateway.open(&datagram, &mut out, self.core.clock.now()).unwrap()
+                {
+                    return packet[28..].to_vec();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_waited_for_the_session_is_sent_before_what_comes_later() {
+        let mut scene = Scene::new();
+        let packets: Vec<_> = (1..=100_u8).map(|number| vec![number; 100]).collect();
+        packets.iter().for_each(|packet| scene.send(packet));
+        let mut reply = vec![0; 2048];
+        let Opened::Reply(response) =
+            scene.gateway.open(&scene.receive(), &mut reply, scene.core.clock.now()).unwrap()
+        else {
+            panic!("no handshake")
+        };
+        // Another thread opens it, and has not come to flush what waits.
+        let mut out = vec![0; 2048];
+        scene.core.tunnel.lock().peer.open(response, &mut out, scene.core.clock.now()).unwrap();
+        scene.send(b"later");
+        for packet in packets.iter().map(Vec::as_slice).chain([b"later".as_slice()]) {
+            assert_eq!(scene.opened(), packet);
+        }
+    }
 }
