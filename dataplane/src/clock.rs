@@ -25,7 +25,17 @@ impl Clock {
     }
 
     pub(crate) fn now(&self) -> Instant {
-        self.origin + since_boot().saturating_sub(self.boot_at_origin)
+        self.at(since_boot())
+    }
+
+    /// The same moment as this time since boot.
+    pub(crate) fn at(&self, since_boot: Duration) -> Instant {
+        self.origin + since_boot.saturating_sub(self.boot_at_origin)
+    }
+
+    /// The time since boot at this moment.
+    pub(crate) fn since_boot(&self, moment: Instant) -> Duration {
+        self.boot_at_origin + moment.saturating_duration_since(self.origin)
     }
 }
 
@@ -49,7 +59,7 @@ impl Alarm {
         }
         let due = due.max(now + LEAST_WAIT);
         self.set_for = Some(due);
-        let since_boot = self.clock.boot_at_origin + due.saturating_duration_since(self.clock.origin);
+        let since_boot = self.clock.since_boot(due);
         let setting = libc::itimerspec {
             it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
             it_value: libc::timespec {

@@ -2,6 +2,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use policy::Path;
 
+use crate::engine::Moved;
+
 /// What the pump counts; anyone may read. Each path's counts are written under one lock (the tunnel's outbound ones under the peer's, all
 /// others under the engine's), so each step is a plain load and store; drops come from anywhere.
 #[derive(Debug, Default)]
@@ -78,6 +80,14 @@ impl Counters {
         let counters = self.of(path);
         add(&counters.in_packets, 1);
         add(&counters.in_bytes, bytes as u64);
+    }
+
+    pub(crate) fn count_moved(&self, path: Path, sent: Moved, received: Moved) {
+        let counters = self.of(path);
+        add(&counters.out_packets, sent.packets);
+        add(&counters.out_bytes, sent.bytes);
+        add(&counters.in_packets, received.packets);
+        add(&counters.in_bytes, received.bytes);
     }
 
     pub(crate) fn count_drop(&self, reason: DropReason) {

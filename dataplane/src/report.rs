@@ -18,6 +18,8 @@ pub struct FlowReport {
     pub out_bytes: u64,
     pub in_packets: u64,
     pub in_bytes: u64,
+    /// Whether the kernel moves its packets; otherwise the pump does.
+    pub in_kernel: bool,
     pub idle: Duration,
 }
 

@@ -74,13 +74,30 @@ pub struct Dataplane {
     pub tun_offload: bool,
     /// Several datagrams in one call on the tunnel's socket (UDP_SEGMENT, UDP_GRO).
     pub udp_offload: bool,
+    /// Whether the kernel moves the packets of established calls.
+    pub fast_path: FastPathUse,
     /// The DSCP of the tunnel's own packets.
     pub outer_dscp: OuterDscp,
 }
 
+/// Whether the kernel moves the packets of established calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FastPathUse {
+    /// Where it can.
+    Auto,
+    Off,
+    /// Without it the pump does not start.
+    Require,
+}
+
 impl Default for Dataplane {
     fn default() -> Self {
-        Self { tun_offload: true, udp_offload: true, outer_dscp: OuterDscp::ZERO }
+        Self {
+            tun_offload: true,
+            udp_offload: true,
+            fast_path: FastPathUse::Auto,
+            outer_dscp: OuterDscp::ZERO,
+        }
     }
 }
 

@@ -16,7 +16,8 @@ mod verdict;
 mod webrtc;
 
 pub use config::{
-    Config, ConfigError, Control, Dataplane, Endpoint, Finding, Interface, PublicKey, Routes, Tunnel, Warning,
+    Config, ConfigError, Control, Dataplane, Endpoint, FastPathUse, Finding, Interface, PublicKey, Routes,
+    Tunnel, Warning,
 };
 pub use explain::{Explanation, Step};
 pub use guard::{Guarded, Traffic};

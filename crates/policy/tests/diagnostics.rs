@@ -84,6 +84,7 @@ fn errors() {
         case(2, "address = \"10.99.0.1\"\nmtu = 575", "`mtu` is 575", "from 576 to 65535").at(3),
         case(2, "address = \"10.99.0.1\"\nmtu = 65536", "`mtu` is 65536", "from 576 to 65535").at(3),
         case(3, "[control]\ngroup = \"\"\n[tunnel]", "is no group name", "root only").at(4),
+        case(3, "[dataplane]\nfast_path = \"yes\"\n[tunnel]", "no setting of `fast_path`", "\"require\"").at(4),
         case(3, "[dataplane]\ntun_offload = \"on\"\n[tunnel]", "no setting of `tun_offload`", "\"auto\"").at(4),
         case(3, "[dataplane]\nouter_dscp = \"af44\"\n[tunnel]", "`af44` is no setting of `outer_dscp`", "\"copy\"").at(4),
         case(3, "[dataplane]\nouter_dscp = 46\n[tunnel]", "`outer_dscp` is a number", "text in quotes").at(4),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use packet::{FiveTuple, Headers, TcpFlags, Transport, protocol};
 use policy::{Facts, Mark, Path, RuleId, Snapshot, Verdict};
 
+use super::cache::{CacheState, Moved};
 use super::mapping::{MAPPING_LIFE, MappingId};
 use crate::FlowReport;
 
@@ -29,6 +30,7 @@ pub(super) struct Flow {
     snapshot: Arc<Snapshot>,
     /// Who judged it last: one that would choose another path, yet lets this one be, gives no rule.
     judged_by: Arc<Snapshot>,
+    pub(super) cache: CacheState,
     tcp: TcpState,
     out_packets: u64,
     out_bytes: u64,
@@ -63,6 +65,7 @@ impl Flow {
             mapping,
             judged_by: Arc::clone(&snapshot),
             snapshot,
+            cache: CacheState::default(),
             tcp: TcpState::Opening,
             out_packets: 0,
             out_bytes: 0,
@@ -112,6 +115,15 @@ impl Flow {
         self.last_in = Some(now);
     }
 
+    pub(super) fn moved(&mut self, sent: Moved, received: Moved) {
+        self.out_packets += sent.packets;
+        self.out_bytes += sent.bytes;
+        self.last_out = sent.last.map_or(self.last_out, |last| self.last_out.max(last));
+        self.in_packets += received.packets;
+        self.in_bytes += received.bytes;
+        self.last_in = self.last_in.max(received.last);
+    }
+
     pub(super) fn expired(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.refreshed()) >= self.life()
     }
@@ -135,6 +147,7 @@ impl Flow {
             out_bytes: self.out_bytes,
             in_packets: self.in_packets,
             in_bytes: self.in_bytes,
+            in_kernel: self.cache.cached,
             idle: self.idle(now),
         }
     }
@@ -147,7 +160,7 @@ impl Flow {
         }
     }
 
-    fn life(&self) -> Duration {
+    pub(super) fn life(&self) -> Duration {
         match self.tuple.protocol {
             protocol::TCP if self.tcp == TcpState::Established => TCP_ESTABLISHED,
             protocol::TCP => TCP_TRANSITORY,

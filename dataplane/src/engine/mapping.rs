@@ -139,6 +139,13 @@ impl Mappings {
         mapping.remotes.push(remote);
     }
 
+    pub(super) fn sent_by_cache(&mut self, id: MappingId, last: Instant) {
+        let slot = self.slots.get_mut(usize::from(id.slot)).filter(|slot| slot.generation == id.generation);
+        if let Some(mapping) = slot.and_then(|slot| slot.mapping.as_mut()) {
+            mapping.last_out = mapping.last_out.max(last);
+        }
+    }
+
     pub(super) fn follow_addresses(&mut self, underlay: &Underlay, now: Instant) {
         for (place, slot) in self.slots.iter_mut().enumerate() {
             let id = MappingId { slot: place as u16, generation: slot.generation };

@@ -1,11 +1,13 @@
 //! Flows, NAT and actions, without I/O: packets and `now` in, actions out.
 
+mod cache;
 mod flow;
 mod fragment;
 mod limit;
 mod mapping;
 mod table;
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +16,7 @@ use packet::{FiveTuple, Headers, Packet, PacketMut, TcpFlags, Tos, Transport, pr
 use policy::{Facts, Path, Snapshot};
 
 use crate::{Counters, DropReason, FlowReport, Underlay};
+pub use cache::{Cacheable, Moved, Note};
 use flow::Flow;
 use fragment::Fragments;
 use limit::RateLimit;
@@ -49,6 +52,8 @@ pub struct Engine {
     judged_parts: usize,
     cut: usize,
     counters: Arc<Counters>,
+    noting: bool,
+    notes: VecDeque<(FiveTuple, Note)>,
 }
 
 /// What the pump does with a packet that it read from the TUN.
@@ -103,6 +108,8 @@ impl Engine {
             judged_parts: 0,
             cut: 0,
             counters,
+            noting: false,
+            notes: VecDeque::new(),
         }
     }
 
@@ -213,7 +220,13 @@ impl Engine {
     pub fn judge_again(&mut self) -> Option<usize> {
         let Some(flows) = self.flows.part_mut(self.judged_parts) else { return Some(self.cut) };
         self.judged_parts += 1;
-        self.cut += flows.map(|flow| usize::from(flow.judge_again(&self.snapshot))).sum::<usize>();
+        let mut notes = VecDeque::new();
+        for flow in flows {
+            let (cut, note) = cache::judge_again(flow, &self.snapshot);
+            self.cut += usize::from(cut);
+            notes.extend(note);
+        }
+        self.flows.ended.append(&mut notes);
         None
     }
 
@@ -240,7 +253,9 @@ impl Engine {
     /// A flow, judged by the policy that is in force.
     fn find(&mut self, tuple: &FiveTuple) -> Option<FlowId> {
         let id = self.flows.find(tuple)?;
-        self.cut += usize::from(self.flows.get_mut(id)?.judge_again(&self.snapshot));
+        let (cut, note) = cache::judge_again(self.flows.get_mut(id)?, &self.snapshot);
+        self.cut += usize::from(cut);
+        self.flows.ended.extend(note);
         Some(id)
     }
 
@@ -336,6 +351,7 @@ impl Engine {
             if tos != headers.tos {
                 packet.set_dscp(tos.dscp());
             }
+            self.note_sent(id, now);
             return Action::Identity;
         };
         if self.mappings.is_stranded(mapping) {
@@ -344,6 +360,7 @@ impl Engine {
         }
         self.mappings.sent(mapping, destination.ip(), now);
         self.counters.count_out(Path::Bypass, headers.len as usize);
+        self.note_sent(id, now);
         Action::Bypass { mapping, destination, tos, ttl: headers.ttl }
     }
 
@@ -396,12 +413,14 @@ impl Engine {
         }
         let internal = mapping.internal;
         let tuple = FiveTuple { protocol: protocol::UDP, source: internal, destination: from };
-        if let Some(flow) = self.find(&tuple).and_then(|id| self.flows.get_mut(id)) {
+        let id = self.find(&tuple);
+        if let Some((id, flow)) = id.and_then(|id| Some((id, self.flows.get_mut(id)?))) {
             match flow.path {
                 Path::Reject => return Err(DropReason::Cut),
                 Path::Tunnel => return Err(DropReason::Stranger),
                 Path::Bypass => flow.count_in(ip_len, now),
             }
+            self.note_received(id);
         }
         Ok(internal)
     }

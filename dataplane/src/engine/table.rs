@@ -1,8 +1,9 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use packet::FiveTuple;
 
+use super::cache::Note;
 use super::flow::Flow;
 
 /// All flows are looked at once in this time…
@@ -27,6 +28,8 @@ pub(super) struct FlowTable {
     limit: usize,
     hand: usize,
     next_sweep: Option<Instant>,
+    /// Flows that a cache has and must forget, or learn anew.
+    pub(super) ended: VecDeque<(FiveTuple, Note)>,
 }
 
 impl FlowTable {
@@ -38,6 +41,7 @@ impl FlowTable {
             limit: limit.min(u32::MAX as usize),
             hand: 0,
             next_sweep: None,
+            ended: VecDeque::new(),
         }
     }
 
@@ -76,6 +80,9 @@ impl FlowTable {
     pub(super) fn remove(&mut self, id: FlowId) {
         let Some(flow) = self.slots.get_mut(id.0 as usize).and_then(Option::take) else { return };
         self.ids.remove(&flow.tuple);
+        if flow.cache.cached {
+            self.ended.push_back((flow.tuple, Note::Ended));
+        }
         self.free.push(id);
     }
 

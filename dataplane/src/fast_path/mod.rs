@@ -216,7 +216,7 @@ impl FastPath {
 
     /// Ends an entry; returns what it counted. No packet that arrives later is moved by it.
     pub fn remove(&mut self, id: EntryId) -> Option<Statistics> {
-        let statistics = self.statistics(id)?;
+        self.entry(id)?;
         self.suspend(id, Direction::Outbound);
         self.suspend(id, Direction::Inbound);
         let rules = self.entries.rules(id.slot)?;
@@ -225,6 +225,8 @@ impl FastPath {
                 tracing::warn!(%error, "the kernel's flow table kept an entry, which moves nothing any more");
             }
         }
+        // The system calls above take longer than a program that was at work when they began.
+        let statistics = self.statistics(id)?;
         self.slots.give_back(id, since_boot());
         Some(statistics)
     }

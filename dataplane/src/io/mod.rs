@@ -7,6 +7,7 @@ pub(crate) mod probe;
 mod queue;
 pub(crate) mod realtime;
 pub(crate) mod receive;
+pub(crate) mod route;
 pub(crate) mod send;
 pub(crate) mod sockets;
 pub(crate) mod tun;

@@ -11,6 +11,7 @@ use policy::Snapshot;
 use socket2::Socket;
 
 use super::core::Core;
+use super::fast_tier::FEATURE;
 use super::intake::Intake;
 use super::opener::Opener;
 use super::sealer::Sealer;
@@ -126,10 +127,16 @@ impl Bulk {
                     drop(tunnel);
                     let mut judge = self.core.engine.lock();
                     judge.engine.set_underlay(underlay, now);
+                    judge.routes_changed();
                     judge.set_alarm(now);
                     drop(judge);
                     let _ = reply.send(());
                 }
+                Command::Count(reply) => {
+                    self.core.engine.lock().hear_of_moved();
+                    let _ = reply.send(());
+                }
+                Command::Routes => self.core.engine.lock().routes_changed(),
                 Command::Endpoint(endpoint, reply) => {
                     let _ = reply.send(self.move_to(endpoint));
                 }
@@ -152,7 +159,7 @@ impl Bulk {
         self.core.engine.lock().engine.swap(snapshot);
         loop {
             // Between two parts of the flows the lock goes to whoever waits.
-            let cut = self.core.engine.lock().engine.judge_again();
+            let cut = self.core.engine.lock().judge_again();
             if let Some(cut) = cut {
                 return cut;
             }
@@ -160,6 +167,7 @@ impl Bulk {
     }
 
     fn flows(&self, now: Instant) -> Vec<FlowReport> {
+        self.core.engine.lock().hear_of_moved();
         (0..).map_while(|part| self.core.engine.lock().engine.flows(part, now)).flatten().collect()
     }
 
@@ -186,7 +194,11 @@ impl Bulk {
     fn features(&self) -> Vec<Feature> {
         let segmentation = self.core.tunnel.lock().segmentation.feature();
         let own = self.tun.features().into_iter().chain([segmentation, self.opener.feature()]);
-        own.chain(self.voice_features.iter().cloned()).collect()
+        let fast = match &self.core.engine.lock().fast {
+            Ok(fast) => fast.feature(),
+            Err(why) => (FEATURE, false, why.clone()),
+        };
+        own.chain(self.voice_features.iter().cloned()).chain([fast]).collect()
     }
 }
 

@@ -135,9 +135,23 @@ impl Bypass {
         if failed && let Some(Some((mapping, socket))) = self.sockets.get(slot) {
             tell_errors(*mapping, socket, &mut self.quote, core, to_tun);
         }
+        self.look_at(slot);
+    }
+
+    /// Has a mapping's socket read once more, though nothing says that there is anything in it.
+    pub(super) fn look_into(&mut self, mapping: MappingId) {
+        self.look_at(usize::from(mapping.slot));
+    }
+
+    fn look_at(&mut self, slot: usize) {
         if !self.ready.contains(&slot) {
             self.ready.push(slot);
         }
+    }
+
+    /// Whether there may be more in a mapping's socket.
+    pub(super) fn may_have_more(&self, mapping: MappingId) -> bool {
+        self.ready.contains(&usize::from(mapping.slot))
     }
 
     pub(super) fn has_ready(&self) -> bool {

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 use tunnel::{Peer, State};
 
+use super::fast_tier::FastTier;
 use crate::clock::{Alarm, Clock};
-use crate::engine::Engine;
+use crate::engine::{Engine, MappingId};
 use crate::lock::PiMutex;
 use crate::wire::UdpSegmentation;
 use crate::{Counters, TunnelReport};
@@ -23,9 +24,11 @@ pub(super) struct Core {
     stopped: AtomicBool,
 }
 
-/// The engine, and the alarm that wakes the voice thread for it.
+/// The engine, its cache in the kernel, and the alarm that wakes the voice thread for them.
 pub(super) struct Judge {
     pub(super) engine: Engine,
+    /// An error: why there is none.
+    pub(super) fast: Result<FastTier, String>,
     pub(super) alarm: Alarm,
 }
 
@@ -68,7 +71,40 @@ impl Core {
 impl Judge {
     /// To be called before the lock is given back: whoever changed the deadline, the voice thread meets it.
     pub(super) fn set_alarm(&mut self, now: Instant) {
-        self.alarm.ring_at(self.engine.deadline(), now);
+        let settle = self.fast.as_ref().ok().and_then(FastTier::deadline);
+        self.alarm.ring_at(self.engine.deadline().into_iter().chain(settle).min(), now);
+    }
+
+    /// As [`Engine::judge_again`]; what that has cut is no longer the kernel's.
+    pub(super) fn judge_again(&mut self) -> Option<usize> {
+        let cut = self.engine.judge_again();
+        if let Ok(fast) = &mut self.fast {
+            fast.forget_ended(&mut self.engine);
+        }
+        cut
+    }
+
+    /// Flows go the way that the routes show now.
+    pub(super) fn routes_changed(&mut self) {
+        if let Ok(fast) = &mut self.fast {
+            fast.hand_all_back();
+        }
+    }
+
+    /// Ends what has been idle too long.
+    pub(super) fn sweep(&mut self, now: Instant, closed: impl FnMut(MappingId)) {
+        self.hear_of_moved();
+        self.engine.sweep(now, closed);
+        if let Ok(fast) = &mut self.fast {
+            fast.forget_ended(&mut self.engine);
+        }
+    }
+
+    /// Has the kernel's counts added to the flows'.
+    pub(super) fn hear_of_moved(&mut self) {
+        if let Ok(fast) = &mut self.fast {
+            fast.tell(&mut self.engine);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod bulk;
 mod bypass;
 mod core;
+mod fast_tier;
 mod intake;
 mod opener;
 mod sealer;
@@ -17,17 +18,19 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use packet::OuterDscp;
-use policy::Snapshot;
+use policy::{FastPathUse, Snapshot};
 use tunnel::Peer;
 
 use crate::clock::{Alarm, Clock};
 use crate::engine::{Engine, Limits};
+use crate::fast_path::Unavailable;
 use crate::io::realtime::RealTime;
 use crate::io::sockets;
 use crate::wire::UdpSegmentation;
 use crate::{Counters, Feature, FlowReport, Tun, TunnelReport, Underlay};
 use bulk::Bulk;
 use core::{Core, Judge, Tunnel};
+use fast_tier::FastTier;
 use opener::Opener;
 use sealer::Sealer;
 use voice::Voice;
@@ -46,6 +49,7 @@ pub struct Setup {
     pub fwmark: u32,
     pub underlay: Underlay,
     pub offload: Offload,
+    pub fast_path: FastPathUse,
     /// Of the tunnel's own packets.
     pub outer_dscp: OuterDscp,
     /// Called once, by a thread of the pump, when it has ended and the TUN is gone: `Ok` after [`Handle::stop`].
@@ -69,6 +73,8 @@ pub enum PumpError {
     Stopped,
     #[error("a thread of the pump has panicked; what it said is on the standard error output")]
     Panicked,
+    #[error("the kernel fast path is required, but cannot be: {0}")]
+    FastPath(Unavailable),
     #[error("{what}: {source}")]
     Io { what: &'static str, source: io::Error },
 }
@@ -87,6 +93,8 @@ pub struct Handle {
 pub(crate) enum Command {
     Swap(Arc<Snapshot>, Sender<usize>),
     Underlay(Underlay, Sender<()>),
+    Routes,
+    Count(Sender<()>),
     Endpoint(SocketAddr, Sender<Result<(), PumpError>>),
     Flows(Sender<Vec<FlowReport>>),
     Tunnel(Sender<TunnelReport>),
@@ -113,18 +121,26 @@ impl Pump {
         };
 
         let clock = Clock::start();
+        let mut engine = Engine::new(
+            setup.snapshot,
+            setup.addresses,
+            setup.underlay.clone(),
+            limits(),
+            Arc::clone(&counters),
+        );
+        let fast = match setup.fast_path {
+            FastPathUse::Off => Err("switched off in the configuration".to_owned()),
+            wanted => match FastTier::open(tun.index(), setup.fwmark, clock) {
+                Err(error) if wanted == FastPathUse::Require => return Err(PumpError::FastPath(error)),
+                opened => opened.map_err(|error| error.to_string()),
+            },
+        };
+        if fast.is_ok() {
+            engine.take_notes();
+        }
         let core = Core::new(
             clock,
-            Judge {
-                engine: Engine::new(
-                    setup.snapshot,
-                    setup.addresses,
-                    setup.underlay.clone(),
-                    limits(),
-                    Arc::clone(&counters),
-                ),
-                alarm: Alarm::new(clock).map_err(io_error("opening a timer"))?,
-            },
+            Judge { engine, fast, alarm: Alarm::new(clock).map_err(io_error("opening a timer"))? },
             Tunnel {
                 peer: setup.peer,
                 endpoint: setup.endpoint,
@@ -154,7 +170,9 @@ impl Pump {
 }
 
 impl Handle {
+    /// What was counted until now, by the kernel too.
     pub fn counters(&self) -> &Counters {
+        let _ = self.ask(Command::Count);
         &self.counters
     }
 
@@ -166,6 +184,11 @@ impl Handle {
     /// Takes note of the physical side as it is now; on return every packet is judged by it.
     pub fn set_underlay(&self, underlay: Underlay) -> Result<(), PumpError> {
         self.ask(|reply| Command::Underlay(underlay, reply))
+    }
+
+    /// To be told when routes or interfaces changed in whatever way: flows that the kernel moves are led anew.
+    pub fn routes_changed(&self) -> Result<(), PumpError> {
+        self.tell(Command::Routes)
     }
 
     /// Moves the tunnel to another address of the gateway; on an error (no IPv6 here, say) it stays where it was.

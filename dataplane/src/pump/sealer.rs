@@ -257,7 +257,7 @@ cidrs = ["203.0.113.0/24"]
                 segmentation: Arc::clone(&segmentation),
                 alarm: alarm(),
             };
-            let judge = Judge { engine, alarm: alarm() };
+            let judge = Judge { engine, fast: Err("not in this test".to_owned()), alarm: alarm() };
             Self {
                 core: Core::new(clock, judge, tunnel, Arc::clone(&counters), 1420),
                 gateway: peer(&gateway, &agent, 2),

@@ -7,7 +7,7 @@ use mio::{Events, Poll, Token, Waker};
 use super::PumpError;
 use super::bulk::{wait, watch};
 use super::bypass::Bypass;
-use super::core::Core;
+use super::core::{Core, Judge};
 use super::intake::Intake;
 use super::io_error;
 use super::sealer::Sealer;
@@ -87,13 +87,15 @@ impl Voice {
                     ),
                 }
             }
+            if due {
+                self.look_into_queues();
+            }
             self.bypass.receive(&self.core, &mut self.to_tun, now);
-            if self.intake.ready {
+            let looked = self.intake.ready;
+            if looked {
                 self.take_from_tun(now)?;
             }
-            if due {
-                self.sweep(now);
-            }
+            self.follow_flows(looked && !self.intake.ready, due, now);
             if let Some(real_time) = &mut real_time {
                 real_time.keep_modest(now);
             }
@@ -124,11 +126,30 @@ impl Voice {
         Ok(())
     }
 
-    /// Ends what has been idle too long.
-    fn sweep(&mut self, now: Instant) {
+    /// Before flows are given to the kernel, nothing of theirs may be left here.
+    fn look_into_queues(&mut self) {
+        let judge = self.core.engine.lock();
+        let Ok(fast) = &judge.fast else { return };
+        if fast.deadline().is_some() {
+            self.intake.ready = true;
+            fast.to_be_emptied().for_each(|mapping| self.bypass.look_into(mapping));
+        }
+    }
+
+    /// `queue_empty`: all of the TUN's queue was read and sent after `now`.
+    fn follow_flows(&mut self, queue_empty: bool, due: bool, now: Instant) {
         let mut judge = self.core.engine.lock();
-        judge.alarm.rang();
-        judge.engine.sweep(now, |mapping| self.bypass.close(mapping));
+        let Judge { engine, fast, .. } = &mut *judge;
+        if let Ok(fast) = fast {
+            fast.follow(engine, now);
+            if due {
+                fast.settle(now, queue_empty, |mapping| !self.bypass.may_have_more(mapping), now);
+            }
+        }
+        if due {
+            judge.alarm.rang();
+            judge.sweep(now, |mapping| self.bypass.close(mapping));
+        }
         judge.set_alarm(now);
     }
 }

@@ -9,7 +9,7 @@ use std::{fs, thread};
 
 use dataplane::{DropReason, Handle, Offload, Pump, Setup, Tun, Underlay};
 use packet::OuterDscp;
-use policy::{Config, Snapshot};
+use policy::{Config, FastPathUse, Snapshot};
 use tunnel::{Peer, PeerConfig, PrivateKey};
 
 pub const WIFI_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 77, 10));
@@ -45,7 +45,7 @@ pub const V6: Family = Family {
     signaling: v6(0x113, 10),
 };
 
-const CONFIG: &str = r#"
+pub const CONFIG: &str = r#"
 [interface]
 address = ["10.99.0.1/32", "2001:db8:99::1/128"]
 [tunnel]
@@ -208,6 +208,7 @@ fn start_pump(tunnel: &Tunnel) -> Handle {
         fwmark: FWMARK,
         underlay: underlay(Some(WIFI_V4)),
         offload: Offload { tun: true, udp: true },
+        fast_path: FastPathUse::Auto,
         outer_dscp: tunnel.outer_dscp,
         on_exit: Box::new(|result| result.unwrap()),
     })

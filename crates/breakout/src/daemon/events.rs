@@ -88,7 +88,10 @@ pub async fn follow(
 /// Returns when to try again what went wrong; only a TUN that is gone ends the daemon.
 async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failure> {
     match running.machine.follow().await {
-        Ok(false) => Ok(None),
+        Ok(false) => {
+            running.pump.routes_changed().map_err(|error| pump_failed(error.to_string()))?;
+            Ok(None)
+        }
         Ok(true) => {
             let underlay = running.machine.underlay();
             tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateway_reachable = underlay.gateway_reachable, "the underlay has changed");

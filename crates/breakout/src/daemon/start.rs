@@ -112,6 +112,7 @@ fn start_pump(tun: Tun, loaded: &Loaded, mtu: u16, machine: &Machine) -> Result<
         snapshot: loaded.snapshot.clone(),
         fwmark: Machine::fwmark(),
         underlay: machine.underlay(),
+        fast_path: config.dataplane.fast_path,
         offload: Offload { tun: config.dataplane.tun_offload, udp: config.dataplane.udp_offload },
         outer_dscp: config.dataplane.outer_dscp,
         on_exit: Box::new(move |result| drop(ended.send(result))),

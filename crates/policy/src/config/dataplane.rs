@@ -2,9 +2,9 @@
 
 use packet::OuterDscp;
 
-use super::{Dataplane, finding::Findings, section::Section};
+use super::{Dataplane, FastPathUse, finding::Findings, section::Section};
 
-const KEYS: [&str; 3] = ["tun_offload", "udp_offload", "outer_dscp"];
+const KEYS: [&str; 4] = ["tun_offload", "udp_offload", "fast_path", "outer_dscp"];
 
 pub(super) fn read(root: &Section<'_>, findings: &mut Findings) -> Dataplane {
     let Some(section) = root.section("dataplane", &KEYS, findings) else {
@@ -19,7 +19,24 @@ pub(super) fn read(root: &Section<'_>, findings: &mut Findings) -> Dataplane {
         *value.get_ref() != "off"
     };
     let (tun_offload, udp_offload) = (auto("tun_offload"), auto("udp_offload"));
-    Dataplane { tun_offload, udp_offload, outer_dscp: read_outer_dscp(&section, findings) }
+    let fast_path = read_fast_path(&section, findings);
+    Dataplane { tun_offload, udp_offload, fast_path, outer_dscp: read_outer_dscp(&section, findings) }
+}
+
+fn read_fast_path(section: &Section<'_>, findings: &mut Findings) -> FastPathUse {
+    let Some(value) = section.string("fast_path", findings) else { return FastPathUse::Auto };
+    match *value.get_ref() {
+        "auto" => FastPathUse::Auto,
+        "off" => FastPathUse::Off,
+        "require" => FastPathUse::Require,
+        other => {
+            let message = format!("`{}` is no setting of `fast_path`", other.escape_debug());
+            let help =
+                "give \"auto\" (used where the kernel has it), \"off\" or \"require\" (no start without it)";
+            findings.error(value.span(), message, help);
+            FastPathUse::Auto
+        }
+    }
 }
 
 fn read_outer_dscp(section: &Section<'_>, findings: &mut Findings) -> OuterDscp {

@@ -1,0 +1,157 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use packet::FiveTuple;
+use policy::{Mark, Path, Snapshot};
+
+use super::flow::Flow;
+use super::{Engine, FlowId, MappingId};
+
+/// After the fast path did not take a flow.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+
+/// What became of a bypass flow that a cache of the flows has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A packet that its application sent came here instead of being moved by the cache, which may not know the flow.
+    Sent,
+    /// An answer came here, although the cache knows the flow.
+    Received,
+    /// It moves no packet any more.
+    Ended,
+    /// It is judged otherwise than when the cache learned of it.
+    Changed,
+}
+
+/// What moving a flow's packets takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cacheable {
+    pub tuple: FiveTuple,
+    pub external: SocketAddr,
+    /// `None` on the identity mapping.
+    pub mapping: Option<MappingId>,
+    pub mark: Mark,
+    /// How long the flow lives without a packet that its application sends.
+    pub life: Duration,
+}
+
+/// What a cache moved of one direction of a flow since it told last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    pub packets: u64,
+    /// IP headers included.
+    pub bytes: u64,
+    /// When it moved the last one.
+    pub last: Option<Instant>,
+}
+
+/// How a flow stands with the cache.
+#[derive(Clone, Copy, Default)]
+pub(super) struct CacheState {
+    pub(super) cached: bool,
+    noted_sent: bool,
+    noted_received: bool,
+    not_before: Option<Instant>,
+}
+
+/// The fast path's side of the engine: which flows it may move, and what it moved.
+impl Engine {
+    /// From now on notes are taken. Without a cache they would pile up.
+    pub fn take_notes(&mut self) {
+        self.noting = true;
+    }
+
+    /// The next flow that the cache has to forget ([`Note::Ended`]) or to learn anew ([`Note::Changed`]).
+    pub fn next_ended(&mut self) -> Option<(FiveTuple, Note)> {
+        self.flows.ended.pop_front()
+    }
+
+    /// The next note about a packet, oldest first.
+    pub fn next_note(&mut self) -> Option<(FiveTuple, Note)> {
+        let (tuple, note) = self.notes.pop_front()?;
+        if let Some(flow) = self.flows.find(&tuple).and_then(|id| self.flows.get_mut(id)) {
+            match note {
+                Note::Received => flow.cache.noted_received = false,
+                _ => flow.cache.noted_sent = false,
+            }
+        }
+        Some((tuple, note))
+    }
+
+    /// A live bypass flow as a cache may move it.
+    pub fn cacheable(&mut self, tuple: &FiveTuple) -> Option<Cacheable> {
+        let flow = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id))?;
+        let (mapping, mark, life) = (flow.mapping, flow.mark, flow.life());
+        if flow.path != Path::Bypass {
+            return None;
+        }
+        let external = match mapping {
+            Some(id) if self.mappings.is_stranded(id) => return None,
+            Some(id) => self.mappings.get(id)?.external,
+            None => tuple.source,
+        };
+        Some(Cacheable { tuple: *tuple, external, mapping, mark, life })
+    }
+
+    /// Whether a cache has the flow from now on.
+    pub fn set_cached(&mut self, tuple: &FiveTuple, cached: bool) {
+        if let Some(flow) = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id)) {
+            flow.cache.cached = cached;
+        }
+    }
+
+    /// The cache did not take the flow: it is noted again only after a while.
+    pub fn not_cached(&mut self, tuple: &FiveTuple, now: Instant) {
+        if let Some(flow) = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id)) {
+            flow.cache.not_before = Some(now + TRY_AGAIN);
+        }
+    }
+
+    /// Counts what a cache moved, and keeps the flow and its mapping alive by it.
+    pub fn moved(&mut self, tuple: &FiveTuple, sent: Moved, received: Moved) {
+        let Some(flow) = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id)) else { return };
+        flow.moved(sent, received);
+        if let (Some(mapping), Some(last)) = (flow.mapping, sent.last) {
+            self.mappings.sent_by_cache(mapping, last);
+        }
+        self.counters.count_moved(Path::Bypass, sent, received);
+    }
+
+    pub(super) fn note_sent(&mut self, id: FlowId, now: Instant) {
+        if !self.noting {
+            return;
+        }
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let state = &mut flow.cache;
+        if state.noted_sent || state.not_before.is_some_and(|time| now < time) {
+            return;
+        }
+        state.noted_sent = true;
+        self.notes.push_back((flow.tuple, Note::Sent));
+    }
+
+    pub(super) fn note_received(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let state = &mut flow.cache;
+        if state.cached && !state.noted_received {
+            state.noted_received = true;
+            self.notes.push_back((flow.tuple, Note::Received));
+        }
+    }
+}
+
+/// Judges a flow by this policy, if that has not been done. Whether that has cut it, and what a cache has to know.
+pub(super) fn judge_again(flow: &mut Flow, snapshot: &Arc<Snapshot>) -> (bool, Option<(FiveTuple, Note)>) {
+    let mark = flow.mark;
+    let cut = flow.judge_again(snapshot);
+    let note = match flow.path {
+        _ if !flow.cache.cached => None,
+        Path::Bypass => (flow.mark != mark).then_some(Note::Changed),
+        _ => Some(Note::Ended),
+    };
+    if note == Some(Note::Ended) {
+        flow.cache.cached = false;
+    }
+    (cut, note.map(|note| (flow.tuple, note)))
+}

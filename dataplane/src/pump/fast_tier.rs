@@ -1,0 +1,264 @@
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use packet::FiveTuple;
+
+use crate::Feature;
+use crate::clock::Clock;
+use crate::engine::{Cacheable, Engine, MappingId, Moved, Note};
+use crate::fast_path::{self, Counts, Direction, EntryId, FastPath, Link, QUIET, Statistics, Unavailable};
+use crate::io::route::Routes;
+
+/// Bypass flows that the kernel moves at a time; more stay with the pump. Each takes 320 bytes, and an agent has tens.
+const ENTRIES: u32 = 12_288;
+/// When a direction that was not quiet is looked at again.
+const LOOK_AGAIN: Duration = QUIET.saturating_mul(2);
+
+/// The kernel fast path as the pump uses it: which flows it has, and who moves them at the moment. It stands beside the engine, under the
+/// same lock, and is a cache of it.
+pub(super) struct FastTier {
+    kernel: FastPath,
+    routes: Routes,
+    clock: Clock,
+    fwmark: u32,
+    entries: HashMap<FiveTuple, Entry, ahash::RandomState>,
+    /// How many entries lead over each attached interface.
+    interfaces: HashMap<u32, usize, ahash::RandomState>,
+    /// Directions that are the pump's until none of their packets is in the pump any more.
+    unsettled: Vec<(FiveTuple, Direction)>,
+    settle_at: Option<Instant>,
+    /// Why a flow stayed with the pump last.
+    trouble: Option<String>,
+}
+
+struct Entry {
+    id: EntryId,
+    /// `None` on the identity mapping.
+    mapping: Option<MappingId>,
+    interface: u32,
+    /// What the engine was told of.
+    told: Statistics,
+    /// Which directions are on the list of unsettled ones.
+    unsettled: [bool; 2],
+    /// Outbound it is the pump's again; inbound it will be, once a firewall has seen a packet go out.
+    leaving: bool,
+}
+
+impl FastTier {
+    /// In this thread's network namespace; `tun` is the TUN's index.
+    pub(super) fn open(tun: u32, fwmark: u32, clock: Clock) -> Result<Self, Unavailable> {
+        let kernel = FastPath::open(tun, ENTRIES)?;
+        let routes = Routes::open(fwmark)
+            .map_err(|error| Unavailable::Refused { what: "asking for routes", reason: error.to_string() })?;
+        Ok(Self {
+            kernel,
+            routes,
+            clock,
+            fwmark,
+            entries: HashMap::default(),
+            interfaces: HashMap::default(),
+            unsettled: Vec::new(),
+            settle_at: None,
+            trouble: None,
+        })
+    }
+
+    pub(super) fn feature(&self) -> Feature {
+        let why = match &self.trouble {
+            None => "the kernel moves the packets of established calls".to_owned(),
+            Some(trouble) => format!("not for every flow: {trouble}"),
+        };
+        (FEATURE, true, why)
+    }
+
+    /// When [`FastTier::settle`] wants to be called.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.settle_at
+    }
+
+    /// Follows the engine's flows. To be called when every packet that it judged is sent.
+    pub(super) fn follow(&mut self, engine: &mut Engine, now: Instant) {
+        self.forget_ended(engine);
+        while let Some((tuple, note)) = engine.next_note() {
+            let entry = self.entries.get(&tuple);
+            match (note, entry) {
+                (Note::Sent, None) => self.install(&tuple, engine, now),
+                (Note::Sent, Some(entry)) if entry.leaving => self.remove(&tuple, engine),
+                (Note::Sent, Some(_)) => self.unsettle(tuple, Direction::Outbound, now),
+                (Note::Received, Some(entry)) if !entry.leaving => {
+                    self.unsettle(tuple, Direction::Inbound, now);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes from the kernel what the engine ended or changed its mind about.
+    pub(super) fn forget_ended(&mut self, engine: &mut Engine) {
+        while let Some((tuple, note)) = engine.next_ended() {
+            match note {
+                Note::Changed => self.hand_back(&tuple),
+                _ => self.remove(&tuple, engine),
+            }
+        }
+    }
+
+    /// Tells the engine what the kernel moved.
+    pub(super) fn tell(&mut self, engine: &mut Engine) {
+        for (tuple, entry) in &mut self.entries {
+            if let Some(statistics) = self.kernel.statistics(entry.id) {
+                tell(tuple, &mut entry.told, statistics, engine, &self.clock);
+            }
+        }
+    }
+
+    /// Takes all flows back, packet by packet: the routes that they follow may have changed.
+    pub(super) fn hand_all_back(&mut self) {
+        let tuples: Vec<_> = self.entries.keys().copied().collect();
+        tuples.iter().for_each(|tuple| self.hand_back(tuple));
+    }
+
+    /// The mappings whose sockets have to be found empty before their flows' answers are the kernel's.
+    pub(super) fn to_be_emptied(&self) -> impl Iterator<Item = MappingId> {
+        let inbound = self.unsettled.iter().filter(|(_, direction)| *direction == Direction::Inbound);
+        inbound.filter_map(|(tuple, _)| self.entries.get(tuple)?.mapping)
+    }
+
+    /// Gives to the kernel what has no packet in the pump. `since`: when the pump began to look into its queues. `queue_empty`: it has found the
+    /// TUN's empty and sent what was in it; `socket_empty` says the same of a mapping's.
+    pub(super) fn settle(
+        &mut self,
+        since: Instant,
+        queue_empty: bool,
+        socket_empty: impl Fn(MappingId) -> bool,
+        now: Instant,
+    ) {
+        let since = self.clock.since_boot(since);
+        let (entries, kernel) = (&mut self.entries, &self.kernel);
+        self.unsettled.retain(|(tuple, direction)| {
+            let Some(entry) = entries.get_mut(tuple) else { return false };
+            let empty = match direction {
+                Direction::Outbound => queue_empty,
+                Direction::Inbound => entry.mapping.is_none_or(&socket_empty),
+            };
+            let gone = entry.leaving || empty && kernel.settle(entry.id, *direction, since);
+            *entry.unsettled(*direction) = !gone;
+            !gone
+        });
+        self.settle_at = (!self.unsettled.is_empty()).then(|| now + LOOK_AGAIN);
+    }
+
+    fn install(&mut self, tuple: &FiveTuple, engine: &mut Engine, now: Instant) {
+        let Some(flow) = engine.cacheable(tuple) else { return };
+        match self.try_install(&flow) {
+            Ok(entry) => {
+                self.trouble = None;
+                *self.interfaces.entry(entry.interface).or_default() += 1;
+                self.entries.insert(*tuple, entry);
+                engine.set_cached(tuple, true);
+                self.unsettle(*tuple, Direction::Outbound, now);
+                self.unsettle(*tuple, Direction::Inbound, now);
+            }
+            Err(error) => {
+                tracing::debug!(?tuple, error, "a flow stays with the pump");
+                self.trouble = Some(error);
+                engine.not_cached(tuple, now);
+            }
+        }
+    }
+
+    fn try_install(&mut self, flow: &Cacheable) -> Result<Entry, String> {
+        let remote = flow.tuple.destination;
+        let hop = self
+            .routes
+            .to(remote.ip(), flow.external.ip())
+            .map_err(|error| format!("no route to {}: {error}", remote.ip()))?;
+        let link = self.kernel.attach(hop.interface).map_err(|error| error.to_string())?;
+        let installed = self.kernel.install(&fast_path::Flow {
+            internal: flow.tuple.source,
+            external: flow.external,
+            remote,
+            interface: hop.interface,
+            next_hop: match link {
+                Link::Ethernet => Some(hop.via.unwrap_or(remote.ip())),
+                Link::None => None,
+            },
+            fwmark: self.fwmark,
+            mtu: hop.mtu,
+            mark: flow.mark,
+            life: flow.life,
+        });
+        let interface = hop.interface;
+        let id = installed.map_err(|error| {
+            self.leave_if_unused(interface);
+            error.to_string()
+        })?;
+        let told = self.kernel.statistics(id).ok_or("the entry is gone")?;
+        Ok(Entry { id, mapping: flow.mapping, interface, told, unsettled: [false; 2], leaving: false })
+    }
+
+    fn unsettle(&mut self, tuple: FiveTuple, direction: Direction, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&tuple) else { return };
+        if !std::mem::replace(entry.unsettled(direction), true) {
+            self.unsettled.push((tuple, direction));
+        }
+        self.settle_at = Some(now + LOOK_AGAIN);
+    }
+
+    fn hand_back(&mut self, tuple: &FiveTuple) {
+        if let Some(entry) = self.entries.get_mut(tuple) {
+            self.kernel.suspend(entry.id, Direction::Outbound);
+            entry.leaving = true;
+        }
+    }
+
+    fn remove(&mut self, tuple: &FiveTuple, engine: &mut Engine) {
+        let Some(mut entry) = self.entries.remove(tuple) else { return };
+        if let Some(statistics) = self.kernel.remove(entry.id) {
+            tell(tuple, &mut entry.told, statistics, engine, &self.clock);
+        }
+        engine.set_cached(tuple, false);
+        if let Some(entries) = self.interfaces.get_mut(&entry.interface) {
+            *entries -= 1;
+        }
+        self.leave_if_unused(entry.interface);
+    }
+
+    /// An interface's index may be another's one day.
+    fn leave_if_unused(&mut self, interface: u32) {
+        if self.interfaces.get(&interface).is_none_or(|entries| *entries == 0) {
+            self.interfaces.remove(&interface);
+            self.kernel.detach(interface);
+        }
+    }
+}
+
+impl Entry {
+    /// Whether this direction is on the list of unsettled ones.
+    fn unsettled(&mut self, direction: Direction) -> &mut bool {
+        let [outbound, inbound] = &mut self.unsettled;
+        match direction {
+            Direction::Outbound => outbound,
+            Direction::Inbound => inbound,
+        }
+    }
+}
+
+/// Its name in `status`.
+pub(super) const FEATURE: &str = "kernel-fast-path";
+
+fn tell(tuple: &FiveTuple, told: &mut Statistics, now: Statistics, engine: &mut Engine, clock: &Clock) {
+    let moved = |before: Counts, after: Counts| {
+        let packets = after.packets.wrapping_sub(before.packets);
+        Moved {
+            packets,
+            bytes: after.bytes.wrapping_sub(before.bytes),
+            last: (packets > 0).then(|| clock.at(after.last_seen)),
+        }
+    };
+    let (sent, received) = (moved(told.outbound, now.outbound), moved(told.inbound, now.inbound));
+    *told = now;
+    if sent.packets > 0 || received.packets > 0 {
+        engine.moved(tuple, sent, received);
+    }
+}
