@@ -216,7 +216,7 @@ impl FastPath {
 
     /// Ends an entry; returns what it counted. No packet that arrives later is moved by it.
     pub fn remove(&mut self, id: EntryId) -> Option<Statistics> {
-        self.entry(id)?;
+        let before = self.statistics(id)?;
         self.suspend(id, Direction::Outbound);
         self.suspend(id, Direction::Inbound);
         let rules = self.entries.rules(id.slot)?;
@@ -226,7 +226,9 @@ impl FastPath {
             }
         }
         // The system calls above take longer than a program that was at work when they began.
-        let statistics = self.statistics(id)?;
+        let mut statistics = self.statistics(id)?;
+        statistics.outbound.live = before.outbound.live;
+        statistics.inbound.live = before.inbound.live;
         self.slots.give_back(id, since_boot());
         Some(statistics)
     }
