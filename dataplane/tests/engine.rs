@@ -364,6 +364,22 @@ fn refusals_are_limited_in_rate() {
     assert!(matches!(bench.send(udp(at(TUN, 1), at(STRANGER, 9), 0, b"x")), Action::Refuse(_)));
 }
 
+/// Also of a table that has been full and keeps its size.
+#[test]
+fn sweeping_takes_less_than_one_step_in_a_second() {
+    let mut bench = Bench::new();
+    for source in 0..=u16::MAX {
+        assert_eq!(bench.send(tcp(at(TUN, source), at(SIGNALING, 443), SYN)), Action::Tunnel);
+    }
+    let (end, mut steps) = (bench.now + Duration::from_secs(60), 0);
+    while let Some(due) = bench.engine.deadline().filter(|due| *due <= end) {
+        bench.now = due;
+        bench.sweep();
+        steps += 1;
+    }
+    assert!((1..60).contains(&steps), "{steps} in a minute");
+}
+
 #[test]
 fn nothing_is_to_be_waited_for_when_nothing_flows() {
     let mut bench = Bench::new();
