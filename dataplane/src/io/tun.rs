@@ -77,7 +77,9 @@ impl Tun {
         &self.queue
     }
 
-    /// A queue of its own for UDP, so that no voice packet waits behind bulk. An error: the kernel cannot tell them apart, and all stays in
+    /// A queue of its own for UDP, so that no voice packet waits behind bulk. Like the other it holds 500 packets (`tx_queue_len`, the
+    /// kernel's default for a TUN): of 50 calls' 2500 packets/s what comes in 200 ms, of bulk that many super-packets, 9 ms of 1420 B
+    /// packets at 600 Mbit/s. An error: the kernel cannot tell them apart, and all stays in
     /// one queue.
     pub(crate) fn voice_queue(&self) -> io::Result<Queue> {
         let (file, _) = queue::attach(&self.name)?;
@@ -109,9 +111,13 @@ impl Tun {
         }
     }
 
-    /// Writes a super-packet from its parts, header first. `false` if the kernel does not take it; it is not asked again for that kind.
-    pub(crate) fn write_joined(&mut self, parts: &[IoSlice<'_>], kind: SegmentKind) -> bool {
-        let Err(error) = (&self.queue.file).write_vectored(parts) else { return true };
+    /// Writes a super-packet from its parts, header first.
+    pub(crate) fn write_joined(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        (&self.queue.file).write_vectored(parts).map(|_| ())
+    }
+
+    /// To be told when the kernel refused a super-packet but took its packets: it is not asked again for that kind.
+    pub(crate) fn cannot_join(&mut self, kind: SegmentKind, error: &io::Error) {
         if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO)) {
             let feature = match kind {
                 SegmentKind::Tcp => &mut self.tcp,
@@ -120,7 +126,6 @@ impl Tun {
             *feature = Feature { on: false, why: format!("the kernel refused a super-packet: {error}") };
             tracing::warn!(?kind, %error, "super-packets are no longer written to the TUN");
         }
-        false
     }
 
     fn offer(&self, flags: libc::c_ulong) -> io::Result<()> {
