@@ -3,7 +3,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Instant;
 
-use packet::{Headers, PacketMut};
+use packet::{Headers, Packet, PacketMut};
 
 use super::bypass::{Outgoing, Whole};
 use super::core::Core;
@@ -18,7 +18,8 @@ use crate::{BATCH, DropReason};
 
 /// One packet of any size with its virtio header, and room behind it for the tunnel's padding. Pages that are never used cost nothing.
 const RECORD: usize = VNET_HEADER + 65_535 + 15;
-/// A batch ends here even if it has few packets. More would not make it cheaper: two super-packets fill two calls to the tunnel's socket.
+/// A batch ends here even if it has few packets, so with at most one super-packet more: 128 KiB, about 0.1 ms of cipher, for which the
+/// thread's other work waits. More would not make it cheaper: two super-packets fill two messages to the tunnel's socket.
 const BATCH_BYTES: usize = 64 << 10;
 
 /// Reads one queue of the TUN in batches and has them judged.
@@ -31,6 +32,13 @@ pub(super) struct Intake {
     pub(super) for_tunnel: Vec<Plain>,
     pub(super) for_bypass: Vec<Outgoing>,
     pub(super) whole: Vec<Whole>,
+    answers: Vec<(usize, Answer)>,
+}
+
+/// What the sender of a packet is told.
+enum Answer {
+    Refused(Action),
+    TooBig,
 }
 
 impl Intake {
@@ -44,6 +52,7 @@ impl Intake {
             for_tunnel: Vec::with_capacity(BATCH),
             for_bypass: Vec::with_capacity(BATCH),
             whole: Vec::with_capacity(BATCH),
+            answers: Vec::with_capacity(BATCH),
         }
     }
 
@@ -83,9 +92,24 @@ impl Intake {
         self.whole.clear();
         let mut judge = core.engine.lock();
         for place in 0..self.count {
-            self.judge_one(place, &mut judge.engine, core, to_tun, &mut reserve, now);
+            self.judge_one(place, &mut judge.engine, core, &mut reserve, now);
         }
         judge.set_alarm(now);
+        drop(judge);
+        self.answer(core, to_tun);
+    }
+
+    /// Writes to the TUN, which takes a system call each, so not under the engine's lock.
+    fn answer(&mut self, core: &Core, to_tun: &mut ToTun) {
+        for (place, answer) in self.answers.drain(..) {
+            let length = self.lengths.get(place).copied().unwrap_or_default();
+            let packet = self.records.get(place).get(VNET_HEADER..length).unwrap_or_default();
+            let Ok(packet) = Packet::parse(packet) else { continue };
+            match answer {
+                Answer::Refused(action) => to_tun.refuse(action, &packet),
+                Answer::TooBig => to_tun.too_big(&packet, core.mtu),
+            }
+        }
     }
 
     fn judge_one(
@@ -93,7 +117,6 @@ impl Intake {
         place: usize,
         engine: &mut Engine,
         core: &Core,
-        to_tun: &mut ToTun,
         reserve: &mut impl FnMut(SocketAddr, IpAddr, &mut Engine) -> bool,
         now: Instant,
     ) {
@@ -117,7 +140,7 @@ impl Intake {
         let headers = *packet.headers();
         match action {
             Action::Tunnel if largest(&headers, segmentation) > core.mtu => {
-                to_tun.too_big(&packet.as_packet(), core.mtu);
+                self.answers.push((place, Answer::TooBig));
             }
             // Segments get checksums of their own.
             Action::Tunnel if segmentation.is_some() || packet.complete_checksum() => {
@@ -132,7 +155,7 @@ impl Intake {
                 let segment = segmentation.map(|segmentation| segmentation.size);
                 self.for_bypass.push(Outgoing { place, payload, mapping, destination, tos, ttl, segment });
             }
-            Action::Refuse(_) => to_tun.refuse(action, &packet.as_packet()),
+            Action::Refuse(_) => self.answers.push((place, Answer::Refused(action))),
             Action::Drop | Action::Reserve { .. } => {}
         }
     }
