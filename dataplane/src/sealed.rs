@@ -8,7 +8,8 @@ use crate::io::send::Datagram;
 
 /// A UDP datagram of any size, with its headers.
 const DATAGRAM: usize = 65_535;
-/// What one batch of reads from the TUN may become (128 KiB and one super-packet more), sealed: 32 of 1420 bytes are overhead.
+/// What one batch of reads from the TUN may become (64 KiB and one super-packet more), sealed: 32 bytes more for each of 1420 make 134 KB,
+/// behind which there is still room for a datagram of any size.
 const CAPACITY: usize = 4 * DATAGRAM;
 /// UDP_MAX_SEGMENTS (linux/udp.h) before Linux 6.9; later kernels take 128.
 const MAX_SEGMENTS: usize = 64;

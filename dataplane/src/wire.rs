@@ -17,7 +17,8 @@ use crate::sealed::SealedBatch;
 
 /// A datagram of any size, or several that the kernel gathered.
 const DATAGRAM: usize = 65_535;
-/// Messages taken at once. Gathered, each holds up to 45 datagrams of 1452 bytes, so this bounds a turn to about 1 ms of cipher.
+/// Messages taken at once. Gathered, each holds up to 45 datagrams of 1452 bytes, so this bounds a turn of the bulk thread to 1 MB, 0.9 ms of
+/// cipher at 1.2 GB/s. The peer's lock is given back after each.
 const MESSAGES: usize = 16;
 
 /// Sends sealed datagrams, many of one size as one where the kernel segments them.

@@ -23,7 +23,8 @@ impl RealTime {
         Ok(Self { on: true, looked_at: now, used: cpu_used() })
     }
 
-    /// To be called once in a while; looks at the clock every tenth of a second.
+    /// To be called each time the thread has worked; looks at its share every tenth of a second. What it slept before the first work
+    /// counts for that alone, so a burst after silence is measured from its beginning.
     pub(crate) fn keep_modest(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.looked_at);
         if passed < PERIOD {

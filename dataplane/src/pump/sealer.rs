@@ -16,7 +16,7 @@ use crate::offload::{Segment, Segmentation, Segments};
 use crate::wire::{Outbox, UdpSegmentation};
 use crate::{BATCH, DropReason};
 
-/// What is sealed before the peer is given to a thread that waits for it: about 0.1 ms of cipher.
+/// What is sealed before the peer is given to a thread that waits for it, and up to one super-packet more: 128 KiB at 1.2 GB/s are 0.1 ms.
 const HELD_BYTES: usize = 64 << 10;
 
 /// A thread's way into the tunnel: packets are sealed under the peer's lock and sent without it.
