@@ -25,6 +25,8 @@ pub struct Record {
     pub destination: SocketAddr,
     /// The type-of-service or traffic-class byte.
     pub tos: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
     /// Of the IP packet, in bytes. The kernel may hand over several TCP segments as one.
     pub len: u32,
     /// The transport payload's first bytes, at most [`HEAD`].
@@ -263,6 +265,7 @@ impl Record {
             source: flow.source,
             destination: flow.destination,
             tos: headers.tos.0,
+            ttl: headers.ttl,
             len: headers.len,
             head: packet.payload().iter().take(HEAD).copied().collect(),
         }

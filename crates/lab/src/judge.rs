@@ -215,6 +215,7 @@ mod tests {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
             tos: dscp << 2,
+            ttl: 64,
             len: 100,
             head: Vec::new(),
         };

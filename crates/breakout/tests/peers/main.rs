@@ -19,5 +19,6 @@ mod journal;
 mod leaks;
 mod machine;
 mod sip;
+mod tiers;
 mod webrtc;
 mod wireguard;

@@ -24,10 +24,10 @@ const PEER_SAYS: u32 = 800;
 
 /// What one end reports.
 #[derive(Debug, Deserialize)]
-struct End {
+pub struct End {
     dtls: String,
     candidates: Vec<Candidate>,
-    pair: Pair,
+    pub pair: Pair,
     sent: u64,
     received: u64,
     lost: u64,
@@ -36,15 +36,15 @@ struct End {
 }
 
 #[derive(Debug, Deserialize)]
-struct Pair {
-    local: Candidate,
-    remote: Candidate,
+pub struct Pair {
+    pub local: Candidate,
+    pub remote: Candidate,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct Candidate {
+pub struct Candidate {
     r#type: String,
-    endpoint: SocketAddr,
+    pub endpoint: SocketAddr,
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_call_lives_through_a_bulk_download_and_reloads() {
 }
 
 /// The internet with coturn on its media host; `None`, said on standard error, where that cannot be.
-fn media_side() -> Option<(Scene, Process)> {
+pub fn media_side() -> Option<(Scene, Process)> {
     let coturn = program("turnserver", "coturn")?;
     if !Command::new("python3")
         .args(["-c", "import aiortc"])
@@ -185,7 +185,7 @@ fn media_side() -> Option<(Scene, Process)> {
 
 /// Which candidates a caller gathers.
 #[derive(Clone, Copy)]
-enum Local {
+pub enum Local {
     /// Those of every interface.
     All,
     Only(Ipv4Addr),
@@ -194,13 +194,13 @@ enum Local {
 }
 
 /// A caller on the agent and a peer that can be reached through coturn only.
-struct Call {
+pub struct Call {
     caller: Process,
     peer: Process,
 }
 
 impl Call {
-    fn start(scene: &Scene, name: &str, seconds: u64, local: Local) -> Self {
+    pub fn start(scene: &Scene, name: &str, seconds: u64, local: Local) -> Self {
         let rendezvous = scene.directory.file(name);
         create_dir(&rendezvous).unwrap();
         let end = |role: &str, say: u32, hear: u32| {
@@ -228,7 +228,7 @@ impl Call {
         Self { caller: spawn(&internet.agent, "caller", caller), peer: spawn(&internet.media, "peer", peer) }
     }
 
-    fn connected(mut self) -> Self {
+    pub fn connected(mut self) -> Self {
         ok(self.caller.wait_for_line("connected", OVERHEAD));
         ok(self.peer.wait_for_line("connected", OVERHEAD));
         self
@@ -236,7 +236,7 @@ impl Call {
 
     /// Waits for its end, holds what both ends saw against what they sent, and gives the caller's side.
     #[track_caller]
-    fn finish(mut self, seconds: u64) -> End {
+    pub fn finish(mut self, seconds: u64) -> End {
         let caller = report(&mut self.caller, seconds);
         let peer = report(&mut self.peer, seconds);
         for (end, other) in [(&caller, &peer), (&peer, &caller)] {
@@ -261,7 +261,7 @@ fn report(end: &mut Process, seconds: u64) -> End {
 }
 
 /// External endpoints by internal ones, of all that bypasses.
-fn mappings(flows: &[control::Flow]) -> BTreeMap<SocketAddr, BTreeSet<SocketAddr>> {
+pub fn mappings(flows: &[control::Flow]) -> BTreeMap<SocketAddr, BTreeSet<SocketAddr>> {
     let mut mappings: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     for flow in flows.iter().filter(|flow| flow.path == "bypass") {
         mappings.entry(flow.source).or_default().extend(flow.mapping);
