@@ -12,7 +12,7 @@ mod prefixes;
 
 use std::hint::black_box;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dataplane::engine::{Action, Engine, Limits};
 use dataplane::offload::{Coalescer, SegmentKind, Segmentation, Segments};
@@ -35,7 +35,7 @@ const SEGMENTS: usize = 45;
 fn engine((mut engine, mut batch, now): Flows) -> Flows {
     for bytes in &mut batch {
         let Ok(mut packet) = PacketMut::parse(black_box(bytes), Checksum::Partial) else { continue };
-        black_box(engine.outbound(&mut packet, now));
+        black_box(engine.outbound(&mut packet, None, now));
     }
     (engine, batch, now)
 }
@@ -84,19 +84,28 @@ type Flows = (Box<Engine>, Vec<Vec<u8>>, Instant);
 
 /// A batch of packets, each of a flow that is pinned.
 fn flows(destination: std::net::IpAddr, port: u16, tos: u8) -> Flows {
-    let now = Instant::now();
+    let mut now = Instant::now();
     let mut engine = Box::new(scenario::engine(Limits::default()));
     let mut batch: Vec<_> = (0..BATCH)
         .map(|place| {
             let source = SocketAddr::new(TUN, 5000 + place as u16);
-            scenario::udp(source, SocketAddr::new(destination, port), tos, &[0x80; 172])
+            scenario::udp(source, SocketAddr::new(destination, port), tos, &scenario::rtp(0, 172))
         })
         .collect();
     for bytes in &mut batch {
         let mut packet = PacketMut::parse(bytes, Checksum::Partial).unwrap();
-        if let Action::Reserve { internal, external } = engine.outbound(&mut packet, now) {
+        if let Action::Reserve { internal, external } = engine.outbound(&mut packet, None, now) {
             engine.reserved(internal, SocketAddr::new(external, internal.port()), now);
-            engine.outbound(&mut packet, now);
+            engine.outbound(&mut packet, None, now);
+        }
+    }
+    // Long enough that the clock rate is known and jitter measured.
+    for number in 1..60 {
+        now += Duration::from_millis(20);
+        for bytes in &mut batch {
+            bytes[28..].copy_from_slice(&scenario::rtp(number, 172));
+            let mut packet = PacketMut::parse(bytes, Checksum::Partial).unwrap();
+            engine.outbound(&mut packet, None, now);
         }
     }
     (engine, batch, now)

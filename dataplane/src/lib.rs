@@ -11,6 +11,7 @@ mod lock;
 pub mod offload;
 mod pump;
 mod report;
+pub mod rtp;
 mod sealed;
 mod tun_writer;
 mod underlay;

@@ -4,6 +4,8 @@ use std::time::Duration;
 use packet::FiveTuple;
 use policy::Path;
 
+use crate::rtp::RtpReport;
+
 /// One pinned flow, as `breakout flows` shows it.
 #[derive(Clone, Debug)]
 pub struct FlowReport {
@@ -21,6 +23,9 @@ pub struct FlowReport {
     /// Whether the kernel moves its packets; otherwise the pump does.
     pub in_kernel: bool,
     pub idle: Duration,
+    /// Of a bypass flow that carries RTP.
+    pub out_rtp: Option<RtpReport>,
+    pub in_rtp: Option<RtpReport>,
 }
 
 #[derive(Clone, Debug)]

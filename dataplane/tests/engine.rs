@@ -13,10 +13,12 @@ mod scenario;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use dataplane::engine::{Action, Engine, LINGER, Limits, MappingId, Refusal};
+use dataplane::engine::{Action, Answer, Engine, LINGER, Limits, MappingId, Refusal};
 use dataplane::{DropReason, Underlay};
 use packet::{Checksum, Packet, PacketMut, Tos, build};
-use scenario::{CABLE, MEDIA, OTHER_MEDIA, SIGNALING, STRANGER, TUN, WIFI, policy, stun, tcp, udp, underlay};
+use scenario::{
+    CABLE, MEDIA, OTHER_MEDIA, SIGNALING, STRANGER, TUN, WIFI, policy, rtp, stun, tcp, udp, underlay,
+};
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -38,7 +40,7 @@ impl Bench {
 
     fn send(&mut self, mut bytes: Vec<u8>) -> Action {
         let mut packet = PacketMut::parse(&mut bytes, Checksum::Partial).unwrap();
-        self.engine.outbound(&mut packet, self.now)
+        self.engine.outbound(&mut packet, None, self.now)
     }
 
     /// Sends voice and reserves the port that the engine asks for, at the internal port.
@@ -58,6 +60,11 @@ impl Bench {
     fn swap(&mut self, kind: u8) -> usize {
         self.engine.swap(policy(kind));
         std::iter::repeat_with(|| self.engine.judge_again()).flatten().next().unwrap()
+    }
+
+    fn heard(&mut self, mapping: MappingId, from: SocketAddr) -> Result<SocketAddr, DropReason> {
+        let answer = Answer { from, tos: Tos(0xb8), payload: &stun() };
+        self.engine.from_bypass(mapping, &answer, self.now)
     }
 
     fn sweep(&mut self) -> Vec<MappingId> {
@@ -129,25 +136,47 @@ fn a_mapping_lives_by_what_is_sent_and_for_five_minutes() {
     let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
     for _ in 0..9 {
         bench.now += Duration::from_secs(33);
-        assert_eq!(bench.engine.from_bypass(mapping, at(MEDIA, 20_000), 200, bench.now), Ok(at(TUN, 5000)));
+        assert_eq!(bench.heard(mapping, at(MEDIA, 20_000)), Ok(at(TUN, 5000)));
         assert!(bench.sweep().is_empty());
     }
     bench.now += Duration::from_secs(33);
     assert_eq!(bench.sweep(), [mapping], "what comes in does not refresh it (RFC 4787 REQ-6)");
-    assert_eq!(
-        bench.engine.from_bypass(mapping, at(MEDIA, 20_000), 200, bench.now),
-        Err(DropReason::Stranger)
-    );
+    assert_eq!(bench.heard(mapping, at(MEDIA, 20_000)), Err(DropReason::Stranger));
 }
 
 #[test]
 fn only_remotes_that_were_talked_to_get_in() {
     let mut bench = Bench::new();
     let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
-    let mut from = |remote| bench.engine.from_bypass(mapping, remote, 200, bench.now);
+    let mut from = |remote| bench.heard(mapping, remote);
     assert_eq!(from(at(MEDIA, 20_000)), Ok(at(TUN, 5000)));
     assert_eq!(from(at(MEDIA, 9)), Ok(at(TUN, 5000)), "the same server from another port");
     assert_eq!(from(at(OTHER_MEDIA, 20_000)), Err(DropReason::Stranger));
+}
+
+#[test]
+fn both_directions_of_a_call_are_measured() {
+    let mut bench = Bench::new();
+    let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    let rtp = |number| rtp(number, 172);
+    for number in 0..100 {
+        bench.now += Duration::from_millis(20);
+        bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &rtp(number)));
+        let answer = Answer { from: at(MEDIA, 20_000), tos: Tos(0xb8), payload: &rtp(number) };
+        if number % 10 != 5 {
+            bench.engine.from_bypass(mapping, &answer, bench.now).unwrap();
+        }
+    }
+    // A super-packet is as many packets as it becomes.
+    let mut bytes = udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &(100..110).flat_map(rtp).collect::<Vec<_>>());
+    let mut packet = PacketMut::parse(&mut bytes, Checksum::Partial).unwrap();
+    bench.engine.outbound(&mut packet, Some(172), bench.now);
+
+    let flows = bench.engine.flows(0, bench.now).unwrap();
+    let (out, back) = (flows[0].out_rtp.unwrap(), flows[0].in_rtp.unwrap());
+    assert_eq!((out.packets, out.lost, out.dscp.value()), (110, 0, 0), "as the application marked it");
+    assert_eq!((back.packets, back.lost, back.dscp.value()), (90, 10, 46));
+    assert_eq!((back.clock_rate, back.jitter), (Some(48_000), Some(Duration::ZERO)));
 }
 
 #[test]
@@ -215,11 +244,7 @@ fn on_another_address_the_next_packet_starts_a_new_flow() {
     bench.engine.set_underlay(underlay(Some(CABLE)), bench.now);
     let (new, external) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
     assert!(new != old && external.ip() == CABLE);
-    assert_eq!(
-        bench.engine.from_bypass(old, at(MEDIA, 20_000), 200, bench.now),
-        Ok(at(TUN, 5000)),
-        "the old one lingers"
-    );
+    assert_eq!(bench.heard(old, at(MEDIA, 20_000)), Ok(at(TUN, 5000)), "the old one lingers");
     bench.now += LINGER;
     assert_eq!(bench.sweep(), [old]);
 }
@@ -237,7 +262,7 @@ fn a_reload_cuts_what_it_forbids_and_leaves_the_rest() {
 
     assert_eq!(bench.swap(1), 1, "media is refused now");
     assert_eq!(bench.send(voice()), Action::Refuse(Refusal::Prohibited));
-    assert_eq!(bench.engine.from_bypass(mapping, at(MEDIA, 20_000), 200, bench.now), Err(DropReason::Cut));
+    assert_eq!(bench.heard(mapping, at(MEDIA, 20_000)), Err(DropReason::Cut));
     assert_eq!(bench.send(signaling()), Action::Tunnel);
 }
 
@@ -267,11 +292,7 @@ fn a_forbidden_flow_sends_and_hears_nothing_before_its_turn_in_a_reload_and_is_c
 
     bench.engine.swap(policy(1));
     assert_eq!(bench.engine.judge_again(), None, "one step does not look at all flows");
-    assert_eq!(
-        bench.engine.from_bypass(mapping, media(FLOWS - 1), 200, bench.now),
-        Err(DropReason::Cut),
-        "its turn has not come"
-    );
+    assert_eq!(bench.heard(mapping, media(FLOWS - 1)), Err(DropReason::Cut), "its turn has not come");
     assert_eq!(bench.send(voice(FLOWS - 2)), Action::Refuse(Refusal::Prohibited));
     assert_eq!(bench.send(voice(FLOWS)), Action::Refuse(Refusal::Prohibited), "a new flow");
     let cut = std::iter::repeat_with(|| bench.engine.judge_again()).flatten().next();
@@ -318,10 +339,7 @@ fn at_the_limit_no_live_mapping_gives_way_and_no_port_is_asked_for() {
     assert_eq!((reused.slot, reused.generation), (second.slot, second.generation + 1));
     let live = bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun()));
     assert!(matches!(live, Action::Bypass { mapping, .. } if mapping == first));
-    assert_eq!(
-        bench.engine.from_bypass(second, at(MEDIA, 20_000), 200, bench.now),
-        Err(DropReason::Stranger)
-    );
+    assert_eq!(bench.heard(second, at(MEDIA, 20_000)), Err(DropReason::Stranger));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{fs, path::Path, sync::mpsc, thread};
 use common::Place;
 use control::{
     Access, Command, Drops, Feature, Flow, Flows, Interface, PathCount, Refusal, RefusalKind, Reloaded,
-    Reply, Server, Status, Tunnel, Underlay,
+    Reply, Rtp, Server, Status, Tunnel, Underlay, Voice,
 };
 use nix::fcntl::{Flock, FlockArg};
 
@@ -45,6 +45,8 @@ fn status_is_readable_by_people_and_programs() {
         "is the key right?",
         "IPv4 192.168.1.20, IPv6 none; the gateway has a route",
         "bypass  7            1.4 KiB    6           1023 B",
+        "voice  streams  packets  lost        worst jitter",
+        "in     1        399      1 (0.25 %)  1.9 ms",
         "policy   3        refused by a rule",
         "uso      off  the kernel is too old",
     ] {
@@ -69,6 +71,7 @@ fn flows_are_shown_with_what_was_left_out() {
         "192.168.1.20:40000",
         "ef",
         "340 ms",
+        "1 (2.00 %) lost, jitter unknown",
         "and 5 more",
     ] {
         assert!(shown.contains(part), "{part} in\n{shown}");
@@ -224,6 +227,13 @@ fn status() -> Status {
         },
         underlay: Underlay { v4: Some("192.168.1.20".to_owned()), v6: None, gateway_reachable: true },
         paths: vec![count("tunnel", 1), count("bypass", 7), count("reject", 0)],
+        voice: vec![Voice {
+            direction: "in".to_owned(),
+            streams: 1,
+            packets: 399,
+            lost: 1,
+            jitter_us: Some(1_940),
+        }],
         drops: vec![Drops {
             reason: "policy".to_owned(),
             packets: 3,
@@ -252,5 +262,15 @@ fn flow() -> Flow {
         in_packets: 50,
         in_bytes: 9600,
         idle_seconds: 0.34,
+        out_rtp: None,
+        in_rtp: Some(Rtp {
+            ssrc: 1,
+            packets: 49,
+            lost: 1,
+            strays: 0,
+            jitter_us: None,
+            clock_rate: None,
+            dscp: "ef".to_owned(),
+        }),
     }
 }

@@ -12,8 +12,8 @@ mod server;
 
 pub use client::{Client, ClientError};
 pub use messages::{
-    Command, Drops, Feature, Flow, Flows, Interface, PathCount, Refusal, RefusalKind, Reloaded, Reply,
-    Status, Tunnel, Underlay,
+    Command, Drops, Feature, Flow, Flows, Interface, PathCount, Refusal, RefusalKind, Reloaded, Reply, Rtp,
+    Status, Tunnel, Underlay, Voice,
 };
 pub use server::{Access, BindError, Call, Server};
 
@@ -22,6 +22,6 @@ pub const VERSION: u32 = 1;
 /// The longest request in bytes, its newline included.
 pub const MAX_REQUEST: usize = 4 * 1024;
 /// The longest answer in bytes, its newline included.
-pub const MAX_REPLY: usize = 8 * 1024 * 1024;
-/// The most flows in one answer: at under 700 bytes each they fit into [`MAX_REPLY`].
+pub const MAX_REPLY: usize = 12 * 1024 * 1024;
+/// The most flows in one answer: at under 1000 bytes each they fit into [`MAX_REPLY`].
 pub const MAX_FLOWS: usize = 10_000;

@@ -62,6 +62,8 @@ pub struct Status {
     pub underlay: Underlay,
     /// One each for `tunnel`, `bypass` and `reject`.
     pub paths: Vec<PathCount>,
+    /// RTP of all flows that are remembered, `out` and `in`.
+    pub voice: Vec<Voice>,
     /// Every reason that has occurred.
     pub drops: Vec<Drops>,
     pub features: Vec<Feature>,
@@ -109,6 +111,18 @@ pub struct PathCount {
     pub in_bytes: u64,
 }
 
+/// The RTP streams of one direction, summed up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Voice {
+    /// `out` or `in`.
+    pub direction: String,
+    pub streams: u64,
+    pub packets: u64,
+    pub lost: u64,
+    /// The worst stream's; null: not known.
+    pub jitter_us: Option<u64>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drops {
     /// A stable name.
@@ -150,6 +164,26 @@ pub struct Flow {
     pub in_packets: u64,
     pub in_bytes: u64,
     pub idle_seconds: f64,
+    /// RTP from the application; only of bypass flows.
+    pub out_rtp: Option<Rtp>,
+    /// RTP to the application.
+    pub in_rtp: Option<Rtp>,
+}
+
+/// What one RTP stream's packets tell, since it began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rtp {
+    pub ssrc: u32,
+    pub packets: u32,
+    pub lost: u32,
+    /// RTP packets of other streams in the same flow, or far out of sequence.
+    pub strays: u32,
+    /// RFC 3550 §6.4.1; null: the clock rate is not known.
+    pub jitter_us: Option<u64>,
+    /// Hertz; null: not yet known, or none of 8, 16, 48 and 90 kHz.
+    pub clock_rate: Option<u32>,
+    /// The last packet's as it arrived: a name or a number.
+    pub dscp: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,12 +2,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use packet::{FiveTuple, Headers, TcpFlags, Transport, protocol};
+use packet::{FiveTuple, Headers, TcpFlags, Tos, Transport, protocol};
 use policy::{Facts, Mark, Path, RuleId, Snapshot, Verdict};
 
 use super::cache::{CacheState, Moved};
 use super::mapping::{MAPPING_LIFE, MappingId};
 use crate::FlowReport;
+use crate::rtp::{HEAD, RtpStream};
 
 /// RFC 5382 REQ-5: an established connection is kept for 2 h 4 min, any other state for 4 min.
 const TCP_ESTABLISHED: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
@@ -36,8 +37,11 @@ pub(super) struct Flow {
     out_bytes: u64,
     in_packets: u64,
     in_bytes: u64,
+    begun: Instant,
     last_out: Instant,
     last_in: Option<Instant>,
+    out_rtp: RtpStream,
+    in_rtp: RtpStream,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,8 +75,11 @@ impl Flow {
             out_bytes: 0,
             in_packets: 0,
             in_bytes: 0,
+            begun: now,
             last_out: now,
             last_in: None,
+            out_rtp: RtpStream::default(),
+            in_rtp: RtpStream::default(),
         }
     }
 
@@ -124,6 +131,27 @@ impl Flow {
         self.last_in = self.last_in.max(received.last);
     }
 
+    /// Looks at what was sent for RTP. The payload is several datagrams of `segment` bytes, the last one maybe smaller, or one.
+    pub(super) fn measure_out(&mut self, payload: &[u8], segment: Option<u16>, tos: Tos, now: Instant) {
+        let arrival = self.nanoseconds(now);
+        match segment {
+            None => look_at(&mut self.out_rtp, payload, arrival, tos),
+            Some(size) => payload
+                .chunks(usize::from(size).max(1))
+                .for_each(|datagram| look_at(&mut self.out_rtp, datagram, arrival, tos)),
+        }
+    }
+
+    pub(super) fn measure_in(&mut self, payload: &[u8], tos: Tos, now: Instant) {
+        let arrival = self.nanoseconds(now);
+        look_at(&mut self.in_rtp, payload, arrival, tos);
+    }
+
+    fn nanoseconds(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.begun);
+        since.as_secs().wrapping_mul(1_000_000_000).wrapping_add(since.subsec_nanos().into())
+    }
+
     pub(super) fn expired(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.refreshed()) >= self.life()
     }
@@ -149,6 +177,8 @@ impl Flow {
             in_bytes: self.in_bytes,
             in_kernel: self.cache.cached,
             idle: self.idle(now),
+            out_rtp: self.out_rtp.report(),
+            in_rtp: self.in_rtp.report(),
         }
     }
 
@@ -179,4 +209,8 @@ impl Flow {
             self.tcp = TcpState::Established;
         }
     }
+}
+
+fn look_at(stream: &mut RtpStream, datagram: &[u8], arrival: u64, tos: Tos) {
+    stream.seen(datagram.get(..HEAD).unwrap_or(datagram), datagram.len(), arrival, tos.0);
 }

@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use packet::{FiveTuple, Headers, Packet, PacketMut, TcpFlags, Tos, Transport, protocol};
+use packet::{FiveTuple, Headers, Packet, PacketMut, TcpFlags, Tos, Transport, build, protocol};
 use policy::{Facts, Path, Snapshot};
 
 use crate::{Counters, DropReason, FlowReport, Underlay};
@@ -27,7 +27,7 @@ use table::{FlowId, FlowTable};
 /// Bounds of the tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// An agent's machine has tens of flows; this bounds memory (about 300 B each) under a flood.
+    /// An agent's machine has tens of flows; this bounds memory (about 450 B each) under a flood.
     pub flows: usize,
     /// Each mapping holds a socket.
     pub mappings: usize,
@@ -79,6 +79,15 @@ pub enum Action {
     Drop,
 }
 
+/// A datagram that arrived at a mapping's socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    pub from: SocketAddr,
+    /// As it arrived.
+    pub tos: Tos,
+    pub payload: &'a [u8],
+}
+
 /// How a sender is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -113,15 +122,15 @@ impl Engine {
         }
     }
 
-    /// Judges a packet that an application sent. Its flow's mark is applied to it, unless it goes to the bypass, where the mark goes with
-    /// the action.
-    pub fn outbound(&mut self, packet: &mut PacketMut<'_>, now: Instant) -> Action {
+    /// Judges a packet that an application sent; one with a `segment` is a super-packet, whose payload that size divides. Its flow's mark is
+    /// applied to it, unless it goes to the bypass, where the mark goes with the action.
+    pub fn outbound(&mut self, packet: &mut PacketMut<'_>, segment: Option<u16>, now: Instant) -> Action {
         let headers = *packet.headers();
         if headers.fragment.is_some_and(|fragment| fragment.offset > 0) {
             return self.later_fragment(&headers, now);
         }
         let Some(id) = self.outbound_flow(&packet.as_packet(), now) else {
-            return self.judge(packet, now);
+            return self.judge(packet, segment, now);
         };
         let Some(flow) = self.flows.get_mut(id) else { return Action::Drop };
 
@@ -138,7 +147,7 @@ impl Engine {
                 }
                 Action::Tunnel
             }
-            Path::Bypass => self.bypass(id, packet, now),
+            Path::Bypass => self.bypass(id, packet, segment, now),
         }
     }
 
@@ -172,15 +181,15 @@ impl Engine {
         accepted
     }
 
-    /// Judges a datagram of `ip_len` bytes (headers included) that arrived at a mapping's socket; tells to which internal endpoint it goes.
+    /// Judges what arrived at a mapping's socket; tells to which internal endpoint it goes.
     pub fn from_bypass(
         &mut self,
         mapping: MappingId,
-        from: SocketAddr,
-        ip_len: usize,
+        answer: &Answer<'_>,
         now: Instant,
     ) -> Result<SocketAddr, DropReason> {
-        let internal = self.accept_from_bypass(mapping, from, ip_len, now);
+        let ip_len = build::udp_header_len(&answer.from) + answer.payload.len();
+        let internal = self.accept_from_bypass(mapping, answer, ip_len, now);
         match internal {
             Ok(_) => self.counters.count_in(Path::Bypass, ip_len),
             Err(reason) => self.counters.count_drop(reason),
@@ -277,7 +286,7 @@ impl Engine {
     }
 
     /// Judges a flow's first packet and pins the flow.
-    fn judge(&mut self, packet: &mut PacketMut<'_>, now: Instant) -> Action {
+    fn judge(&mut self, packet: &mut PacketMut<'_>, segment: Option<u16>, now: Instant) -> Action {
         let headers = *packet.headers();
         if matches!(headers.transport, Transport::Icmp(icmp) if icmp.is_error) {
             self.counters.count_drop(DropReason::Unsolicited);
@@ -322,7 +331,7 @@ impl Engine {
             return self.refuse(&headers, DropReason::TableFull, Refusal::Prohibited, now);
         }
         // The flow exists now, so this goes one level deep.
-        self.outbound(packet, now)
+        self.outbound(packet, segment, now)
     }
 
     /// The mapping of an internal endpoint; else the address to reserve one at, if there is any.
@@ -333,13 +342,21 @@ impl Engine {
         }
     }
 
-    fn bypass(&mut self, id: FlowId, packet: &mut PacketMut<'_>, now: Instant) -> Action {
+    fn bypass(
+        &mut self,
+        id: FlowId,
+        packet: &mut PacketMut<'_>,
+        segment: Option<u16>,
+        now: Instant,
+    ) -> Action {
         let headers = *packet.headers();
         if headers.fragment.is_some() {
             return self.refuse(&headers, DropReason::FragmentedMedia, Refusal::Prohibited, now);
         }
         let Some(flow) = self.flows.get_mut(id) else { return Action::Drop };
         flow.sent(&headers, now);
+        let payload = packet.bytes().get(headers.payload_at.into()..headers.len as usize).unwrap_or_default();
+        flow.measure_out(payload, segment, headers.tos, now);
         let tos = flow.mark.apply(headers.tos);
         let destination = flow.tuple.destination;
         let Some(mapping) = flow.mapping else {
@@ -402,7 +419,7 @@ impl Engine {
     fn accept_from_bypass(
         &mut self,
         mapping: MappingId,
-        from: SocketAddr,
+        &Answer { from, tos, payload }: &Answer<'_>,
         ip_len: usize,
         now: Instant,
     ) -> Result<SocketAddr, DropReason> {
@@ -418,7 +435,10 @@ impl Engine {
             match flow.path {
                 Path::Reject => return Err(DropReason::Cut),
                 Path::Tunnel => return Err(DropReason::Stranger),
-                Path::Bypass => flow.count_in(ip_len, now),
+                Path::Bypass => {
+                    flow.count_in(ip_len, now);
+                    flow.measure_in(payload, tos, now);
+                }
             }
             self.note_received(id);
         }

@@ -12,7 +12,7 @@ use socket2::{Domain, Socket};
 use super::core::Core;
 use super::to_tun::ToTun;
 use crate::buffers::Buffers;
-use crate::engine::{Engine, MappingId};
+use crate::engine::{Answer, Engine, MappingId};
 use crate::io::error_queue::{self, Cause};
 use crate::io::receive::{Received, Receiver};
 use crate::io::send::{Datagram, Retry, Sender};
@@ -244,8 +244,9 @@ impl Bypass {
         let mut judge = core.engine.lock();
         for (place, to) in self.internal.iter_mut().enumerate().take(count) {
             *to = self.receiver.get(place).and_then(|received| {
-                let ip_len = received.len + build::udp_header_len(&received.from);
-                judge.engine.from_bypass(mapping, received.from, ip_len, now).ok()
+                let payload = self.datagrams.get(place).get(HEADROOM..HEADROOM + received.len)?;
+                let answer = Answer { from: received.from, tos: received.tos, payload };
+                judge.engine.from_bypass(mapping, &answer, now).ok()
             });
         }
         drop(judge);

@@ -130,10 +130,11 @@ impl Intake {
             core.counters.count_drop(DropReason::Malformed);
             return;
         };
-        let mut action = engine.outbound(&mut packet, now);
+        let segment = segmentation.map(|segmentation| segmentation.size);
+        let mut action = engine.outbound(&mut packet, segment, now);
         if let Action::Reserve { internal, external } = action {
             action = match reserve(internal, external, engine) {
-                true => engine.outbound(&mut packet, now),
+                true => engine.outbound(&mut packet, segment, now),
                 false => engine.unreserved(packet.headers(), now),
             };
         }
@@ -152,7 +153,6 @@ impl Intake {
             Action::Tunnel | Action::Identity => core.counters.count_drop(DropReason::Malformed),
             Action::Bypass { mapping, destination, tos, ttl } => {
                 let payload = payload_in_record(&headers);
-                let segment = segmentation.map(|segmentation| segmentation.size);
                 self.for_bypass.push(Outgoing { place, payload, mapping, destination, tos, ttl, segment });
             }
             Action::Refuse(_) => self.answers.push((place, Answer::Refused(action))),

@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use dataplane::engine::{Action, Engine, LINGER, Limits, MappingId};
+use dataplane::engine::{Action, Answer, Engine, LINGER, Limits, MappingId};
 use dataplane::{Counters, Underlay};
-use packet::{Checksum, FiveTuple, Packet, PacketMut, build, protocol};
+use packet::{Checksum, FiveTuple, Packet, PacketMut, Tos, build, protocol};
 use policy::{Config, Snapshot};
 
 pub const TUN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1));
@@ -106,6 +106,15 @@ pub fn tcp(source: SocketAddr, destination: SocketAddr, flags: u8) -> Vec<u8> {
 pub fn stun() -> Vec<u8> {
     let mut bytes = vec![0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
     bytes.extend([7; 12]);
+    bytes
+}
+
+/// A 20 ms frame at 48 kHz.
+pub fn rtp(number: u16, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0x80, 111];
+    bytes.extend(number.to_be_bytes());
+    bytes.extend((u32::from(number) * 960).to_be_bytes());
+    bytes.resize(len, 7);
     bytes
 }
 
@@ -212,7 +221,7 @@ impl Scenario {
             let elsewhere = |flow: &Pinned| flow.external.is_some_and(|external| external.ip() != physical);
             self.pinned.retain(|pinned, flow| *pinned != tuple || !elsewhere(flow));
         }
-        let mut action = self.engine.outbound(&mut packet, self.now);
+        let mut action = self.engine.outbound(&mut packet, None, self.now);
         if let Action::Reserve { internal, external } = action {
             assert_eq!(Some(external), self.physical, "a port is reserved on the machine's address");
             assert_eq!(internal.ip(), TUN);
@@ -225,7 +234,7 @@ impl Scenario {
                 }
                 None => return,
             }
-            action = self.engine.outbound(&mut packet, self.now);
+            action = self.engine.outbound(&mut packet, None, self.now);
             assert!(!matches!(action, Action::Reserve { .. }), "a reserved port is used");
         }
         let Some(tuple) = tuple else {
@@ -315,7 +324,8 @@ impl Scenario {
         known.sort_by_key(|id| (id.slot, id.generation));
         let Some(&id) = known.get(place % known.len().max(1)) else { return };
         let from = SocketAddr::new(input.pick([MEDIA, OTHER_MEDIA, STRANGER]), input.pick([20_000, 3478, 9]));
-        if let Ok(internal) = self.engine.from_bypass(id, from, 100, self.now) {
+        let answer = Answer { from, tos: Tos(0), payload: &stun() };
+        if let Ok(internal) = self.engine.from_bypass(id, &answer, self.now) {
             assert_eq!(internal, self.mappings[&id].0, "an answer goes to whom its mapping is for");
             assert!(self.talked_to[&id].contains(&from.ip()), "a stranger got in: {from}");
         }

@@ -1,5 +1,5 @@
 use clap::Args;
-use control::{Command, Flow, Reply};
+use control::{Command, Flow, Reply, Rtp};
 
 use super::{ask, format};
 use crate::{
@@ -34,7 +34,20 @@ impl Flows {
 }
 
 fn table(flows: &control::Flows) -> String {
-    let heads = ["proto", "source", "destination", "path", "rule", "mapping", "mark", "out", "in", "idle"];
+    let heads = [
+        "proto",
+        "source",
+        "destination",
+        "path",
+        "rule",
+        "mapping",
+        "mark",
+        "out",
+        "in",
+        "idle",
+        "voice out",
+        "voice in",
+    ];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     rows.extend(flows.flows.iter().map(row));
     let mut out = format::columns(&rows);
@@ -56,5 +69,18 @@ fn row(flow: &Flow) -> Vec<String> {
         flow.out_packets.to_string(),
         flow.in_packets.to_string(),
         format::duration(flow.idle_seconds),
+        quality(flow.out_rtp.as_ref()),
+        quality(flow.in_rtp.as_ref()),
     ]
+}
+
+/// `3 lost (0.2 %), jitter 1.9 ms`.
+fn quality(rtp: Option<&Rtp>) -> String {
+    rtp.map_or_else(
+        || "-".to_owned(),
+        |rtp| {
+            let lost = format::loss(rtp.lost.into(), rtp.packets.into());
+            format!("{lost} lost, jitter {}", format::jitter(rtp.jitter_us))
+        },
+    )
 }

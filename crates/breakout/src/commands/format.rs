@@ -46,6 +46,19 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.1} {unit}")
 }
 
+/// `3 (0.24 %)`; of those that were sent, which are the lost and the received ones.
+pub fn loss(lost: u64, received: u64) -> String {
+    if lost == 0 {
+        return "0".to_owned();
+    }
+    format!("{lost} ({:.2} %)", lost as f64 * 100.0 / (lost + received) as f64)
+}
+
+/// `1.9 ms`, or `unknown`.
+pub fn jitter(microseconds: Option<u64>) -> String {
+    microseconds.map_or_else(|| "unknown".to_owned(), |value| format!("{:.1} ms", value as f64 / 1000.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +88,12 @@ mod tests {
         ] {
             assert_eq!(bytes(count), shown);
         }
+    }
+
+    #[test]
+    fn loss_is_told_as_a_share_and_unknown_jitter_as_such() {
+        assert_eq!((loss(0, 0), loss(1, 399)), ("0".to_owned(), "1 (0.25 %)".to_owned()));
+        assert_eq!((jitter(None), jitter(Some(1_940))), ("unknown".to_owned(), "1.9 ms".to_owned()));
     }
 
     #[test]

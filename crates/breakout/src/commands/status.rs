@@ -82,6 +82,21 @@ fn table(status: &control::Status) -> String {
     }));
     out += &format::columns(&paths);
 
+    if status.voice.iter().any(|voice| voice.streams > 0) {
+        let mut voice =
+            vec![["voice", "streams", "packets", "lost", "worst jitter"].map(str::to_owned).to_vec()];
+        voice.extend(status.voice.iter().map(|count| {
+            vec![
+                count.direction.clone(),
+                count.streams.to_string(),
+                count.packets.to_string(),
+                format::loss(count.lost, count.packets),
+                format::jitter(count.jitter_us),
+            ]
+        }));
+        out += &format!("\n{}", format::columns(&voice));
+    }
+
     if !status.drops.is_empty() {
         let mut drops = vec![vec!["dropped".to_owned(), "packets".to_owned(), "what".to_owned()]];
         drops.extend(

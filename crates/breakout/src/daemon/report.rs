@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use control::{Drops, Feature, Flow, Flows, Interface, MAX_FLOWS, PathCount, Status, Tunnel, Underlay};
+use control::{
+    Drops, Feature, Flow, Flows, Interface, MAX_FLOWS, PathCount, Rtp, Status, Tunnel, Underlay, Voice,
+};
+use dataplane::rtp::RtpReport;
 use dataplane::{FlowReport, PumpError};
 use packet::protocol;
 use policy::Path;
@@ -13,6 +16,7 @@ pub fn status(running: &Running) -> Result<Status, PumpError> {
     let tunnel = running.pump.tunnel()?;
     let underlay = running.machine.underlay();
     let counters = running.pump.counters();
+    let flows = running.pump.flows()?;
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -41,6 +45,10 @@ pub fn status(running: &Running) -> Result<Status, PumpError> {
         paths: [Path::Tunnel, Path::Bypass, Path::Reject]
             .map(|path| path_count(path, counters.path(path)))
             .to_vec(),
+        voice: vec![
+            voice("out", flows.iter().filter_map(|flow| flow.out_rtp)),
+            voice("in", flows.iter().filter_map(|flow| flow.in_rtp)),
+        ],
         drops: counters
             .drops()
             .filter(|(_, packets)| *packets > 0)
@@ -83,7 +91,33 @@ fn flow(report: FlowReport) -> Flow {
         in_packets: report.in_packets,
         in_bytes: report.in_bytes,
         idle_seconds: seconds(report.idle),
+        out_rtp: report.out_rtp.map(rtp),
+        in_rtp: report.in_rtp.map(rtp),
     }
+}
+
+fn rtp(report: RtpReport) -> Rtp {
+    Rtp {
+        ssrc: report.ssrc,
+        packets: report.packets,
+        lost: report.lost,
+        strays: report.strays,
+        jitter_us: report.jitter.map(microseconds),
+        clock_rate: report.clock_rate,
+        dscp: report.dscp.to_string(),
+    }
+}
+
+fn voice(direction: &str, streams: impl Iterator<Item = RtpReport>) -> Voice {
+    let mut voice =
+        Voice { direction: direction.to_owned(), streams: 0, packets: 0, lost: 0, jitter_us: None };
+    for stream in streams {
+        voice.streams += 1;
+        voice.packets += u64::from(stream.packets);
+        voice.lost += u64::from(stream.lost);
+        voice.jitter_us = voice.jitter_us.max(stream.jitter.map(microseconds));
+    }
+    voice
 }
 
 fn path_count(path: Path, count: dataplane::PathCount) -> PathCount {
@@ -98,6 +132,10 @@ fn path_count(path: Path, count: dataplane::PathCount) -> PathCount {
 
 fn protocol_name(number: u8) -> String {
     protocol::name(number).map_or_else(|| number.to_string(), str::to_owned)
+}
+
+fn microseconds(duration: Duration) -> u64 {
+    duration.as_micros() as u64
 }
 
 /// To the millisecond: more would be noise in JSON.
