@@ -7,6 +7,8 @@
 
 #include <linux/types.h>
 
+#include "rtp.h"
+
 /* A packet's addresses and ports. The whole is compared and hashed: it has no padding. */
 struct tuple {
 	__be32 source[4];
@@ -49,15 +51,17 @@ struct entry {
 	__u32 priority;          /* …together with this queueing priority (linux/pkt_sched.h). */
 	__u32 reserved[9];
 	struct counts counts[2]; /* By direction. */
+	struct rtp_stream rtp[2]; /* Of all packets that the program sees. By direction; arrivals as times in `counts`. */
 };
 
 #define LAYOUT(what) _Static_assert(what, #what)
 LAYOUT(sizeof(struct tuple) == 40);
 LAYOUT(sizeof(struct counts) == 64);
-LAYOUT(sizeof(struct entry) == 320);
+LAYOUT(sizeof(struct entry) == 448);
 LAYOUT(__builtin_offsetof(struct entry, outbound) == 32);
 LAYOUT(__builtin_offsetof(struct entry, inbound) == 72);
 LAYOUT(__builtin_offsetof(struct entry, next_hop) == 112);
 LAYOUT(__builtin_offsetof(struct entry, next_hop_family) == 128);
 LAYOUT(__builtin_offsetof(struct entry, priority) == 152);
 LAYOUT(__builtin_offsetof(struct entry, counts) == 192);
+LAYOUT(__builtin_offsetof(struct entry, rtp) == 320);

@@ -68,6 +68,8 @@ static INLINE bool differ(const struct tuple *a, const struct tuple *b);
 static INLINE bool too_big(struct __sk_buff *skb, const struct packet *packet, const struct entry *entry);
 static INLINE bool moves(struct entry *entry, enum direction direction, __u64 now);
 static INLINE int hand_up(struct counts *counts, __u64 now);
+static INLINE void measure(struct __sk_buff *skb, __u32 network, const struct packet *packet,
+			   struct rtp_stream *stream, __u64 now);
 static INLINE void count(struct __sk_buff *skb, const struct packet *packet, struct counts *counts, __u64 now);
 static INLINE bool rewrite(struct __sk_buff *skb, __u32 network, const struct packet *packet, enum side side,
 			   const __be32 *address, __be16 port, __u8 tos);
@@ -91,6 +93,7 @@ SEC("classifier/outbound") int outbound(struct __sk_buff *skb)
 
 	struct counts *counts = &entry->counts[OUTBOUND];
 	__u64 now = bpf_ktime_get_boot_ns();
+	measure(skb, NO_LINK, &packet, &entry->rtp[OUTBOUND], now);
 	if (!packet.plain || too_big(skb, &packet, entry) || !moves(entry, OUTBOUND, now))
 		return hand_up(counts, now);
 
@@ -134,6 +137,7 @@ static INLINE int inbound(struct __sk_buff *skb, __u32 network)
 
 	struct counts *counts = &entry->counts[INBOUND];
 	__u64 now = bpf_ktime_get_boot_ns();
+	measure(skb, network, &packet, &entry->rtp[INBOUND], now);
 	if (!packet.plain || !moves(entry, INBOUND, now))
 		return hand_up(counts, now);
 
@@ -262,6 +266,28 @@ static INLINE int hand_up(struct counts *counts, __u64 now)
 	__u64 before = __sync_fetch_and_add(&counts->handed_up, 1);
 	asm volatile("" : : "r"(before));
 	return LEAVE;
+}
+
+static INLINE void measure(struct __sk_buff *skb, __u32 network, const struct packet *packet,
+			   struct rtp_stream *stream, __u64 now)
+{
+	__u8 head[RTP_HEAD] = {};
+	__u32 len = packet->len - packet->headers, size = skb->gso_size;
+	if (size && size < len)
+		len = size;
+	long failed;
+	if (len >= RTP_HEAD)
+		failed = bpf_skb_load_bytes(skb, network + packet->headers, head, RTP_HEAD);
+	else if (len >= RTP_HEADER)
+		failed = bpf_skb_load_bytes(skb, network + packet->headers, head, RTP_HEADER);
+	else
+		return;
+	if (failed)
+		return;
+	rtp_seen(stream, head, len, now, packet->tos);
+	/* Of a super-packet only the first segment is looked at: the others are not received, but not lost either. */
+	if (size)
+		stream->resumed = 1;
 }
 
 static INLINE void count(struct __sk_buff *skb, const struct packet *packet, struct counts *counts, __u64 now)

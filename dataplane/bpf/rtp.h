@@ -40,7 +40,8 @@ struct rtp_stream {
 	__u8 doubts;
 	__u8 tos;
 	__u8 passed_over;
-	__u8 reserved[4];
+	__u8 resumed;
+	__u8 reserved[3];
 };
 
 _Static_assert(sizeof(struct rtp_stream) == 64, "size of rtp_stream");
@@ -76,6 +77,10 @@ RTP_INLINE void rtp_seen(struct rtp_stream *stream, const __u8 *head, __u32 payl
 	bool known = stream->received && header.ssrc == stream->ssrc;
 	__u16 ahead = header.sequence - stream->highest;
 	if (known && ahead < MAX_DROPOUT) {
+		if (stream->resumed && ahead) {
+			stream->base += ahead - 1;
+			stream->resumed = 0;
+		}
 		stream->highest += ahead;
 		rtp_measure(stream, &header, arrival);
 	} else if (known && ahead > 65536 - MAX_MISORDER) {

@@ -60,7 +60,9 @@ pub struct RtpStream {
     tos: u8,
     /// Strays of others since the candidate's last packet.
     passed_over: u8,
-    reserved: [u8; 4],
+    /// 1: others have counted before; what came between is neither expected nor lost.
+    resumed: u8,
+    reserved: [u8; 3],
 }
 
 const _: () = {
@@ -96,6 +98,10 @@ impl RtpStream {
         let known = self.received > 0 && header.ssrc == self.ssrc;
         let ahead = header.sequence.wrapping_sub(self.highest as u16);
         if known && ahead < MAX_DROPOUT {
+            if self.resumed > 0 && ahead > 0 {
+                self.base = self.base.wrapping_add(u32::from(ahead) - 1);
+                self.resumed = 0;
+            }
             self.highest = self.highest.wrapping_add(ahead.into());
             self.measure(&header, arrival);
         } else if known && ahead > MAX_MISORDER.wrapping_neg() {
@@ -127,6 +133,16 @@ impl RtpStream {
             clock_rate,
             dscp: Tos(self.tos).dscp(),
         })
+    }
+
+    /// For another to count on, whose arrivals are `later` nanoseconds more. What passed between the two is not told as lost.
+    pub fn handed_over(self, later: u64) -> Self {
+        Self {
+            last_arrival: self.last_arrival.wrapping_add(later),
+            window_arrival: self.window_arrival.wrapping_add(later),
+            resumed: 1,
+            ..self
+        }
     }
 
     fn expects(&self, header: &Header) -> bool {
@@ -253,5 +269,42 @@ impl Header {
             timestamp: u32::from_be_bytes([t0, t1, t2, t3]),
             ssrc: u32::from_be_bytes([s0, s1, s2, s3]),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn see(stream: &mut RtpStream, numbers: std::ops::Range<u16>, begun: u64) {
+        for number in numbers {
+            let mut head = [0x80, 111, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+            head[2..4].copy_from_slice(&number.to_be_bytes());
+            head[4..8].copy_from_slice(&(u32::from(number) * 960).to_be_bytes());
+            stream.seen(&head, 172, begun + u64::from(number) * 20_000_000, 0xb8);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_handed_over_is_one_stream() {
+        let mut whole = RtpStream::default();
+        see(&mut whole, 0..200, 5);
+        let mut first = RtpStream::default();
+        see(&mut first, 0..100, 5);
+        let mut second = first.handed_over(1_000);
+        see(&mut second, 100..200, 1_005);
+        assert_eq!(second.report(), whole.report());
+        assert_eq!(RtpStream { resumed: 0, ..second.handed_over(1_000_u64.wrapping_neg()) }, whole);
+    }
+
+    #[test]
+    fn what_nobody_counted_in_between_is_not_lost() {
+        let mut stream = RtpStream::default();
+        see(&mut stream, 0..100, 0);
+        stream = stream.handed_over(0);
+        see(&mut stream, 103..150, 0);
+        see(&mut stream, 151..200, 0);
+        let report = stream.report().unwrap();
+        assert_eq!((report.packets, report.lost), (196, 1));
     }
 }

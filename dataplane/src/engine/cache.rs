@@ -7,6 +7,7 @@ use policy::{Mark, Path, Snapshot};
 
 use super::flow::Flow;
 use super::{Engine, FlowId, MappingId};
+use crate::rtp::RtpStream;
 
 /// After the fast path did not take a flow.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
@@ -34,6 +35,10 @@ pub struct Cacheable {
     pub mark: Mark,
     /// How long the flow lives without a packet that its application sends.
     pub life: Duration,
+    /// When it began: arrivals in `rtp` count from there.
+    pub begun: Instant,
+    /// What was measured so far, outbound and inbound.
+    pub rtp: [RtpStream; 2],
 }
 
 /// What a cache moved of one direction of a flow since it told last.
@@ -44,6 +49,8 @@ pub struct Moved {
     pub bytes: u64,
     /// When it moved the last one.
     pub last: Option<Instant>,
+    /// What it knows of this direction by now; arrivals count from the flow's begin.
+    pub rtp: RtpStream,
 }
 
 /// How a flow stands with the cache.
@@ -83,6 +90,7 @@ impl Engine {
     pub fn cacheable(&mut self, tuple: &FiveTuple) -> Option<Cacheable> {
         let flow = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id))?;
         let (mapping, mark, life) = (flow.mapping, flow.mark, flow.life());
+        let (begun, rtp) = (flow.begun, [flow.out_rtp, flow.in_rtp]);
         if flow.path != Path::Bypass {
             return None;
         }
@@ -91,10 +99,10 @@ impl Engine {
             Some(id) => self.mappings.get(id)?.external,
             None => tuple.source,
         };
-        Some(Cacheable { tuple: *tuple, external, mapping, mark, life })
+        Some(Cacheable { tuple: *tuple, external, mapping, mark, life, begun, rtp })
     }
 
-    /// Whether a cache has the flow from now on.
+    /// Whether a cache has the flow from now on. One that does measures all of its packets.
     pub fn set_cached(&mut self, tuple: &FiveTuple, cached: bool) {
         if let Some(flow) = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id)) {
             flow.cache.cached = cached;

@@ -37,11 +37,12 @@ pub(super) struct Flow {
     out_bytes: u64,
     in_packets: u64,
     in_bytes: u64,
-    begun: Instant,
+    pub(super) begun: Instant,
     last_out: Instant,
     last_in: Option<Instant>,
-    out_rtp: RtpStream,
-    in_rtp: RtpStream,
+    /// The cache's while it has the flow.
+    pub(super) out_rtp: RtpStream,
+    pub(super) in_rtp: RtpStream,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -129,10 +130,14 @@ impl Flow {
         self.in_packets += received.packets;
         self.in_bytes += received.bytes;
         self.last_in = self.last_in.max(received.last);
+        (self.out_rtp, self.in_rtp) = (sent.rtp, received.rtp);
     }
 
     /// Looks at what was sent for RTP. The payload is several datagrams of `segment` bytes, the last one maybe smaller, or one.
     pub(super) fn measure_out(&mut self, payload: &[u8], segment: Option<u16>, tos: Tos, now: Instant) {
+        if self.cache.cached {
+            return;
+        }
         let arrival = self.nanoseconds(now);
         match segment {
             None => look_at(&mut self.out_rtp, payload, arrival, tos),
@@ -143,6 +148,9 @@ impl Flow {
     }
 
     pub(super) fn measure_in(&mut self, payload: &[u8], tos: Tos, now: Instant) {
+        if self.cache.cached {
+            return;
+        }
         let arrival = self.nanoseconds(now);
         look_at(&mut self.in_rtp, payload, arrival, tos);
     }

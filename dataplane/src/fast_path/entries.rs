@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::layout::{Counts, Entry, Rules};
+use crate::rtp::RtpStream;
 
 /// `finished` while the kernel is to leave a direction alone: `handed_up` never gets there.
 pub(super) const NEVER: u64 = u64::MAX;
@@ -49,7 +50,7 @@ impl Entries {
     }
 
     /// Makes an entry new, which no program may be able to find: neither direction is the kernel's.
-    pub(super) fn write(&mut self, slot: u32, rules: Rules, now: Duration) {
+    pub(super) fn write(&mut self, slot: u32, rules: Rules, rtp: [RtpStream; 2], now: Duration) {
         let Some(entry) = self.get(slot) else { return };
         let now = now.as_nanos() as u64;
         entry.finished.iter().for_each(|finished| finished.store(NEVER, Ordering::Relaxed));
@@ -60,6 +61,7 @@ impl Entries {
             [handed_up, packets, bytes].iter().for_each(|count| count.store(0, Ordering::Relaxed));
             [last_handed_up, last_seen].iter().for_each(|time| time.store(now, Ordering::Relaxed));
         }
+        entry.rtp.iter().zip(rtp).for_each(|(to, stream)| to.store(stream));
     }
 
     /// The rules of an entry that is not being written.

@@ -3,7 +3,9 @@
 use std::cell::UnsafeCell;
 use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::rtp::RtpStream;
 
 /// A packet's addresses and ports, as on the wire; an IPv4 address lies in the first four bytes, zeros behind it.
 #[repr(C, align(8))]
@@ -53,12 +55,17 @@ pub(super) struct Entry {
     /// Written only while no program can find the entry.
     pub(super) rules: UnsafeCell<Rules>,
     pub(super) counts: [Counts; 2],
+    pub(super) rtp: [Stream; 2],
 }
+
+/// An [`RtpStream`] that a program may be writing: one read then may be half of before and half of after a packet.
+#[repr(C)]
+pub(super) struct Stream([AtomicU64; 8]);
 
 const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Counts>() == 64);
-    assert!(size_of::<Entry>() == 320);
+    assert!(size_of::<Entry>() == 448);
     let rules = offset_of!(Entry, rules);
     assert!(rules + offset_of!(Rules, outbound) == 32);
     assert!(rules + offset_of!(Rules, inbound) == 72);
@@ -66,10 +73,25 @@ const _: () = {
     assert!(rules + offset_of!(Rules, next_hop_family) == 128);
     assert!(rules + offset_of!(Rules, priority) == 152);
     assert!(offset_of!(Entry, counts) == 192);
+    assert!(offset_of!(Entry, rtp) == 320);
 };
 
 // SAFETY: 40 bytes without padding, of which any are a valid value.
 unsafe impl aya::Pod for Tuple {}
+
+impl Stream {
+    pub(super) fn load(&self) -> RtpStream {
+        let words = self.0.each_ref().map(|word| word.load(Ordering::Relaxed));
+        // SAFETY: integers of 64 bytes in all without padding, of which any are a valid value.
+        unsafe { std::mem::transmute::<[u64; 8], RtpStream>(words) }
+    }
+
+    pub(super) fn store(&self, stream: RtpStream) {
+        // SAFETY: as above.
+        let words = unsafe { std::mem::transmute::<RtpStream, [u64; 8]>(stream) };
+        self.0.iter().zip(words).for_each(|(to, word)| to.store(word, Ordering::Relaxed));
+    }
+}
 
 impl Tuple {
     pub(super) fn new(source: SocketAddr, destination: SocketAddr) -> Self {

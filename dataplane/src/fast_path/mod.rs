@@ -33,6 +33,7 @@ use packet::{Dscp, Tos};
 use policy::Mark;
 
 use crate::clock::since_boot;
+use crate::rtp::RtpStream;
 use entries::{Entries, NEVER};
 pub use error::{InstallError, Unavailable};
 pub use interface::Link;
@@ -92,6 +93,8 @@ pub struct Flow {
     pub mark: Mark,
     /// How long the flow lives without an outbound packet.
     pub life: Duration,
+    /// What was measured so far, outbound and inbound; arrivals are since boot.
+    pub rtp: [RtpStream; 2],
 }
 
 /// What the kernel moved and what it left to the pump. Times are since boot (CLOCK_BOOTTIME).
@@ -107,6 +110,8 @@ pub struct Counts {
     pub handed_up: u64,
     /// Whether the next packet that fits is the kernel's.
     pub live: bool,
+    /// Of all packets, those left to the pump too; arrivals are since boot.
+    pub rtp: RtpStream,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +131,7 @@ pub enum Program {
 
 impl FastPath {
     /// Loads the programs and attaches to the TUN with this index in this thread's network namespace. At most `limit` flows, each of which
-    /// takes 320 bytes of memory from the start. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN.
+    /// takes 448 bytes of memory from the start. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN.
     pub fn open(tun: u32, limit: u32) -> Result<Self, Unavailable> {
         Self::open_object(OBJECT, tun, limit)
     }
@@ -178,7 +183,7 @@ impl FastPath {
         let rules = self.rules(flow)?;
         let now = since_boot();
         let id = self.slots.take(now).ok_or(InstallError::Full)?;
-        self.entries.write(id.slot, rules, now);
+        self.entries.write(id.slot, rules, flow.rtp, now);
         // A system call is a full barrier: whoever finds the entry sees what was written.
         let inserted = self.inbound.insert(rules.inbound, id.slot, BPF_NOEXIST).and_then(|()| {
             self.outbound.insert(rules.outbound, id.slot, BPF_NOEXIST).inspect_err(|_| {
@@ -239,12 +244,14 @@ impl FastPath {
         let counts = |direction: Direction| {
             let (counts, finished) = direction.of(&entry.counts, &entry.finished);
             let handed_up = counts.handed_up.load(Ordering::Relaxed);
+            let (rtp, _) = direction.of(&entry.rtp, &entry.finished);
             Counts {
                 packets: counts.packets.load(Ordering::Relaxed),
                 bytes: counts.bytes.load(Ordering::Relaxed),
                 last_seen: Duration::from_nanos(counts.last_seen.load(Ordering::Relaxed)),
                 handed_up,
                 live: finished.load(Ordering::Relaxed) == handed_up,
+                rtp: rtp.load(),
             }
         };
         Some(Statistics { outbound: counts(Direction::Outbound), inbound: counts(Direction::Inbound) })

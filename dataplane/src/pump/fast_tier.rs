@@ -9,7 +9,7 @@ use crate::engine::{Cacheable, Engine, MappingId, Moved, Note};
 use crate::fast_path::{self, Counts, Direction, EntryId, FastPath, Link, QUIET, Statistics, Unavailable};
 use crate::io::route::Routes;
 
-/// Bypass flows that the kernel moves at a time; more stay with the pump. Each takes 320 bytes, and an agent has tens.
+/// Bypass flows that the kernel moves at a time; more stay with the pump. Each takes 448 bytes, and an agent has tens.
 const ENTRIES: u32 = 12_288;
 /// When a direction that was not quiet is looked at again.
 const LOOK_AGAIN: Duration = QUIET.saturating_mul(2);
@@ -36,6 +36,8 @@ struct Entry {
     /// `None` on the identity mapping.
     mapping: Option<MappingId>,
     interface: u32,
+    /// When the flow began, in nanoseconds since boot.
+    begun: u64,
     /// What the engine was told of.
     told: Statistics,
     /// Which directions are on the list of unsettled ones.
@@ -107,7 +109,7 @@ impl FastTier {
     pub(super) fn tell(&mut self, engine: &mut Engine) {
         for (tuple, entry) in &mut self.entries {
             if let Some(statistics) = self.kernel.statistics(entry.id) {
-                tell(tuple, &mut entry.told, statistics, engine, &self.clock);
+                tell(tuple, entry, statistics, engine, &self.clock);
             }
         }
     }
@@ -174,6 +176,7 @@ impl FastTier {
             .to(remote.ip(), flow.external.ip())
             .map_err(|error| format!("no route to {}: {error}", remote.ip()))?;
         let link = self.kernel.attach(hop.interface).map_err(|error| error.to_string())?;
+        let begun = self.clock.since_boot(flow.begun).as_nanos() as u64;
         let installed = self.kernel.install(&fast_path::Flow {
             internal: flow.tuple.source,
             external: flow.external,
@@ -187,6 +190,7 @@ impl FastTier {
             mtu: hop.mtu,
             mark: flow.mark,
             life: flow.life,
+            rtp: flow.rtp.map(|stream| stream.handed_over(begun)),
         });
         let interface = hop.interface;
         let id = installed.map_err(|error| {
@@ -194,7 +198,8 @@ impl FastTier {
             error.to_string()
         })?;
         let told = self.kernel.statistics(id).ok_or("the entry is gone")?;
-        Ok(Entry { id, mapping: flow.mapping, interface, told, unsettled: [false; 2], leaving: false })
+        let mapping = flow.mapping;
+        Ok(Entry { id, mapping, interface, begun, told, unsettled: [false; 2], leaving: false })
     }
 
     fn unsettle(&mut self, tuple: FiveTuple, direction: Direction, now: Instant) {
@@ -215,7 +220,7 @@ impl FastTier {
     fn remove(&mut self, tuple: &FiveTuple, engine: &mut Engine) {
         let Some(mut entry) = self.entries.remove(tuple) else { return };
         if let Some(statistics) = self.kernel.remove(entry.id) {
-            tell(tuple, &mut entry.told, statistics, engine, &self.clock);
+            tell(tuple, &mut entry, statistics, engine, &self.clock);
         }
         engine.set_cached(tuple, false);
         if let Some(entries) = self.interfaces.get_mut(&entry.interface) {
@@ -247,18 +252,20 @@ impl Entry {
 /// Its name in `status`.
 pub(super) const FEATURE: &str = "kernel-fast-path";
 
-fn tell(tuple: &FiveTuple, told: &mut Statistics, now: Statistics, engine: &mut Engine, clock: &Clock) {
+fn tell(tuple: &FiveTuple, entry: &mut Entry, now: Statistics, engine: &mut Engine, clock: &Clock) {
+    let told = std::mem::replace(&mut entry.told, now);
+    let begun = entry.begun;
     let moved = |before: Counts, after: Counts| {
         let packets = after.packets.wrapping_sub(before.packets);
         Moved {
             packets,
             bytes: after.bytes.wrapping_sub(before.bytes),
             last: (packets > 0).then(|| clock.at(after.last_seen)),
+            rtp: after.rtp.handed_over(begun.wrapping_neg()),
         }
     };
     let (sent, received) = (moved(told.outbound, now.outbound), moved(told.inbound, now.inbound));
-    *told = now;
-    if sent.packets > 0 || received.packets > 0 {
+    if told != now {
         engine.moved(tuple, sent, received);
     }
 }

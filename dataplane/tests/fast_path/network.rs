@@ -116,6 +116,7 @@ impl Network {
             mtu: 1400,
             mark: Mark::Voice(Dscp::EF),
             life: Duration::from_secs(300),
+            rtp: Default::default(),
         }
     }
 

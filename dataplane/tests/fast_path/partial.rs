@@ -81,6 +81,7 @@ impl Ways {
             mtu: 1500,
             mark: Mark::Voice(Dscp::EF),
             life: Duration::from_secs(300),
+            rtp: Default::default(),
         };
         let id = self.fast_path.install(&flow).unwrap();
         assert!(self.fast_path.settle(id, case.direction, Duration::MAX));

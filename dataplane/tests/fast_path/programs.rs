@@ -156,6 +156,7 @@ impl Programs {
             mtu: case.mtu,
             mark: case.mark,
             life: Duration::from_secs(300),
+            rtp: Default::default(),
         };
         let id = self.fast_path.install(&flow).unwrap();
         for direction in [Direction::Outbound, Direction::Inbound] {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use dataplane::fast_path::{Direction, FastPath, Flow, InstallError, Unavailable};
+use dataplane::fast_path::{Counts, Direction, FastPath, Flow, InstallError, Unavailable};
+use dataplane::rtp::RtpStream;
 
 use crate::machine::{DEAD_V4, Family, V4, V6, ip, skip};
 use crate::marked;
@@ -67,6 +68,55 @@ fn converse(call: &Call) {
     let received = marked::receive(&call.app);
     assert_eq!((received.payload, received.from), (answer, call.remote));
     assert_eq!((received.tos, received.ttl), (0x89, 40));
+}
+
+/// The state that the daemon writes into an entry goes on in the kernel, over packets that it moves and those that it hands up.
+#[test]
+fn rtp_is_measured_in_both_directions() {
+    let Some(mut network) = Network::new(Wire::Veth) else { return };
+    for family in [V4, V6] {
+        let call = network.call(family);
+        let mut before = RtpStream::default();
+        for number in 0..10 {
+            before.seen(&rtp(number), 172, u64::from(number), 0);
+        }
+        let before = before.handed_over(0);
+        let flow = Flow { rtp: [before, RtpStream::default()], ..network.flow(&call) };
+        let id = network.fast_path.install(&flow).unwrap();
+        // 10 is nobody's; 11 and 12 are handed up.
+        for number in 11..13 {
+            call.app.send_to(&rtp(number), call.remote).unwrap();
+            assert!(network.tun.waiting_udp().is_some());
+        }
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            assert!(network.fast_path.settle(id, direction, Duration::MAX));
+        }
+        marked::set(&call.app, 0x28, 64);
+        marked::set(&call.far, 0x88, 64);
+        for number in (13..100).filter(|number| number % 10 != 5) {
+            let relayed = [&[0x40, 0, 0, 172][..], &rtp(number)].concat();
+            call.app.send_to(&relayed, call.remote).unwrap();
+            assert_eq!(marked::receive(&call.far).payload, relayed);
+            call.far.send_to(&rtp(number), call.external).unwrap();
+            assert_eq!(marked::receive(&call.app).payload, rtp(number));
+        }
+        call.app.send_to(&STUN, call.remote).unwrap();
+        let statistics = network.fast_path.remove(id).unwrap();
+        let told = |counts: Counts| {
+            let report = counts.rtp.report().unwrap();
+            (report.packets, report.lost, report.strays, report.dscp.value())
+        };
+        assert_eq!((statistics.outbound.handed_up, statistics.outbound.packets), (2, 79));
+        assert_eq!(told(statistics.outbound), (10 + 2 + 78, 9, 0, 0x28 >> 2));
+        assert_eq!(told(statistics.inbound), (78, 9, 0, 0x88 >> 2));
+    }
+}
+
+fn rtp(number: u16) -> Vec<u8> {
+    let mut payload = vec![0x80, 111];
+    payload.extend(number.to_be_bytes());
+    payload.resize(172, 7);
+    payload
 }
 
 /// Many datagrams in one call (UDP_SEGMENT). Returns how many bytes were sent.

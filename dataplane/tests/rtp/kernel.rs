@@ -31,6 +31,9 @@ fn kernel_and_pump_count_alike_to_the_bit() {
         let mut stream = RtpStream::default();
         let mut before = None;
         for (place, arrival) in arrivals.iter().enumerate() {
+            if is_handed_over(place, arrival) {
+                stream = stream.handed_over(0);
+            }
             see(&mut stream, arrival);
             let kernel = states.next().expect("a state for each arrival");
             assert_eq!(kernel, stream, "after {place} of {arrivals:#?}");
@@ -59,9 +62,14 @@ fn record((place, arrival): (usize, &Arrival)) -> Vec<u8> {
     let Arrival { payload, at, tos } = arrival;
     let mut record = at.to_ne_bytes().to_vec();
     record.extend((payload.len() as u32).to_ne_bytes());
-    record.extend([*tos, u8::from(place == 0), 0, 0]);
+    record.extend([*tos, u8::from(place == 0), u8::from(is_handed_over(place, arrival)), 0]);
     record.extend(payload.iter().chain(&[0; HEAD]).take(HEAD));
     record
+}
+
+/// Now and then.
+fn is_handed_over(place: usize, arrival: &Arrival) -> bool {
+    place > 0 && arrival.tos % 64 == 7
 }
 
 fn run(program: &Path, input: Vec<u8>) -> Vec<u8> {

@@ -8,8 +8,9 @@ struct input {
 	__u64 arrival;
 	__u32 payload_len;
 	__u8 tos;
-	__u8 begin; /* Another stream, from nothing. */
-	__u8 reserved[2];
+	__u8 begin;   /* Another stream, from nothing. */
+	__u8 resumed; /* Others have counted before. */
+	__u8 reserved;
 	__u8 head[RTP_HEAD];
 };
 
@@ -20,6 +21,8 @@ int main(void)
 	while (fread(&input, sizeof(input), 1, stdin) == 1) {
 		if (input.begin)
 			stream = (struct rtp_stream){};
+		if (input.resumed)
+			stream.resumed = 1;
 		rtp_seen(&stream, input.head, input.payload_len, input.arrival, input.tos);
 		if (fwrite(&stream, sizeof(stream), 1, stdout) != 1)
 			return 1;
