@@ -138,7 +138,10 @@ static INLINE int inbound(struct __sk_buff *skb, __u32 network)
 	struct counts *counts = &entry->counts[INBOUND];
 	__u64 now = bpf_ktime_get_boot_ns();
 	measure(skb, network, &packet, &entry->rtp[INBOUND], now);
-	if (!packet.plain || !moves(entry, INBOUND, now))
+	/* Uncounted, so that an answer with options, which anybody can send, does not keep those behind it from the kernel. */
+	if (!packet.plain)
+		return LEAVE;
+	if (!moves(entry, INBOUND, now))
 		return hand_up(counts, now);
 
 	count(skb, &packet, counts, now);

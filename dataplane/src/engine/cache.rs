@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use packet::FiveTuple;
+use packet::{FiveTuple, protocol};
 use policy::{Mark, Path, Snapshot};
 
 use super::flow::Flow;
@@ -74,6 +74,13 @@ impl Engine {
         self.flows.ended.pop_front()
     }
 
+    /// The mappings that have ended since this was asked last, in order: their external ports may be others'.
+    pub fn ended_mappings(&mut self) -> Vec<MappingId> {
+        let mut ended = std::mem::take(&mut self.mappings.ended);
+        ended.sort_unstable_by_key(|id| (id.slot, id.generation));
+        ended
+    }
+
     /// The next note about a packet, oldest first.
     pub fn next_note(&mut self) -> Option<(FiveTuple, Note)> {
         let (tuple, note) = self.notes.pop_front()?;
@@ -86,17 +93,18 @@ impl Engine {
         Some((tuple, note))
     }
 
-    /// A live bypass flow as a cache may move it.
-    pub fn cacheable(&mut self, tuple: &FiveTuple) -> Option<Cacheable> {
+    /// A live bypass flow as a cache may move it. `None` also for one that it did not take a moment ago.
+    pub fn cacheable(&mut self, tuple: &FiveTuple, now: Instant) -> Option<Cacheable> {
         let flow = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id))?;
         let (mapping, mark, life) = (flow.mapping, flow.mark, flow.life());
         let (begun, rtp) = (flow.begun, [flow.out_rtp, flow.in_rtp]);
-        if flow.path != Path::Bypass {
+        if flow.path != Path::Bypass || flow.cache.not_before.is_some_and(|time| now < time) {
             return None;
         }
         let external = match mapping {
             Some(id) if self.mappings.is_stranded(id) => return None,
             Some(id) => self.mappings.get(id)?.external,
+            None if !self.underlay.has(tuple.source.ip()) => return None,
             None => tuple.source,
         };
         Some(Cacheable { tuple: *tuple, external, mapping, mark, life, begun, rtp })
@@ -116,14 +124,20 @@ impl Engine {
         }
     }
 
+    /// A packet through `mapping` could not be sent, by a firewall's will perhaps: no cache is to send the flow's next ones.
+    pub fn not_sent(&mut self, mapping: MappingId, destination: SocketAddr, now: Instant) {
+        let Some(source) = self.mappings.get(mapping).map(|mapping| mapping.internal) else { return };
+        self.not_cached(&FiveTuple { protocol: protocol::UDP, source, destination }, now);
+    }
+
     /// Counts what a cache moved, and keeps the flow and its mapping alive by it.
     pub fn moved(&mut self, tuple: &FiveTuple, sent: Moved, received: Moved) {
+        self.counters.count_moved(Path::Bypass, sent, received);
         let Some(flow) = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id)) else { return };
         flow.moved(sent, received);
         if let (Some(mapping), Some(last)) = (flow.mapping, sent.last) {
-            self.mappings.sent_by_cache(mapping, last);
+            self.mappings.sent(mapping, tuple.destination.ip(), last);
         }
-        self.counters.count_moved(Path::Bypass, sent, received);
     }
 
     pub(super) fn note_sent(&mut self, id: FlowId, now: Instant) {

@@ -35,6 +35,8 @@ pub(super) struct Mappings {
     slots: Vec<Slot>,
     limit: usize,
     evicted: Vec<MappingId>,
+    /// All that ended, for a cache of their flows.
+    pub(super) ended: Vec<MappingId>,
     next_sweep: Option<Instant>,
 }
 
@@ -75,6 +77,7 @@ impl Mappings {
             slots: Vec::new(),
             limit: limit.min(usize::from(u16::MAX)),
             evicted: Vec::new(),
+            ended: Vec::new(),
             next_sweep: None,
         }
     }
@@ -129,7 +132,7 @@ impl Mappings {
         let Some(mapping) = slot.mapping.as_mut().filter(|_| slot.generation == id.generation) else {
             return;
         };
-        mapping.last_out = now;
+        mapping.last_out = mapping.last_out.max(now);
         if mapping.talked_to(remote) {
             return;
         }
@@ -137,13 +140,6 @@ impl Mappings {
             mapping.remotes.remove(0);
         }
         mapping.remotes.push(remote);
-    }
-
-    pub(super) fn sent_by_cache(&mut self, id: MappingId, last: Instant) {
-        let slot = self.slots.get_mut(usize::from(id.slot)).filter(|slot| slot.generation == id.generation);
-        if let Some(mapping) = slot.and_then(|slot| slot.mapping.as_mut()) {
-            mapping.last_out = mapping.last_out.max(last);
-        }
     }
 
     pub(super) fn follow_addresses(&mut self, underlay: &Underlay, now: Instant) {
@@ -205,6 +201,7 @@ impl Mappings {
         if self.by_internal.get(&mapping.internal) == Some(&id) {
             self.by_internal.remove(&mapping.internal);
         }
+        self.ended.push(id);
         Some(id)
     }
 }

@@ -239,6 +239,10 @@ impl Engine {
         None
     }
 
+    pub fn underlay(&self) -> &Underlay {
+        &self.underlay
+    }
+
     /// When [`Engine::sweep`] wants to be called; `None` while there is nothing to expire.
     pub fn deadline(&self) -> Option<Instant> {
         match (self.flows.deadline(), self.mappings.deadline()) {
@@ -251,6 +255,9 @@ impl Engine {
     pub fn sweep(&mut self, now: Instant, closed: impl FnMut(MappingId)) {
         self.flows.sweep(now);
         self.mappings.sweep(now, closed);
+        if !self.noting {
+            self.mappings.ended.clear();
+        }
     }
 
     /// A part of the flows, bounded in number; `None` behind the last. A flow stays in its part, counted from 0, as long as it lives.
@@ -276,7 +283,8 @@ impl Engine {
         }
         let id = self.find(&tuple_of(packet.headers()))?;
         let flow = self.flows.get_mut(id)?;
-        let ended = flow.expired(now)
+        // How idle a cached flow is the engine hears at each sweep only.
+        let ended = flow.expired(now) && !flow.cache.cached
             || flow.mapping.is_some_and(|mapping| !self.mappings.serves(mapping, &self.underlay));
         if ended {
             self.flows.remove(id);

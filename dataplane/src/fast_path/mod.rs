@@ -173,6 +173,11 @@ impl FastPath {
         Ok(link)
     }
 
+    /// Leaves interfaces that are gone, whose indices may be given out again.
+    pub fn detach_gone(&mut self) {
+        self.physical.retain(|index, _| interface::name(*index).is_ok());
+    }
+
     /// Leaves a physical interface, whose entries are to be removed first. Also for one that is gone: its index may be given out again.
     pub fn detach(&mut self, interface: u32) {
         self.physical.remove(&interface);
@@ -209,8 +214,9 @@ impl FastPath {
         if last + QUIET > since {
             return false;
         }
-        finished.store(handed_up, Ordering::Release);
-        true
+        finished.store(handed_up, Ordering::SeqCst);
+        // Had one been handed up meanwhile, it would wait for somebody to look again.
+        counts.handed_up.load(Ordering::SeqCst) == handed_up
     }
 
     /// Takes a direction back from the kernel: the next packet is the pump's. Outbound first.

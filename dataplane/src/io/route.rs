@@ -1,5 +1,5 @@
-use std::io;
-use std::net::{IpAddr, UdpSocket};
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
@@ -7,6 +7,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use packet::protocol;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// More than the kernel says about one route.
@@ -18,6 +19,8 @@ pub(crate) struct Routes {
     /// For questions about interfaces.
     any: UdpSocket,
     mark: u32,
+    /// The last question's number.
+    asked: u32,
 }
 
 /// The way of packets to one destination.
@@ -37,13 +40,14 @@ impl Routes {
         let kind = Type::from(libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
         let netlink =
             Socket::new_raw(Domain::from(libc::AF_NETLINK), kind, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
-        Ok(Self { netlink, any: UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?, mark })
+        Ok(Self { netlink, any: UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?, mark, asked: 0 })
     }
 
     /// Of a packet from `source`, which is this machine's. An error: nowhere (`RTM_GETROUTE`, rtnetlink(7)).
-    pub(crate) fn to(&self, destination: IpAddr, source: IpAddr) -> io::Result<Hop> {
+    /// Ports of 0 say nothing about the protocol.
+    pub(crate) fn to(&mut self, destination: SocketAddr, source: SocketAddr) -> io::Result<Hop> {
         let mut message = RouteMessage::default();
-        let (family, length) = match destination {
+        let (family, length) = match destination.ip() {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
             IpAddr::V6(_) => (AddressFamily::Inet6, 128),
         };
@@ -51,27 +55,43 @@ impl Routes {
         message.header.destination_prefix_length = length;
         message.header.source_prefix_length = length;
         message.attributes = vec![
-            RouteAttribute::Destination(address(destination)),
-            RouteAttribute::Source(address(source)),
+            RouteAttribute::Destination(address(destination.ip())),
+            RouteAttribute::Source(address(source.ip())),
             RouteAttribute::Mark(self.mark),
         ];
+        if destination.port() != 0 {
+            message.attributes.extend([
+                RouteAttribute::IpProto(protocol::UDP),
+                RouteAttribute::Sport(source.port()),
+                RouteAttribute::Dport(destination.port()),
+            ]);
+        }
         let answer = self.ask(RouteNetlinkMessage::GetRoute(message))?;
         self.hop(&answer).ok_or_else(|| io::Error::from(io::ErrorKind::HostUnreachable))
     }
 
-    fn ask(&self, question: RouteNetlinkMessage) -> io::Result<RouteMessage> {
+    fn ask(&mut self, question: RouteNetlinkMessage) -> io::Result<RouteMessage> {
         let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(question));
+        self.asked = self.asked.wrapping_add(1);
         message.header.flags = NLM_F_REQUEST;
+        message.header.sequence_number = self.asked;
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
         self.netlink.send(&bytes)?;
 
         let mut answer = [0; ANSWER];
-        let length = io::Read::read(&mut &self.netlink, &mut answer)?;
-        let answer = answer.get(..length).unwrap_or_default();
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer).map_err(io::Error::other)?;
-        match answer.payload {
+        let payload = loop {
+            let length = (&self.netlink).read(&mut answer)?;
+            let answer = answer.get(..length).unwrap_or_default();
+            let answer =
+                NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer).map_err(io::Error::other)?;
+            // Whatever else is there answers a question given up on.
+            if answer.header.sequence_number == self.asked {
+                break answer.payload;
+            }
+        };
+        match payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => Ok(route),
             NetlinkPayload::Error(error) => Err(error.to_io()),
             _ => Err(io::ErrorKind::InvalidData.into()),
@@ -140,16 +160,16 @@ mod tests {
 
     #[test]
     fn what_leads_to_this_machine_is_no_way_out() {
-        let routes = Routes::open(0).unwrap();
+        let mut routes = Routes::open(0).unwrap();
         for local in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
-            let error = routes.to(local, local).unwrap_err();
+            let error = routes.to(SocketAddr::new(local, 20_000), SocketAddr::new(local, 5_000)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::HostUnreachable, "{local}: {error}");
         }
     }
 
     #[test]
     fn an_address_that_is_not_ours_is_no_source() {
-        let documentation = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+        let documentation = SocketAddr::from(([192, 0, 2, 1], 0));
         assert!(Routes::open(0).unwrap().to(documentation, documentation).is_err());
     }
 }

@@ -133,7 +133,7 @@ impl Bulk {
                     let _ = reply.send(());
                 }
                 Command::Count(reply) => {
-                    self.core.engine.lock().hear_of_moved();
+                    self.hear_of_moved(now);
                     let _ = reply.send(());
                 }
                 Command::Routes => self.core.engine.lock().routes_changed(),
@@ -154,6 +154,12 @@ impl Bulk {
         }
     }
 
+    fn hear_of_moved(&self, now: Instant) {
+        let mut judge = self.core.engine.lock();
+        judge.hear_of_moved(now);
+        judge.set_alarm(now);
+    }
+
     /// Returns how many flows the new policy cut.
     fn swap(&self, snapshot: Arc<Snapshot>) -> usize {
         self.core.engine.lock().engine.swap(snapshot);
@@ -167,7 +173,7 @@ impl Bulk {
     }
 
     fn flows(&self, now: Instant) -> Vec<FlowReport> {
-        self.core.engine.lock().hear_of_moved();
+        self.hear_of_moved(now);
         (0..).map_while(|part| self.core.engine.lock().engine.flows(part, now)).flatten().collect()
     }
 

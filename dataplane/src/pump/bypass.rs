@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use packet::{Headers, Tos, build};
+use packet::{FiveTuple, Headers, Tos, build};
 use socket2::{Domain, Socket};
 
 use super::core::Core;
@@ -41,6 +41,14 @@ pub(super) struct Bypass {
     /// To whom each of them goes.
     internal: [Option<SocketAddr>; BATCH],
     quote: Box<[u8]>,
+    unsent: Vec<Unsent>,
+}
+
+/// Whose packet could not be sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Unsent {
+    Mapped(MappingId, SocketAddr),
+    Whole(FiveTuple),
 }
 
 /// A payload in the batch of records that goes out through a mapping.
@@ -77,6 +85,7 @@ impl Bypass {
             datagrams: Buffers::new(BATCH, DATAGRAM),
             internal: [None; BATCH],
             quote: vec![0; build::MAX_REFUSAL].into_boxed_slice(),
+            unsent: Vec::with_capacity(BATCH),
         }
     }
 
@@ -173,7 +182,7 @@ impl Bypass {
                 ttl: Some(out.ttl),
                 segment: out.segment,
             });
-            let quote = &mut self.quote;
+            let (quote, unsent) = (&mut self.quote, &mut self.unsent);
             let mut tried_again = None;
             self.sender.send_all(socket.as_fd(), datagrams, |place, error| {
                 // A pending error of one remote makes the send to another fail: it is taken off the queue, the send tried once more.
@@ -185,9 +194,15 @@ impl Bypass {
                     }
                 }
                 core.counters.count_drop(DropReason::SendFailed);
+                unsent.extend(run.get(place).map(|out| Unsent::Mapped(mapping, out.destination)));
                 Retry::No
             });
         }
+    }
+
+    /// What could not be sent since this was asked last.
+    pub(super) fn take_unsent(&mut self) -> impl Iterator<Item = Unsent> {
+        self.unsent.drain(..)
     }
 
     /// Sends packets whose source is the physical interface's own, under it.
@@ -198,13 +213,14 @@ impl Bypass {
                 core.counters.count_drop(DropReason::SendFailed);
                 continue;
             };
-            let sender = &mut self.sender;
+            let (sender, unsent) = (&mut self.sender, &mut self.unsent);
             let mut send = |payload: &[u8]| {
                 let destination = SocketAddr::new(destination, 0);
                 let datagram = Datagram { payload, destination, tos: Tos(0), ttl: None, segment: None };
                 sender.load(std::iter::once(datagram)).send(socket.as_fd(), |_, error| {
                     tracing::debug!(%error, "a packet under the physical address was not sent");
                     core.counters.count_drop(DropReason::SendFailed);
+                    unsent.extend(packet.headers.five_tuple().map(Unsent::Whole));
                     Retry::No
                 });
             };

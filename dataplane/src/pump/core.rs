@@ -88,22 +88,28 @@ impl Judge {
     pub(super) fn routes_changed(&mut self) {
         if let Ok(fast) = &mut self.fast {
             fast.hand_all_back();
+            fast.prepare(self.engine.underlay());
         }
     }
 
     /// Ends what has been idle too long.
     pub(super) fn sweep(&mut self, now: Instant, closed: impl FnMut(MappingId)) {
-        self.hear_of_moved();
-        self.engine.sweep(now, closed);
+        if self.engine.deadline().is_some_and(|due| due <= now) {
+            self.hear_of_moved(now);
+        }
+        let mut gone = Vec::new();
+        self.engine.sweep(now, |mapping| gone.push(mapping));
+        // Before its port is anybody's again.
         if let Ok(fast) = &mut self.fast {
             fast.forget_ended(&mut self.engine);
         }
+        gone.into_iter().for_each(closed);
     }
 
     /// Has the kernel's counts added to the flows'.
-    pub(super) fn hear_of_moved(&mut self) {
+    pub(super) fn hear_of_moved(&mut self, now: Instant) {
         if let Ok(fast) = &mut self.fast {
-            fast.tell(&mut self.engine);
+            fast.tell(&mut self.engine, now);
         }
     }
 }

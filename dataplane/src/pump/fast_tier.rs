@@ -1,32 +1,39 @@
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use packet::FiveTuple;
 
-use crate::Feature;
 use crate::clock::Clock;
 use crate::engine::{Cacheable, Engine, MappingId, Moved, Note};
 use crate::fast_path::{self, Counts, Direction, EntryId, FastPath, Link, QUIET, Statistics, Unavailable};
 use crate::io::route::Routes;
+use crate::{Feature, Underlay};
 
+/// Addresses that are nobody's (RFC 5737, RFC 3849): their route is the default route.
+const ANYWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 /// Bypass flows that the kernel moves at a time; more stay with the pump. Each takes 448 bytes, and an agent has tens.
 const ENTRIES: u32 = 12_288;
-/// When a direction that was not quiet is looked at again.
+/// When a direction that was not quiet is looked at again: at first, and at most, where flows do not get quiet.
 const LOOK_AGAIN: Duration = QUIET.saturating_mul(2);
+const LOOK_SELDOM: Duration = Duration::from_millis(64);
 
 /// The kernel fast path as the pump uses it: which flows it has, and who moves them at the moment. It stands beside the engine, under the
 /// same lock, and is a cache of it.
 pub(super) struct FastTier {
     kernel: FastPath,
+    tun: u32,
     routes: Routes,
     clock: Clock,
     fwmark: u32,
     entries: HashMap<FiveTuple, Entry, ahash::RandomState>,
-    /// How many entries lead over each attached interface.
-    interfaces: HashMap<u32, usize, ahash::RandomState>,
     /// Directions that are the pump's until none of their packets is in the pump any more.
     unsettled: Vec<(FiveTuple, Direction)>,
     settle_at: Option<Instant>,
+    look_after: Duration,
+    /// Since when the pump looks for the end of its queues.
+    looking_since: Option<Instant>,
     /// Why a flow stayed with the pump last.
     trouble: Option<String>,
 }
@@ -35,7 +42,6 @@ struct Entry {
     id: EntryId,
     /// `None` on the identity mapping.
     mapping: Option<MappingId>,
-    interface: u32,
     /// When the flow began, in nanoseconds since boot.
     begun: u64,
     /// What the engine was told of.
@@ -54,13 +60,15 @@ impl FastTier {
             .map_err(|error| Unavailable::Refused { what: "asking for routes", reason: error.to_string() })?;
         Ok(Self {
             kernel,
+            tun,
             routes,
             clock,
             fwmark,
             entries: HashMap::default(),
-            interfaces: HashMap::default(),
             unsettled: Vec::new(),
             settle_at: None,
+            look_after: LOOK_AGAIN,
+            looking_since: None,
             trouble: None,
         })
     }
@@ -73,7 +81,22 @@ impl FastTier {
         (FEATURE, true, why)
     }
 
-    /// When [`FastTier::settle`] wants to be called.
+    /// Attaches to the interfaces that lead out, before a call waits for that (it takes milliseconds), and leaves those that are gone.
+    pub(super) fn prepare(&mut self, underlay: &Underlay) {
+        self.kernel.detach_gone();
+        let ways = [(ANYWHERE_V4, underlay.v4.map(IpAddr::V4)), (ANYWHERE_V6, underlay.v6.map(IpAddr::V6))];
+        for (anywhere, source) in ways {
+            let Some(source) = source else { continue };
+            if let Ok(hop) = self.routes.to(SocketAddr::new(anywhere, 0), SocketAddr::new(source, 0))
+                && hop.interface != self.tun
+                && let Err(error) = self.kernel.attach(hop.interface)
+            {
+                self.trouble = Some(error.to_string());
+            }
+        }
+    }
+
+    /// When [`FastTier::look`] wants to be called.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.settle_at
     }
@@ -103,13 +126,30 @@ impl FastTier {
                 _ => self.remove(&tuple, engine),
             }
         }
+        let mappings = engine.ended_mappings();
+        if mappings.is_empty() {
+            return;
+        }
+        let is_gone =
+            |mapping: &MappingId| mappings.binary_search_by_key(&key(*mapping), |ended| key(*ended)).is_ok();
+        let gone = self.entries.iter().filter(|(_, entry)| entry.mapping.as_ref().is_some_and(is_gone));
+        let gone: Vec<_> = gone.map(|(tuple, _)| *tuple).collect();
+        gone.iter().for_each(|tuple| self.remove(tuple, engine));
     }
 
     /// Tells the engine what the kernel moved.
-    pub(super) fn tell(&mut self, engine: &mut Engine) {
+    pub(super) fn tell(&mut self, engine: &mut Engine, now: Instant) {
         for (tuple, entry) in &mut self.entries {
-            if let Some(statistics) = self.kernel.statistics(entry.id) {
-                tell(tuple, entry, statistics, engine, &self.clock);
+            let Some(statistics) = self.kernel.statistics(entry.id) else { continue };
+            tell(tuple, entry, statistics, engine, &self.clock);
+            // A packet that was handed up and got lost on its way tells nobody of itself.
+            let halted =
+                [(Direction::Outbound, statistics.outbound), (Direction::Inbound, statistics.inbound)];
+            for (direction, counts) in halted {
+                if !counts.live && !entry.leaving && !std::mem::replace(entry.unsettled(direction), true) {
+                    self.unsettled.push((*tuple, direction));
+                    self.settle_at.get_or_insert(now + LOOK_AGAIN);
+                }
             }
         }
     }
@@ -126,36 +166,39 @@ impl FastTier {
         inbound.filter_map(|(tuple, _)| self.entries.get(tuple)?.mapping)
     }
 
-    /// Gives to the kernel what has no packet in the pump. `since`: when the pump began to look into its queues. `queue_empty`: it has found the
-    /// TUN's empty and sent what was in it; `socket_empty` says the same of a mapping's.
-    pub(super) fn settle(
-        &mut self,
-        since: Instant,
-        queue_empty: bool,
-        socket_empty: impl Fn(MappingId) -> bool,
-        now: Instant,
-    ) {
+    /// From now on the pump looks for the end of its queues: see [`FastTier::settle`].
+    pub(super) fn look(&mut self, now: Instant) {
+        self.looking_since.get_or_insert(now);
+        self.settle_at = None;
+    }
+
+    /// Gives to the kernel what has no packet in the pump. To be called when, after [`FastTier::look`], the TUN's queue was found empty and
+    /// what had been in it is sent; `socket_empty` says the same of a mapping's socket.
+    pub(super) fn settle(&mut self, socket_empty: impl Fn(MappingId) -> bool, now: Instant) {
+        let Some(since) = self.looking_since.take() else { return };
+        let before = self.unsettled.len();
         let since = self.clock.since_boot(since);
         let (entries, kernel) = (&mut self.entries, &self.kernel);
         self.unsettled.retain(|(tuple, direction)| {
             let Some(entry) = entries.get_mut(tuple) else { return false };
             let empty = match direction {
-                Direction::Outbound => queue_empty,
+                Direction::Outbound => true,
                 Direction::Inbound => entry.mapping.is_none_or(&socket_empty),
             };
             let gone = entry.leaving || empty && kernel.settle(entry.id, *direction, since);
             *entry.unsettled(*direction) = !gone;
             !gone
         });
-        self.settle_at = (!self.unsettled.is_empty()).then(|| now + LOOK_AGAIN);
+        let has_settled = self.unsettled.len() < before;
+        self.look_after = if has_settled { LOOK_AGAIN } else { (self.look_after * 2).min(LOOK_SELDOM) };
+        self.settle_at = (!self.unsettled.is_empty()).then(|| now + self.look_after);
     }
 
     fn install(&mut self, tuple: &FiveTuple, engine: &mut Engine, now: Instant) {
-        let Some(flow) = engine.cacheable(tuple) else { return };
+        let Some(flow) = engine.cacheable(tuple, now) else { return };
         match self.try_install(&flow) {
             Ok(entry) => {
                 self.trouble = None;
-                *self.interfaces.entry(entry.interface).or_default() += 1;
                 self.entries.insert(*tuple, entry);
                 engine.set_cached(tuple, true);
                 self.unsettle(*tuple, Direction::Outbound, now);
@@ -173,8 +216,11 @@ impl FastTier {
         let remote = flow.tuple.destination;
         let hop = self
             .routes
-            .to(remote.ip(), flow.external.ip())
+            .to(remote, flow.external)
             .map_err(|error| format!("no route to {}: {error}", remote.ip()))?;
+        if hop.interface == self.tun {
+            return Err(format!("the route to {} leads into the TUN", remote.ip()));
+        }
         let link = self.kernel.attach(hop.interface).map_err(|error| error.to_string())?;
         let begun = self.clock.since_boot(flow.begun).as_nanos() as u64;
         let installed = self.kernel.install(&fast_path::Flow {
@@ -192,14 +238,10 @@ impl FastTier {
             life: flow.life,
             rtp: flow.rtp.map(|stream| stream.handed_over(begun)),
         });
-        let interface = hop.interface;
-        let id = installed.map_err(|error| {
-            self.leave_if_unused(interface);
-            error.to_string()
-        })?;
+        let id = installed.map_err(|error| error.to_string())?;
         let told = self.kernel.statistics(id).ok_or("the entry is gone")?;
         let mapping = flow.mapping;
-        Ok(Entry { id, mapping, interface, begun, told, unsettled: [false; 2], leaving: false })
+        Ok(Entry { id, mapping, begun, told, unsettled: [false; 2], leaving: false })
     }
 
     fn unsettle(&mut self, tuple: FiveTuple, direction: Direction, now: Instant) {
@@ -207,6 +249,7 @@ impl FastTier {
         if !std::mem::replace(entry.unsettled(direction), true) {
             self.unsettled.push((tuple, direction));
         }
+        self.look_after = LOOK_AGAIN;
         self.settle_at = Some(now + LOOK_AGAIN);
     }
 
@@ -223,18 +266,6 @@ impl FastTier {
             tell(tuple, &mut entry, statistics, engine, &self.clock);
         }
         engine.set_cached(tuple, false);
-        if let Some(entries) = self.interfaces.get_mut(&entry.interface) {
-            *entries -= 1;
-        }
-        self.leave_if_unused(entry.interface);
-    }
-
-    /// An interface's index may be another's one day.
-    fn leave_if_unused(&mut self, interface: u32) {
-        if self.interfaces.get(&interface).is_none_or(|entries| *entries == 0) {
-            self.interfaces.remove(&interface);
-            self.kernel.detach(interface);
-        }
     }
 }
 
@@ -247,6 +278,10 @@ impl Entry {
             Direction::Inbound => inbound,
         }
     }
+}
+
+fn key(mapping: MappingId) -> (u16, u16) {
+    (mapping.slot, mapping.generation)
 }
 
 /// Its name in `status`.

@@ -132,7 +132,10 @@ impl Pump {
             FastPathUse::Off => Err("switched off in the configuration".to_owned()),
             wanted => match FastTier::open(tun.index(), setup.fwmark, clock) {
                 Err(error) if wanted == FastPathUse::Require => return Err(PumpError::FastPath(error)),
-                opened => opened.map_err(|error| error.to_string()),
+                opened => opened.map_err(|error| error.to_string()).map(|mut fast| {
+                    fast.prepare(&setup.underlay);
+                    fast
+                }),
             },
         };
         if fast.is_ok() {

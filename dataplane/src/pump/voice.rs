@@ -6,7 +6,7 @@ use mio::{Events, Poll, Token, Waker};
 
 use super::PumpError;
 use super::bulk::{wait, watch};
-use super::bypass::Bypass;
+use super::bypass::{Bypass, Unsent};
 use super::core::{Core, Judge};
 use super::intake::Intake;
 use super::io_error;
@@ -88,7 +88,7 @@ impl Voice {
                 }
             }
             if due {
-                self.look_into_queues();
+                self.look_into_queues(now);
             }
             self.bypass.receive(&self.core, &mut self.to_tun, now);
             let looked = self.intake.ready;
@@ -127,23 +127,30 @@ impl Voice {
     }
 
     /// Before flows are given to the kernel, nothing of theirs may be left here.
-    fn look_into_queues(&mut self) {
-        let judge = self.core.engine.lock();
-        let Ok(fast) = &judge.fast else { return };
-        if fast.deadline().is_some() {
+    fn look_into_queues(&mut self, now: Instant) {
+        let mut judge = self.core.engine.lock();
+        let Ok(fast) = &mut judge.fast else { return };
+        if fast.deadline().is_some_and(|due| due <= now) {
+            fast.look(now);
             self.intake.ready = true;
             fast.to_be_emptied().for_each(|mapping| self.bypass.look_into(mapping));
         }
     }
 
-    /// `queue_empty`: all of the TUN's queue was read and sent after `now`.
+    /// `queue_empty`: the TUN's queue was found empty after `now`, and what was in it is sent.
     fn follow_flows(&mut self, queue_empty: bool, due: bool, now: Instant) {
         let mut judge = self.core.engine.lock();
         let Judge { engine, fast, .. } = &mut *judge;
         if let Ok(fast) = fast {
+            for unsent in self.bypass.take_unsent() {
+                match unsent {
+                    Unsent::Mapped(mapping, destination) => engine.not_sent(mapping, destination, now),
+                    Unsent::Whole(tuple) => engine.not_cached(&tuple, now),
+                }
+            }
             fast.follow(engine, now);
-            if due {
-                fast.settle(now, queue_empty, |mapping| !self.bypass.may_have_more(mapping), now);
+            if queue_empty {
+                fast.settle(|mapping| !self.bypass.may_have_more(mapping), now);
             }
         }
         if due {

@@ -87,11 +87,10 @@ pub async fn follow(
 
 /// Returns when to try again what went wrong; only a TUN that is gone ends the daemon.
 async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failure> {
+    // At once, whatever becomes of the rest: flows in the kernel follow the routes that they began with.
+    running.pump.routes_changed().map_err(|error| pump_failed(error.to_string()))?;
     match running.machine.follow().await {
-        Ok(false) => {
-            running.pump.routes_changed().map_err(|error| pump_failed(error.to_string()))?;
-            Ok(None)
-        }
+        Ok(false) => Ok(None),
         Ok(true) => {
             let underlay = running.machine.underlay();
             tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateway_reachable = underlay.gateway_reachable, "the underlay has changed");
