@@ -20,6 +20,7 @@ mod layout;
 mod slots;
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
@@ -27,7 +28,7 @@ use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use packet::{Dscp, Tos};
 use policy::Mark;
@@ -47,6 +48,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/fast_path.o");
 /// program to the queue in which the pump finds it, which takes microseconds, and short beside a packet interval of 20 ms.
 pub const QUIET: Duration = Duration::from_millis(1);
 
+const LOAD_ATTEMPTS: usize = 8;
 /// linux/bpf.h.
 const BPF_NOEXIST: u64 = 1;
 
@@ -147,7 +149,7 @@ impl FastPath {
         let inbound = take_table(&mut ebpf, "inbound_flows")?;
         let entries = map_entries(&ebpf, limit)?;
         for program in [Program::Outbound, Program::Inbound(Link::Ethernet), Program::Inbound(Link::None)] {
-            classifier(&mut ebpf, program)?.load().map_err(Unavailable::at_program)?;
+            load(classifier(&mut ebpf, program)?).map_err(Unavailable::at_program)?;
         }
         let tun_link = attach(&mut ebpf, Program::Outbound, tun)?;
         Ok(Self {
@@ -382,6 +384,17 @@ fn map_entries(ebpf: &Ebpf, limit: u32) -> Result<Entries, Unavailable> {
     }
     Entries::map(array.fd().as_fd(), limit)
         .map_err(|error| Unavailable::refused("mapping the entries", &error))
+}
+
+/// The verifier gives up with EAGAIN when a signal comes, which in a program with children may be any moment.
+fn load(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
+    for _ in 0..LOAD_ATTEMPTS {
+        match classifier.load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == ErrorKind::WouldBlock => {}
+            loaded => return loaded,
+        }
+    }
+    classifier.load()
 }
 
 fn attach(ebpf: &mut Ebpf, program: Program, interface: u32) -> Result<SchedClassifierLink, Unavailable> {

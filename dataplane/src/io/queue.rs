@@ -75,6 +75,7 @@ const fn instruction(code: u8, to: u8, from: u8, jump: i16, value: i32) -> u64 {
 fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
     const BPF_PROG_LOAD: libc::c_long = 5;
     const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+    const LOAD_ATTEMPTS: usize = 8;
     /// The beginning of `union bpf_attr`; the kernel takes the rest as zeros.
     #[repr(C)]
     struct Attributes {
@@ -95,10 +96,17 @@ fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
         log_size: 0,
         log: 0,
     };
-    // SAFETY: the kernel reads the attributes, the instructions and the license, all of which outlive the call.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, mem::size_of::<Attributes>())
-    };
+    let mut fd = -1;
+    for _ in 0..LOAD_ATTEMPTS {
+        // SAFETY: the kernel reads the attributes, the instructions and the license, all of which outlive the call.
+        fd = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, mem::size_of::<Attributes>())
+        };
+        // The verifier gives up when a signal comes.
+        if fd >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock {
+            break;
+        }
+    }
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: the kernel just gave us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
