@@ -117,7 +117,7 @@ impl Routes {
     }
 
     /// Puts back what others have removed, and makes `rp_filter` loose on new interfaces: to be called after each
-    /// [`netlink::Watch::changed`], and again after an error. Answers with what was missing. What refuses comes first and stays,
+    /// [`crate::netlink::Watch::changed`], and again after an error. Answers with what was missing. What refuses comes first and stays,
     /// whatever fails after it. Fails with [`Error::TunGone`] when there is no TUN to lead to.
     pub async fn repair(&mut self) -> Result<Vec<String>, Error> {
         let mut guards = Vec::new();
