@@ -13,8 +13,9 @@ use crate::{Feature, Underlay};
 /// Addresses that are nobody's (RFC 5737, RFC 3849): their route is the default route.
 const ANYWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
-/// Bypass flows that the kernel moves at a time; more stay with the pump. Each takes 448 bytes, and an agent has tens.
-const ENTRIES: u32 = 12_288;
+/// Bypass flows that the kernel moves at a time, as many as there are mappings; more stay with the pump. Each takes 448 bytes that count as
+/// resident from the start, and an agent has tens.
+const ENTRIES: u32 = 4_096;
 /// When a direction that was not quiet is looked at again: at first, and at most, where flows do not get quiet.
 const LOOK_AGAIN: Duration = QUIET.saturating_mul(2);
 const LOOK_SELDOM: Duration = Duration::from_millis(64);
