@@ -37,10 +37,7 @@ struct Call {
 
 #[test]
 fn the_second_packet_and_all_later_ones_are_the_kernels() {
-    let Some(machine) = Machine::new() else { return };
-    if !has_fast_path(&machine) {
-        return;
-    }
+    let Some(machine) = machine_with_fast_path() else { return };
     for family in [V4, V6] {
         for source in [family.tun, family.wifi] {
             let mut call = Call::new(&machine, source, family);
@@ -74,10 +71,7 @@ fn the_second_packet_and_all_later_ones_are_the_kernels() {
 
 #[test]
 fn nothing_is_lost_or_overtaken_while_flows_change_hands() {
-    let Some(machine) = Machine::new() else { return };
-    if !has_fast_path(&machine) {
-        return;
-    }
+    let Some(machine) = machine_with_fast_path() else { return };
     let mut call = Call::new(&machine, V4.tun, V4);
     let external = call.there_and_back();
     let begun = Instant::now();
@@ -115,14 +109,8 @@ fn nothing_is_lost_or_overtaken_while_flows_change_hands() {
 
 #[test]
 fn a_call_that_a_new_policy_forbids_is_cut_in_the_kernel_too() {
-    let Some(machine) = Machine::new() else { return };
-    if !has_fast_path(&machine) {
-        return;
-    }
-    let mut call = Call::new(&machine, V4.tun, V4);
-    let external = call.there_and_back();
-    std::thread::sleep(SETTLED);
-    call.there_and_back();
+    let Some(machine) = machine_with_fast_path() else { return };
+    let (mut call, external) = Call::in_kernel(&machine);
 
     let without_media = machine::CONFIG
         .replace("52.129.96.0/20", "52.129.112.0/20")
@@ -140,14 +128,8 @@ fn a_call_that_a_new_policy_forbids_is_cut_in_the_kernel_too() {
 
 #[test]
 fn a_stranger_gets_no_answer_in_and_the_pump_still_judges_whom_the_call_talked_to() {
-    let Some(machine) = Machine::new() else { return };
-    if !has_fast_path(&machine) {
-        return;
-    }
-    let mut call = Call::new(&machine, V4.tun, V4);
-    let external = call.there_and_back();
-    std::thread::sleep(SETTLED);
-    call.there_and_back();
+    let Some(machine) = machine_with_fast_path() else { return };
+    let (mut call, external) = Call::in_kernel(&machine);
     machine.far_socket(machine::DEAD_V4, 20_000).send_to(b"stranger", external).unwrap();
     // RFC 4787 §5: another port of an address that was talked to may answer.
     machine.far_socket(MEDIA_V4, 20_001).send_to(b"other port", external).unwrap();
@@ -158,14 +140,8 @@ fn a_stranger_gets_no_answer_in_and_the_pump_still_judges_whom_the_call_talked_t
 
 #[test]
 fn what_the_kernel_does_not_take_goes_on_through_the_pump() {
-    let Some(machine) = Machine::new() else { return };
-    if !has_fast_path(&machine) {
-        return;
-    }
-    let mut call = Call::new(&machine, V4.tun, V4);
-    let external = call.there_and_back();
-    std::thread::sleep(SETTLED);
-    call.there_and_back();
+    let Some(machine) = machine_with_fast_path() else { return };
+    let (mut call, external) = Call::in_kernel(&machine);
     // IPv4 options (four times "no operation") are the pump's; so is what follows, until the kernel may go on.
     set_options(&call.app, &[1, 1, 1, 1]);
     assert_eq!(call.there_and_back(), external);
@@ -179,10 +155,7 @@ fn what_the_kernel_does_not_take_goes_on_through_the_pump() {
 
 #[test]
 fn ten_thousand_flows_and_more_than_the_kernel_takes() {
-    let Some(machine) = Machine::new() else { return };
-    if !has_fast_path(&machine) {
-        return;
-    }
+    let Some(machine) = machine_with_fast_path() else { return };
     let mut call = Call::new(&machine, V4.tun, V4);
     call.there_and_back();
     let app = UdpSocket::bind((V4.tun, 7000)).unwrap();
@@ -205,6 +178,15 @@ fn ten_thousand_flows_and_more_than_the_kernel_takes() {
 }
 
 impl Call {
+    /// A call that the kernel moves, and where the far end sees it come from.
+    fn in_kernel(machine: &Machine) -> (Self, SocketAddr) {
+        let mut call = Self::new(machine, V4.tun, V4);
+        let external = call.there_and_back();
+        std::thread::sleep(SETTLED);
+        call.there_and_back();
+        (call, external)
+    }
+
     fn new(machine: &Machine, source: IpAddr, family: Family) -> Self {
         let app = UdpSocket::bind((source, 0)).unwrap();
         marked::prepare(&app, PATIENCE);
@@ -237,12 +219,14 @@ impl Call {
     }
 }
 
-fn has_fast_path(machine: &Machine) -> bool {
-    let (_, on, why) = feature(machine);
+/// `None`, with the reason told, where there is none.
+fn machine_with_fast_path() -> Option<Machine> {
+    let machine = Machine::new()?;
+    let (_, on, why) = feature(&machine);
     if !on {
         machine::skip(&why);
     }
-    on
+    on.then_some(machine)
 }
 
 fn feature(machine: &Machine) -> dataplane::Feature {

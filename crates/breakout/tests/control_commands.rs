@@ -70,6 +70,7 @@ fn flows_are_shown_with_what_was_left_out() {
         "media",
         "192.168.1.20:40000",
         "ef",
+        "kernel",
         "340 ms",
         "1 (2.00 %) lost, jitter unknown",
         "and 5 more",
@@ -262,6 +263,7 @@ fn flow() -> Flow {
         in_packets: 50,
         in_bytes: 9600,
         idle_seconds: 0.34,
+        in_kernel: true,
         out_rtp: None,
         in_rtp: Some(Rtp {
             ssrc: 1,

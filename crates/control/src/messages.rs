@@ -164,6 +164,8 @@ pub struct Flow {
     pub in_packets: u64,
     pub in_bytes: u64,
     pub idle_seconds: f64,
+    /// Whether the kernel fast path has the flow; otherwise the pump moves its packets.
+    pub in_kernel: bool,
     /// RTP from the application; only of bypass flows.
     pub out_rtp: Option<Rtp>,
     /// RTP to the application.

@@ -180,11 +180,6 @@ impl FastPath {
         self.physical.retain(|index, _| interface::name(*index).is_ok());
     }
 
-    /// Leaves a physical interface, whose entries are to be removed first. Also for one that is gone: its index may be given out again.
-    pub fn detach(&mut self, interface: u32) {
-        self.physical.remove(&interface);
-    }
-
     /// Caches a flow; both directions are pending. The pump must not yet be done with packets that it knows of.
     pub fn install(&mut self, flow: &Flow) -> Result<EntryId, InstallError> {
         let rules = self.rules(flow)?;

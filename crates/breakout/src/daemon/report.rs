@@ -91,6 +91,7 @@ fn flow(report: FlowReport) -> Flow {
         in_packets: report.in_packets,
         in_bytes: report.in_bytes,
         idle_seconds: seconds(report.idle),
+        in_kernel: report.in_kernel,
         out_rtp: report.out_rtp.map(rtp),
         in_rtp: report.in_rtp.map(rtp),
     }

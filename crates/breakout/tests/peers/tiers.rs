@@ -35,19 +35,23 @@ struct Moved {
     pumped: usize,
     /// How often the voice thread was put on a processor meanwhile.
     woken: u64,
+    /// Who moves the call, as `flows` shows it at the end.
+    in_kernel: bool,
 }
 
 #[test]
 fn a_call_in_the_kernel_does_not_wake_the_daemon() {
     let Some(moved) = make_call(REQUIRE, |_, time| sleep(time)) else { return };
     // Timers ring, and a route may change by itself; a packet each way every 20 ms would be far more.
-    assert!(moved.pumped * 10 <= moved.sent && moved.woken * 10 <= moved.sent as u64, "{moved:?}");
+    assert!(moved.pumped * 50 <= moved.sent && moved.woken * 20 <= moved.sent as u64, "{moved:?}");
+    assert!(moved.in_kernel, "as `flows` shows it");
 }
 
 #[test]
 fn a_call_in_the_pump_looks_the_same() {
     let Some(moved) = make_call(OFF, |_, time| sleep(time)) else { return };
     assert!(moved.pumped * 2 >= moved.sent && moved.woken * 4 >= moved.sent as u64, "{moved:?}");
+    assert!(!moved.in_kernel, "as `flows` shows it");
 }
 
 #[test]
@@ -177,8 +181,12 @@ fn make_call(more: &str, meanwhile: impl Fn(&Scene, Duration) + Sync) -> Option<
             wake_ups(daemon) - before
         })
     });
-    let mappings = mappings(&scene.flows());
+    let flows = scene.flows();
+    let mappings = mappings(&flows);
     let pair = call.finish(seconds).pair;
+    let in_kernel = flows.iter().any(|flow| {
+        (flow.source, flow.destination) == (pair.local.endpoint, pair.remote.endpoint) && flow.in_kernel
+    });
 
     let sent: Vec<&Record> = wire.records.iter().filter(|r| is_sent(r)).collect();
     assert!(sent.len() as u64 >= time.as_secs() * 25, "only {} packets", sent.len());
@@ -190,7 +198,7 @@ fn make_call(more: &str, meanwhile: impl Fn(&Scene, Duration) + Sync) -> Option<
     assert_complete(sent.iter().copied());
     assert_complete(inside.records.iter().filter(|r| !r.outgoing && r.source == pair.remote.endpoint));
     let pumped = count(&inside, |r| r.outgoing && r.destination == pair.remote.endpoint);
-    Some(Moved { sent: sent.len(), pumped, woken })
+    Some(Moved { sent: sent.len(), pumped, woken, in_kernel })
 }
 
 /// Panics unless the RTP among these packets has every sequence number, in order.
