@@ -13,7 +13,7 @@ mod scenario;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use dataplane::engine::{Action, Answer, Engine, LINGER, Limits, MappingId, Refusal};
+use dataplane::engine::{Action, Answer, Engine, LINGER, Limits, MappingId, Note, Refusal};
 use dataplane::{DropReason, Underlay};
 use packet::{Checksum, Packet, PacketMut, Tos, build};
 use scenario::{
@@ -369,6 +369,31 @@ fn the_source_address_counts_as_present_wherever_it_lies() {
     let voice = bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun()));
     assert!(matches!(voice, Action::Bypass { mapping: used, .. } if used == mapping));
     assert_eq!(bench.send(udp(at(WIFI, 5009), at(MEDIA, 20_000), 0, &stun())), Action::Identity);
+}
+
+#[test]
+fn what_the_cache_did_not_take_is_offered_again_after_a_while_or_on_other_routes() {
+    let mut bench = Bench::new();
+    bench.engine.take_notes();
+    let voice = || udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun());
+    let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    let (tuple, note) = bench.engine.next_note().unwrap();
+    assert_eq!(note, Note::Sent);
+    assert!(bench.engine.cacheable(&tuple, bench.now).is_some());
+
+    let offered_after = |bench: &mut Bench, time: Duration| {
+        bench.now += time;
+        bench.send(voice());
+        bench.engine.next_note().is_some()
+    };
+    bench.engine.not_sent(mapping, at(MEDIA, 20_000), bench.now);
+    assert!(!offered_after(&mut bench, Duration::from_secs(9)));
+    assert!(offered_after(&mut bench, Duration::from_secs(1)));
+
+    bench.engine.not_cached(&tuple, bench.now);
+    assert!(!offered_after(&mut bench, Duration::from_millis(1)));
+    bench.engine.routes_changed(bench.now);
+    assert!(offered_after(&mut bench, Duration::from_millis(1)));
 }
 
 #[test]

@@ -18,8 +18,8 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dataplane::FlowReport;
-use machine::{Family, MEDIA_V4, Machine, V4, V6};
+use dataplane::{DropReason, FlowReport};
+use machine::{Family, MEDIA_V4, Machine, V4, V6, ip};
 use policy::{Config, Path, Snapshot};
 
 const STUN: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7];
@@ -105,6 +105,30 @@ fn nothing_is_lost_or_overtaken_while_flows_change_hands() {
     }
     let flow = flow(&machine, &call).unwrap();
     assert_eq!((flow.out_packets, flow.in_packets), (u64::from(call.sent), u64::from(call.sent)));
+}
+
+#[test]
+fn a_call_without_a_route_is_the_kernels_as_soon_as_there_is_one_again() {
+    let Some(machine) = machine_with_fast_path() else { return };
+    let (mut call, external) = Call::in_kernel(&machine);
+    ip("route del default");
+    machine.pump.routes_changed().unwrap();
+    let begun = Instant::now();
+    while machine.drops(DropReason::SendFailed) == 0 {
+        assert!(begun.elapsed() < PATIENCE, "the packet without a route is not counted");
+        call.app.send_to(&STUN, call.remote).unwrap();
+        std::thread::sleep(SETTLED);
+    }
+    assert!(!is_in_kernel(&machine, &call), "it stays out as long as nothing can be sent");
+
+    ip("route add default via 192.168.77.1");
+    machine.pump.routes_changed().unwrap();
+    let begun = Instant::now();
+    while !is_in_kernel(&machine, &call) {
+        assert!(begun.elapsed() < PATIENCE, "{}", feature(&machine).2);
+        assert_eq!(call.there_and_back(), external);
+        std::thread::sleep(SETTLED);
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::flow::Flow;
 use super::{Engine, FlowId, MappingId};
 use crate::rtp::RtpStream;
 
-/// After the fast path did not take a flow.
+/// After the fast path did not take a flow, unless routes change before.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// What became of a bypass flow that a cache of the flows has to know.
@@ -59,7 +59,15 @@ pub(super) struct CacheState {
     pub(super) cached: bool,
     noted_sent: bool,
     noted_received: bool,
-    not_before: Option<Instant>,
+    refused: Option<Instant>,
+}
+
+impl CacheState {
+    /// Whether the cache did not take the flow a moment ago, on the same routes.
+    fn is_refused(&self, routes_since: Option<Instant>, now: Instant) -> bool {
+        self.refused
+            .is_some_and(|time| now < time + TRY_AGAIN && routes_since.is_none_or(|since| time >= since))
+    }
 }
 
 /// The fast path's side of the engine: which flows it may move, and what it moved.
@@ -67,6 +75,11 @@ impl Engine {
     /// From now on notes are taken. Without a cache they would pile up.
     pub fn take_notes(&mut self) {
         self.noting = true;
+    }
+
+    /// What the cache did not take on the routes before is offered to it again.
+    pub fn routes_changed(&mut self, now: Instant) {
+        self.routes_since = Some(now);
     }
 
     /// The next flow that the cache has to forget ([`Note::Ended`]) or to learn anew ([`Note::Changed`]).
@@ -96,9 +109,10 @@ impl Engine {
     /// A live bypass flow as a cache may move it. `None` also for one that it did not take a moment ago.
     pub fn cacheable(&mut self, tuple: &FiveTuple, now: Instant) -> Option<Cacheable> {
         let flow = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id))?;
+        let refused = flow.cache.is_refused(self.routes_since, now);
         let (mapping, mark, life) = (flow.mapping, flow.mark, flow.life());
         let (begun, rtp) = (flow.begun, [flow.out_rtp, flow.in_rtp]);
-        if flow.path != Path::Bypass || flow.cache.not_before.is_some_and(|time| now < time) {
+        if flow.path != Path::Bypass || refused {
             return None;
         }
         let external = match mapping {
@@ -117,10 +131,10 @@ impl Engine {
         }
     }
 
-    /// The cache did not take the flow: it is noted again only after a while.
+    /// The cache did not take the flow: it is noted again only after a while, or when routes have changed.
     pub fn not_cached(&mut self, tuple: &FiveTuple, now: Instant) {
         if let Some(flow) = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id)) {
-            flow.cache.not_before = Some(now + TRY_AGAIN);
+            flow.cache.refused = Some(now);
         }
     }
 
@@ -146,7 +160,7 @@ impl Engine {
         }
         let Some(flow) = self.flows.get_mut(id) else { return };
         let state = &mut flow.cache;
-        if state.noted_sent || state.not_before.is_some_and(|time| now < time) {
+        if state.noted_sent || state.is_refused(self.routes_since, now) {
             return;
         }
         state.noted_sent = true;

@@ -53,6 +53,8 @@ pub struct Engine {
     cut: usize,
     counters: Arc<Counters>,
     noting: bool,
+    /// When the ways out were last found to have changed.
+    routes_since: Option<Instant>,
     notes: VecDeque<(FiveTuple, Note)>,
 }
 
@@ -118,6 +120,7 @@ impl Engine {
             cut: 0,
             counters,
             noting: false,
+            routes_since: None,
             notes: VecDeque::new(),
         }
     }

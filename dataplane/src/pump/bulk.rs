@@ -127,7 +127,7 @@ impl Bulk {
                     drop(tunnel);
                     let mut judge = self.core.engine.lock();
                     judge.engine.set_underlay(underlay, now);
-                    judge.routes_changed();
+                    judge.routes_changed(now);
                     judge.set_alarm(now);
                     drop(judge);
                     let _ = reply.send(());
@@ -136,7 +136,7 @@ impl Bulk {
                     self.hear_of_moved(now);
                     let _ = reply.send(());
                 }
-                Command::Routes => self.core.engine.lock().routes_changed(),
+                Command::Routes => self.core.engine.lock().routes_changed(now),
                 Command::Endpoint(endpoint, reply) => {
                     let _ = reply.send(self.move_to(endpoint));
                 }

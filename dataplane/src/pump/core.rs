@@ -85,7 +85,8 @@ impl Judge {
     }
 
     /// Flows go the way that the routes show now.
-    pub(super) fn routes_changed(&mut self) {
+    pub(super) fn routes_changed(&mut self, now: Instant) {
+        self.engine.routes_changed(now);
         if let Ok(fast) = &mut self.fast {
             fast.hand_all_back();
             fast.prepare(self.engine.underlay());
