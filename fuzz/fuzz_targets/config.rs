@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use libfuzzer_sys::fuzz_target;
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use packet::Dscp;
-use policy::{Config, Content, Facts, Snapshot};
+use policy::{Config, Content, Facts, Learned, Snapshot};
 
 fuzz_target!(|text: &str| {
     let (config, warnings) = match Config::parse(text, "fuzzed") {
@@ -25,6 +25,22 @@ fuzz_target!(|text: &str| {
         let facts = Facts::udp(to, Dscp::EF, Content::Rtp);
         assert!(snapshot.set_of(to.ip()).is_some());
         assert_eq!(snapshot.classify(&facts).path, snapshot.explain(&facts).path);
+    }
+
+    let address = "198.51.100.7".parse().expect("an address");
+    for (domain, set) in snapshot.domains() {
+        for name in [domain.to_owned(), format!("{}.", domain.to_uppercase())] {
+            assert_eq!(snapshot.set_for_name(&name), Some((domain, set)));
+        }
+        let below = snapshot.set_for_name(&format!("x.{domain}"));
+        assert!(below.is_some_and(|(longest, _)| longest.ends_with(domain)));
+
+        let learned = snapshot.with_learned(&[Learned { address, set: set.to_owned() }]);
+        let is_new = snapshot.set_of(address).is_none();
+        assert_eq!((learned.is_learned(address), learned.learned().len()), (is_new, usize::from(is_new)));
+        if is_new {
+            assert_eq!(learned.set_of(address), Some((set, address.into())));
+        }
     }
 });
 

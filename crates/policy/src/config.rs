@@ -1,7 +1,11 @@
+mod built_in;
 mod coverage;
 mod cross;
 mod dataplane;
+mod dns;
+mod domains;
 mod finding;
+mod genesys;
 mod interface;
 mod routes;
 mod rules;
@@ -9,16 +13,20 @@ mod section;
 mod sets;
 mod tunnel;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use ipnet::IpNet;
 use packet::OuterDscp;
 use toml::de::DeTable;
 
-use crate::{Path, genesys, rule::Rule};
+use crate::{Path, rule::Rule};
 use finding::Findings;
 pub use finding::{ConfigError, Finding, Warning};
 use section::Section;
+pub use sets::never_captured;
 
 /// A configuration file, checked.
 #[derive(Clone, Debug)]
@@ -50,6 +58,8 @@ pub struct Tunnel {
     pub endpoint: Endpoint,
     /// Seconds; 0 in the file is none.
     pub keepalive: Option<u16>,
+    /// The DNS servers behind the tunnel, at most 4, in the order in which they are asked.
+    pub dns: Vec<IpAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +130,8 @@ pub(crate) struct Set {
     pub(crate) name: String,
     /// Distinct, without host bits.
     pub(crate) prefixes: Vec<IpNet>,
+    /// Distinct, lowercase, without `*.`; of one set each.
+    pub(crate) domains: Vec<String>,
 }
 
 impl Config {
@@ -137,7 +149,8 @@ impl Config {
 
 fn read(text: &str, findings: &mut Findings) -> Option<Config> {
     let document = parse_toml(text, findings)?;
-    let known = ["interface", "tunnel", "control", "dataplane", "routes", "sets", "policy", "rules"];
+    let known =
+        ["interface", "tunnel", "control", "dataplane", "routes", "genesys", "sets", "policy", "rules"];
     let root = Section::new("the file", 0..0, &document, &known, findings);
 
     let interface = interface::read(&root, findings);
@@ -146,12 +159,17 @@ fn read(text: &str, findings: &mut Findings) -> Option<Config> {
     let routes = routes::read(&root, findings);
     let tunnel = tunnel::read(&root, findings);
     let mut sets = sets::read(&root, findings);
+    let regions = genesys::read(&root, findings);
     let own_rules = rules::read(&root, findings);
     let unmatched = rules::read_unmatched(&root, findings);
 
-    add_built_in_sets(&mut sets);
-    let rules = rules::resolve(own_rules.unwrap_or_else(built_in_rules), &sets, findings);
+    dns::check_names(&sets, own_rules.as_deref().unwrap_or_default(), findings);
+    let servers = tunnel.as_ref().map(|tunnel| tunnel.servers(&interface, findings)).unwrap_or_default();
+    genesys::add(regions, &mut sets);
+    built_in::add_sets(&mut sets, &servers);
+    let rules = rules::resolve(built_in::with_rules(own_rules, &servers), &sets, findings);
     cross::check(&interface, tunnel.as_ref(), &sets, &rules, findings);
+    domains::check(&sets, &rules, tunnel.as_ref(), findings);
     routes.check(&rules, unmatched, findings);
 
     Some(Config {
@@ -182,26 +200,4 @@ fn parse_toml<'t>(text: &'t str, findings: &mut Findings) -> Option<DeTable<'t>>
         );
     }
     None
-}
-
-/// A set of the user's own with the same name replaces the built-in one.
-fn add_built_in_sets(sets: &mut Vec<sets::ReadSet>) {
-    let built_in = read_built_in(genesys::SETS, sets::read);
-    sets.extend(
-        built_in.into_iter().filter(|set| !sets.iter().any(|own| own.name == set.name)).collect::<Vec<_>>(),
-    );
-    sets.sort_by(|a, b| a.name.cmp(&b.name));
-}
-
-fn built_in_rules() -> Vec<rules::ReadRule> {
-    read_built_in(genesys::RULES, |root, findings| rules::read(root, findings).unwrap_or_default())
-}
-
-fn read_built_in<T: Default>(text: &str, read: impl FnOnce(&Section<'_>, &mut Findings) -> T) -> T {
-    let mut findings = Findings::built_in(text);
-    let Some(document) = parse_toml(text, &mut findings) else { return T::default() };
-    let result =
-        read(&Section::new("built in", 0..0, &document, &["sets", "rules"], &mut findings), &mut findings);
-    debug_assert!(findings.finish().0.is_empty(), "the built-in sets and rules are valid");
-    result
 }

@@ -59,6 +59,9 @@ impl Trace for Vec<Step> {
     fn set(&mut self, snapshot: &Snapshot, facts: &Facts) {
         let address = facts.destination;
         let found = match snapshot.set_of(address) {
+            Some((set, _)) if snapshot.is_learned(address) => {
+                format!("{address} is in {set}: a name under its domains has this address")
+            }
             Some((set, prefix)) => format!("{address} is in {set} by {prefix}"),
             None => format!("{address} is in no set"),
         };

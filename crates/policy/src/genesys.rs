@@ -1,4 +1,11 @@
-//! The built-in Genesys sets and rules, written as a user would write them.
+//! The built-in Genesys sets and rules, written as a user would write them, and the regions.
+
+mod regions;
+
+pub use regions::{REGIONS, Region};
+
+/// The set that `[genesys] region` fills.
+pub const SIGNALING: &str = "genesys-signaling";
 
 /// Media: all commercial regions share these ranges; Genesys publishes no IPv6 ones and has no API that lists them.
 pub(crate) const SETS: &str = r#"

@@ -5,9 +5,11 @@
 
 mod capture;
 mod config;
+mod domain;
 mod explain;
 mod genesys;
 mod guard;
+mod learned;
 mod ports;
 mod prefix_table;
 mod rule;
@@ -17,10 +19,12 @@ mod webrtc;
 
 pub use config::{
     Config, ConfigError, Control, Dataplane, Endpoint, FastPathUse, Finding, Interface, PublicKey, Routes,
-    Tunnel, Warning,
+    Tunnel, Warning, never_captured,
 };
 pub use explain::{Explanation, Step};
+pub use genesys::{REGIONS, Region, SIGNALING};
 pub use guard::{Guarded, Traffic};
+pub use learned::{Learned, LearnedSet};
 pub use snapshot::{Captured, Facts, Fail, RuleView, SetView, Snapshot};
 pub use verdict::{Mark, Path, RuleId, Verdict};
 pub use webrtc::{Content, recognise};

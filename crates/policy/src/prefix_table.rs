@@ -1,5 +1,7 @@
 //! Longest-prefix match: all prefixes, flattened into disjoint ranges that are searched by bisection.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 
 /// Which prefix, and which set, a range of addresses belongs to.
@@ -10,12 +12,12 @@ pub(crate) struct Owner {
 }
 
 /// The ranges of one address family, and an index whose size follows their number: it cuts the space between the first
-/// and the last range into equal buckets, so that a search sees a few ranges only.
-#[derive(Debug)]
+/// and the last range into equal buckets, so that a search sees a few ranges only. A clone shares them.
+#[derive(Clone, Debug)]
 pub(crate) struct PrefixTable<A> {
-    ranges: Vec<Range<A>>,
+    ranges: Arc<[Range<A>]>,
     /// For each bucket the range that holds its first address; one more at the end.
-    buckets: Vec<u32>,
+    buckets: Arc<[u32]>,
     shift: u32,
 }
 
@@ -34,7 +36,7 @@ impl<A: Copy + Ord + Into<u128> + TryFrom<u128>> PrefixTable<A> {
             .filter_map(|(start, owner)| Some(Range { start: A::try_from(start).ok()?, owner }))
             .collect();
         let (buckets, shift) = index(&ranges);
-        Self { ranges, buckets, shift }
+        Self { ranges: ranges.into(), buckets: buckets.into(), shift }
     }
 
     pub(crate) fn lookup(&self, address: A) -> Option<Owner> {

@@ -84,7 +84,7 @@ impl Protocols {
     pub(crate) const NONE: Self = Self(0);
     pub(crate) const CLASSES: [Self; 4] = [Self::TCP, Self::UDP, Self::ICMP, Self::OTHER];
 
-    fn of(number: u8) -> Self {
+    pub(crate) fn of(number: u8) -> Self {
         match number {
             protocol::TCP => Self::TCP,
             protocol::UDP => Self::UDP,

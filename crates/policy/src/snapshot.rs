@@ -1,13 +1,18 @@
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use packet::{Dscp, Packet, Transport, protocol};
 use serde::Serialize;
 
 use crate::{
-    Config, Content, Guarded, Mark, Path, RuleId, Verdict,
+    Config, Content, Guarded, Learned, LearnedSet, Mark, Path, RuleId, Verdict,
     capture::aggregate,
+    domain,
     explain::Trace,
+    learned::LearnedTable,
     prefix_table::{Owner, PrefixTable},
     recognise,
     rule::Rule,
@@ -16,21 +21,28 @@ use crate::{
 /// A compiled policy: immutable, shared, and all that any enforcer asks.
 #[derive(Debug)]
 pub struct Snapshot {
-    sets: Vec<CompiledSet>,
+    sets: Arc<[CompiledSet]>,
     /// By [`Owner::prefix`].
-    prefixes: Vec<IpNet>,
+    prefixes: Arc<[IpNet]>,
     v4: PrefixTable<u32>,
     v6: PrefixTable<u128>,
-    rules: Vec<Rule>,
+    /// Each with the index of its set, by name.
+    domains: Arc<[(String, u32)]>,
+    rules: Arc<[Rule]>,
     unmatched: Path,
-    captured: Vec<Captured>,
+    captured: Arc<[Captured]>,
+    /// Of the configured prefixes, then of the learned addresses.
     guarded: Vec<Guarded>,
+    guarded_by_prefix: usize,
+    /// In none of `prefixes`.
+    learned: LearnedTable,
 }
 
 #[derive(Debug)]
 pub(crate) struct CompiledSet {
     pub(crate) name: String,
     prefixes: Vec<IpNet>,
+    domains: Vec<String>,
     /// The rules for this set, in their order.
     rules: Vec<u16>,
 }
@@ -68,6 +80,8 @@ pub struct Captured {
 pub struct SetView<'a> {
     pub name: &'a str,
     pub prefixes: &'a [IpNet],
+    /// Lowercase, without `*.`.
+    pub domains: &'a [String],
     /// Whether some rule is for it, so that it is routed into the TUN.
     pub captured: bool,
 }
@@ -98,6 +112,7 @@ impl Snapshot {
             .map(|(at, set)| CompiledSet {
                 name: set.name.clone(),
                 prefixes: set.prefixes.clone(),
+                domains: set.domains.clone(),
                 rules: (0..)
                     .zip(&policy.rules)
                     .filter(|(_, rule)| rule.to.contains(&at))
@@ -125,19 +140,50 @@ impl Snapshot {
             .flat_map(|set| set.prefixes.iter().map(move |prefix| (*prefix, fail(set))));
 
         let (v4, v6) = (PrefixTable::new(family(true)), PrefixTable::new(family(false)));
-        let guarded = (0..)
+        let guarded: Vec<Guarded> = (0..)
             .zip(&sets)
             .filter_map(|(at, set)| Guarded::of(at, set.rules_in(&policy.rules), policy.unmatched, &v4, &v6))
             .collect();
+        let mut domains: Vec<(String, u32)> = (0..)
+            .zip(&sets)
+            .filter(|(_, set)| set.learns())
+            .flat_map(|(at, set)| set.domains.iter().map(move |domain| (domain.clone(), at)))
+            .collect();
+        domains.sort();
         Self {
             prefixes: owned.iter().map(|(net, _)| *net).collect(),
             v4,
             v6,
-            captured: aggregate(captured),
+            domains: domains.into(),
+            captured: aggregate(captured).into(),
+            guarded_by_prefix: guarded.len(),
             guarded,
-            rules: policy.rules.clone(),
+            learned: LearnedTable::default(),
+            rules: policy.rules.clone().into(),
             unmatched: policy.unmatched,
-            sets,
+            sets: sets.into(),
+        }
+    }
+
+    /// This policy with these addresses in their sets, in place of those learned before. Left out is an address that a
+    /// configured prefix holds, which says already what becomes of it, and one whose set has no domains or no rules. Of two
+    /// sets with the same address, the first keeps it.
+    pub fn with_learned(&self, learned: &[Learned]) -> Self {
+        let free = learned.iter().filter(|learned| self.owner(learned.address).is_none());
+        let (learned, guarded) = LearnedTable::compile(free, &self.sets, &self.rules);
+        let by_prefix = self.guarded.iter().take(self.guarded_by_prefix).cloned();
+        Self {
+            sets: self.sets.clone(),
+            prefixes: self.prefixes.clone(),
+            v4: self.v4.clone(),
+            v6: self.v6.clone(),
+            domains: self.domains.clone(),
+            rules: self.rules.clone(),
+            unmatched: self.unmatched,
+            captured: self.captured.clone(),
+            guarded: by_prefix.chain(guarded).collect(),
+            guarded_by_prefix: self.guarded_by_prefix,
+            learned,
         }
     }
 
@@ -151,22 +197,58 @@ impl Snapshot {
         self.rules.get(usize::from(rule.0)).map_or(UNMATCHED, |rule| &rule.name)
     }
 
-    /// The set that holds an address, by longest prefix.
+    /// The set that holds an address, by longest prefix; the address itself is the prefix where it was learned.
     pub fn set_of(&self, address: IpAddr) -> Option<(&str, IpNet)> {
-        let owner = self.owner(address)?;
-        let prefix = self.prefixes.get(owner.prefix as usize)?;
-        Some((&self.sets.get(owner.set as usize)?.name, *prefix))
+        let (set, prefix) = match self.owner(address) {
+            Some(owner) => (owner.set, *self.prefixes.get(owner.prefix as usize)?),
+            None => (self.learned.set(address)?, IpNet::from(address)),
+        };
+        Some((&self.sets.get(set as usize)?.name, prefix))
     }
 
-    /// All that is routed into the TUN, aggregated, no prefix inside another of the same kind. The longest prefix that
-    /// holds an address says how it fails.
+    /// Whether an address is in its set because a name has it.
+    pub fn is_learned(&self, address: IpAddr) -> bool {
+        self.learned.set(address).is_some()
+    }
+
+    /// All configured prefixes that are routed into the TUN, aggregated, none inside another of the same kind. The longest
+    /// prefix that holds an address says how it fails.
     pub fn captured(&self) -> &[Captured] {
         &self.captured
     }
 
-    /// What of the sets that fail closed belongs into the tunnel, a set each.
+    /// What besides [`Snapshot::captured`] is routed into the TUN, by address and port; all of it fails closed.
+    pub fn learned(&self) -> &[LearnedSet] {
+        self.learned.sets()
+    }
+
+    /// Whether packets like this are routed into the TUN.
+    pub fn is_routed(&self, facts: &Facts) -> bool {
+        let Facts { destination, protocol, port, .. } = *facts;
+        self.captured.iter().any(|captured| captured.prefix.contains(&destination))
+            || self.learned().iter().any(|set| set.takes(destination, protocol, port))
+    }
+
+    /// What of the sets that fail closed belongs into the tunnel: for each set the addresses of its prefixes, and apart from
+    /// them those learned.
     pub fn guarded(&self) -> &[Guarded] {
         &self.guarded
+    }
+
+    /// The domains that are asked for through the tunnel, each with its set, by name. One stands for itself and every name
+    /// below it.
+    pub fn domains(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.domains.iter().filter_map(|(domain, set)| Some((domain.as_str(), self.set_name(*set)?)))
+    }
+
+    /// The longest domain that covers a name, and its set. Any case will do, and a dot at the end.
+    pub fn set_for_name(&self, name: &str) -> Option<(&str, &str)> {
+        let name = domain::normal(name);
+        let at = domain::upward(&name).find_map(|above| {
+            self.domains.binary_search_by_key(&above, |(domain, _)| domain.as_str()).ok()
+        })?;
+        let (domain, set) = self.domains.get(at)?;
+        Some((domain, self.set_name(*set)?))
     }
 
     /// All sets, by name.
@@ -174,6 +256,7 @@ impl Snapshot {
         self.sets.iter().map(|set| SetView {
             name: &set.name,
             prefixes: &set.prefixes,
+            domains: &set.domains,
             captured: !set.rules.is_empty(),
         })
     }
@@ -201,7 +284,11 @@ impl Snapshot {
 
     pub(crate) fn walk(&self, facts: &Facts, trace: &mut impl Trace) -> Verdict {
         trace.set(self, facts);
-        let set = self.owner(facts.destination).and_then(|owner| self.sets.get(owner.set as usize));
+        let set = match self.owner(facts.destination) {
+            Some(owner) => Some(owner.set),
+            None => self.learned.set(facts.destination),
+        };
+        let set = set.and_then(|set| self.sets.get(set as usize));
         for &id in set.map_or(&[][..], |set| &set.rules) {
             let Some(rule) = self.rules.get(usize::from(id)) else { continue };
             let result = rule.check(facts);
@@ -220,13 +307,22 @@ impl Snapshot {
             IpAddr::V6(address) => self.v6.lookup(address.to_bits()),
         }
     }
+
+    fn set_name(&self, set: u32) -> Option<&str> {
+        Some(&self.sets.get(set as usize)?.name)
+    }
 }
 
 /// What [`Snapshot::rule_name`] and `explain` call the policy's last word; no rule may have this name.
 pub(crate) const UNMATCHED: &str = "unmatched";
 
 impl CompiledSet {
-    fn rules_in<'a>(&self, rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> + Clone {
+    /// Whether addresses of its names are routed into the TUN.
+    pub(crate) fn learns(&self) -> bool {
+        !self.domains.is_empty() && !self.rules.is_empty()
+    }
+
+    pub(crate) fn rules_in<'a>(&self, rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> + Clone {
         self.rules.iter().filter_map(|id| rules.get(usize::from(*id)))
     }
 }

@@ -3,9 +3,11 @@
 
 mod reference;
 
-use policy::{Config, Fail, Mark, Snapshot};
+use std::net::IpAddr;
+
+use policy::{Config, Facts, Fail, Guarded, Learned, Mark, Path, Snapshot};
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
-use reference::{Judgement, Policy, generate};
+use reference::{Judgement, Policy, generate, learn};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, max_global_rejects: 20_000, failure_persistence: None, ..Default::default() })]
@@ -41,22 +43,85 @@ proptest! {
             prop_assert_eq!(fails, policy.fails_direct(facts.destination));
         }
     }
+
+    #[test]
+    fn a_learned_address_is_as_good_as_a_configured_one(choices in proptest::collection::vec(any::<u16>(), 400..900)) {
+        let (policy, facts, learned) = with_learned(&choices);
+        let Ok((config, _)) = Config::parse(&policy.to_toml(), "generated") else {
+            return Err(TestCaseError::reject("not a valid policy"));
+        };
+        let before = Snapshot::compile(&config);
+        // What was learned before must leave nothing.
+        let snapshot = before.with_learned(&learned[..learned.len() / 2]).with_learned(&learned);
+        let written = policy.with_learned(&learned);
+        let (config, _) = Config::parse(&written.to_toml(), "written")
+            .map_err(|error| TestCaseError::fail(format!("{error:#} in\n{}", written.to_toml())))?;
+        let configured = Snapshot::compile(&config);
+
+        prop_assert_eq!(snapshot.captured(), before.captured());
+        let aimed = learned.iter().zip(&facts).map(|(learned, facts)| Facts { destination: learned.address, ..*facts });
+        for facts in facts.iter().copied().chain(aimed) {
+            let judged = |snapshot: &Snapshot| {
+                let verdict = snapshot.classify(&facts);
+                let explained = snapshot.explain(&facts);
+                let set = snapshot.set_of(facts.destination).map(|(set, net)| (set.to_owned(), net));
+                (verdict.path, snapshot.rule_name(verdict.rule).to_owned(), verdict.mark, explained.rule, set)
+            };
+            prop_assert_eq!(judged(&snapshot), judged(&configured), "{:?} in\n{}", facts, written.to_toml());
+
+            let is_new = before.set_of(facts.destination).is_none() && snapshot.set_of(facts.destination).is_some();
+            prop_assert_eq!(snapshot.is_learned(facts.destination), is_new);
+            let rules = written.rules.iter().filter(|rule| rule.to.iter().any(|set| {
+                written.set_of(facts.destination).is_some_and(|(at, _)| at == *set)
+            }));
+            let taken = rules.filter(|rule| rule.takes(facts.protocol, facts.port)).map(|rule| rule.path);
+            let taken: Vec<_> = taken.collect();
+            if is_new {
+                prop_assert_eq!(snapshot.is_routed(&facts), !taken.is_empty());
+                let is_tunnelled = taken.contains(&Path::Tunnel);
+                prop_assert_eq!(is_guarded(snapshot.guarded(), &facts), is_tunnelled);
+            } else {
+                prop_assert_eq!(snapshot.is_routed(&facts), before.is_routed(&facts));
+                prop_assert_eq!(is_guarded(snapshot.guarded(), &facts), is_guarded(before.guarded(), &facts));
+            }
+        }
+    }
 }
 
-/// The property above rejects what is no valid configuration: that must leave enough.
+fn is_guarded(guarded: &[Guarded], facts: &Facts) -> bool {
+    guarded.iter().any(|guarded| {
+        let is_its = match facts.destination {
+            IpAddr::V4(address) => guarded.v4.iter().any(|range| range.contains(&address)),
+            IpAddr::V6(address) => guarded.v6.iter().any(|range| range.contains(&address)),
+        };
+        is_its && guarded.traffic.holds(facts.protocol, facts.port)
+    })
+}
+
+/// The properties above reject what is no valid configuration, and say little where nothing is learned: enough must be left.
 #[test]
-fn generated_policies_are_mostly_valid() {
+fn generated_policies_are_mostly_valid_and_often_learn() {
     let mut runner = TestRunner::deterministic();
     let strategy = proptest::collection::vec(any::<u16>(), 400..900);
-    let is_valid = |_: &usize| {
-        let choices = strategy.new_tree(&mut runner).unwrap().current();
-        Config::parse(&from_choices(&choices).0.to_toml(), "generated").is_ok()
-    };
-    let valid = (0..200).filter(is_valid).count();
-    assert!(valid > 60, "{valid} of 200 generated policies are valid");
+    let (mut valid, mut learning) = (0, 0);
+    for _ in 0..200 {
+        let (policy, _, learned) = with_learned(&strategy.new_tree(&mut runner).unwrap().current());
+        let Ok((config, _)) = Config::parse(&policy.to_toml(), "generated") else { continue };
+        valid += 1;
+        learning += usize::from(!Snapshot::compile(&config).with_learned(&learned).learned().is_empty());
+    }
+    assert!(valid > 60 && learning > 30, "of 200 generated policies {valid} are valid and {learning} learn");
 }
 
-fn from_choices(choices: &[u16]) -> (Policy, Vec<policy::Facts>) {
+fn from_choices(choices: &[u16]) -> (Policy, Vec<Facts>) {
     let mut choices = choices.iter();
     generate(|n| choices.next().map_or(0, |choice| usize::from(*choice) % n))
+}
+
+fn with_learned(choices: &[u16]) -> (Policy, Vec<Facts>, Vec<Learned>) {
+    let mut choices = choices.iter();
+    let mut choose = |n| choices.next().map_or(0, |choice| usize::from(*choice) % n);
+    let (mut policy, facts) = generate(&mut choose);
+    let learned = learn(&mut policy, choose);
+    (policy, facts, learned)
 }

@@ -146,3 +146,69 @@ fn own_rules_replace_the_built_in_ones_and_only_their_sets_are_captured() {
     assert_eq!(snapshot.classify(&media).path, Path::Tunnel);
     assert_eq!(snapshot.rule_name(snapshot.classify(&media).rule), "unmatched");
 }
+
+const NAMES: &str = r#"
+[interface]
+address = ["10.99.0.1/32"]
+[tunnel]
+private_key_file = "agent.key"
+peer_public_key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+endpoint = "vpn.example.com:51820"
+dns = ["10.99.0.53"]
+"#;
+
+fn with_names(extra: &str) -> Snapshot {
+    let (config, warnings) = Config::parse(&format!("{NAMES}{extra}"), "breakout.toml").unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    Snapshot::compile(&config)
+}
+
+#[test]
+fn a_region_fills_the_signaling_set() {
+    let snapshot = with_names("[genesys]\nregion = \"eu-central-1\"");
+    let domains: Vec<_> = snapshot.domains().collect();
+    let signaling = "genesys-signaling";
+    assert_eq!(domains, [("euc1.pure.cloud", signaling), ("mypurecloud.de", signaling)]);
+    assert_eq!(snapshot.set_for_name("streaming.mypurecloud.de"), Some(("mypurecloud.de", signaling)));
+    assert_eq!(snapshot.set_for_name("streaming.usw2.pure.cloud"), None);
+
+    let count = |region: &str| with_names(&format!("[genesys]\nregion = {region}")).domains().count();
+    assert_eq!(count("[\"us-west-2\", \"us-east-1\", \"us-west-2\"]"), 2);
+    let all = policy::REGIONS.iter().map(|region| region.domains.len()).sum::<usize>();
+    assert_eq!((count("\"all\""), count("[\"all\", \"us-west-2\"]")), (all, all));
+}
+
+#[test]
+fn a_region_adds_to_an_own_signaling_set_what_it_lacks() {
+    let snapshot = with_names(
+        "[genesys]\nregion = [\"us-west-2\", \"us-east-1\"]\n\
+         [sets.genesys-signaling]\ncidrs = [\"203.0.113.0/24\"]\ndomains = [\"*.pure.cloud\"]",
+    );
+    let set = snapshot.sets().find(|set| set.name == "genesys-signaling").unwrap();
+    assert_eq!(
+        (set.prefixes.len(), set.domains),
+        (1, ["pure.cloud", "mypurecloud.com"].map(str::to_owned).as_slice())
+    );
+}
+
+#[test]
+fn the_tunnels_dns_servers_are_asked_through_it_by_the_first_rule() {
+    let snapshot = with_names("[genesys]\nregion = \"us-west-2\"");
+    for (protocol, to, rule) in [
+        (17, "10.99.0.53:53", "tunnel-dns"),
+        (6, "10.99.0.53:53", "tunnel-dns"),
+        (6, "10.99.0.53:853", "unmatched"),
+        (17, "10.99.0.54:53", "unmatched"),
+    ] {
+        let facts = facts(protocol, to, Dscp::DEFAULT, Content::Other);
+        assert_eq!(snapshot.rule_name(snapshot.classify(&facts).rule), rule, "{to}");
+    }
+    let server = Captured { prefix: "10.99.0.53/32".parse().unwrap(), fail: Fail::Closed };
+    assert!(snapshot.captured().contains(&server));
+    assert_eq!(snapshot.rules().next().unwrap().name, "tunnel-dns");
+    assert!(
+        snapshot.explain(&facts(6, "10.99.0.53:53", Dscp::DEFAULT, Content::Other)).steps[0]
+            .found
+            .ends_with("is in tunnel-dns by 10.99.0.53/32")
+    );
+}

@@ -103,10 +103,26 @@ fn errors() {
         case(6, "endpoint = \"300.1.1.1:51820\"", "neither an address nor a host name", "vpn.example.com"),
         case(6, "endpoint = \"203.0.113.5:51820\"", "endpoint 203.0.113.5 lies inside 203.0.113.0/24", "outside of all sets"),
         case(6, "endpoint = \"h:1\"\nkeepalive = -1", "`keepalive` is -1", "from 0 to 65535").at(7),
+        case(6, "endpoint = \"h:1\"\ndns = []", "`dns` is empty", "list at least one").at(7),
+        case(6, "endpoint = \"h:1\"\ndns = \"10.99.0.53:53\"", "`10.99.0.53:53` is no address", "the port is always 53").at(7),
+        case(6, "endpoint = \"h:1\"\ndns = \"dns.example\"", "`dns.example` is no address", "\"10.99.0.53\"").at(7),
+        case(6, "endpoint = \"h:1\"\ndns = [\"10.99.0.2\", \"10.99.0.3\", \"10.99.0.4\", \"10.99.0.5\", \"10.99.0.6\"]", "there are 5 DNS servers", "at most 4").at(7),
+        case(6, "endpoint = \"h:1\"\ndns = \"127.0.0.53\"", "127.0.0.53 cannot be a DNS server: it overlaps loopback", "behind the tunnel").at(7),
+        case(6, "endpoint = \"h:1\"\ndns = \"::\"", "it overlaps the unspecified address", "behind the tunnel").at(7),
+        case(6, "endpoint = \"h:1\"\ndns = \"224.0.0.251\"", "it overlaps multicast", "behind the tunnel").at(7),
+        case(6, "endpoint = \"h:1\"\ndns = \"10.99.0.1\"", "the DNS server 10.99.0.1 is the interface's own address", "behind the tunnel").at(7),
+        case(6, "endpoint = \"198.18.0.2:51820\"\ndns = \"198.18.0.2\"", "the DNS server 198.18.0.2 is the gateway's endpoint", "inside the tunnel").at(7),
+        case(6, "endpoint = \"h:1\"\ndns = \"203.0.113.53\"\n[sets.third]\ncidrs = [\"203.0.113.53/32\"]", "203.0.113.53/32 is in tunnel-dns and in third", "one set").at(7),
+        case(6, "endpoint = \"VPN.x.example:1\"\n[sets.third]\ndomains = [\"x.example\"]", "the gateway's name vpn.x.example lies under x.example (third)", "narrower domains"),
+        case(7, "[genesys]\n[sets.genesys-signaling]", "`region` is missing from [genesys]", "add `region = "),
+        case(7, "[genesys]\nregions = \"all\"\n[sets.genesys-signaling]", "unknown key `regions` in [genesys]", "did you mean `region`?").at(8),
+        case(7, "[genesys]\nregion = \"us-west-3\"\n[sets.genesys-signaling]", "there is no region `us-west-3`", "did you mean `us-west-2`? It can be `ap-northeast-1`, ").at(8),
+        case(7, "[genesys]\nregion = [\"all\", \"mars\"]\n[sets.genesys-signaling]", "there is no region `mars`", "`us-west-2` or `all`").at(8),
+        case(7, "[genesys]\nregion = \"all\"\n[sets.genesys-signaling]", "genesys-signaling has domains, and the tunnel no DNS server", "add `dns = ").at(8),
         case(8, "cidrs = []", "`cidrs` is empty", "list at least one"),
         case(8, "cidrs = [\"203.0.113.1/24\"]", "203.0.113.1/24 has host bits set", "write 203.0.113.0/24"),
         case(8, "cidrs = [\"203.0.113.1\"]", "has no prefix length", "write 203.0.113.1/32"),
-        case(8, "cidrs = [\"api.mypurecloud.de\"]", "is no prefix", "addresses, not names"),
+        case(8, "cidrs = [\"api.mypurecloud.de\"]", "is no prefix", "names go into `domains`"),
         case(8, "cidrs = [\"0.0.0.0/0\"]", "is the whole internet", "must stay out"),
         case(8, "cidrs = [\"::/0\"]", "is the whole internet", "must stay out"),
         case(8, "cidrs = [\"2000::/3\"]", "is the whole internet", "must stay out"),
@@ -119,12 +135,28 @@ fn errors() {
         case(8, "cidrs = [\"198.51.100.0/24\"]", "198.51.100.0/24 is in other and in genesys-signaling", "one set").at(10),
         case(8, "cidrs = [\"52.129.96.0/20\"]", "is in genesys-signaling and in genesys-media", "one set"),
         case(8, "names = []", "unknown key `names` in [sets.genesys-signaling]", "`cidrs`"),
-        case(8, "", "`cidrs` is missing", "cidrs = ").at(7),
+        case(8, "", "[sets.genesys-signaling] has neither `cidrs` nor `domains`", "add `cidrs = ").at(7),
+        case(8, "domains = []", "`domains` is empty", "list at least one"),
+        case(8, "domains = [\"com\"]", "anyone can have a name under `com`", "must stay out"),
+        case(8, "domains = [\"*.co.uk\"]", "anyone can have a name under `*.co.uk`", "must stay out"),
+        case(8, "domains = [\"COM.au.\"]", "anyone can have a name under `COM.au.`", "must stay out"),
+        case(8, "domains = [\"203.0.113.5\"]", "`203.0.113.5` is no name", "write 203.0.113.5/32 under `cidrs`"),
+        case(8, "domains = [\"2001:db8::1/32\"]", "is no name", "write 2001:db8::/32 under `cidrs`"),
+        case(8, "domains = [\"https://api.mypurecloud.de\"]", "is no domain", "all names below it"),
+        case(8, "domains = [\"api.*.de\"]", "`api.*.de` is no domain", "all names below it"),
+        case(8, "domains = [\"*\"]", "`*` is no domain", "all names below it"),
+        case(8, "domains = [\"a..de\"]", "`a..de` is no domain", "all names below it"),
+        case(8, "domains = [\"b\u{fc}ro.example\"]", "is no domain", "xn--"),
+        case(8, "domains = 7", "`domains` is a number", "must be text in quotes"),
+        case(8, "domains = [\"*.mypurecloud.de\"]", "genesys-signaling has domains, and the tunnel no DNS server", "add `dns = "),
         case(9, "[sets.\"a b\"]", "a set cannot be called `a b`", "letters, digits"),
         case(10, "cidrs = [\"198.51.100.0/24\"]\n[sets.wide]\ncidrs = [\"192.0.2.0/24\"]\n[sets.halves]\ncidrs = [\"192.0.2.0/25\", \"192.0.2.128/25\"]", "wide can never match", "take wide out").at(11),
+        case(9, "[sets.tunnel-dns]", "no set can be called `tunnel-dns`", "another name"),
+        case(10, "domains = [\"x.example\"]\n[sets.third]\ndomains = [\"*.X.example.\"]", "x.example is in other and in third", "one set").at(12),
         case(11, "[policy]\nunmatched = \"bypass\"\n[[rules]]", "`unmatched` is `bypass`", "`reject` or `tunnel`").at(12),
         case(12, "", "`name` is missing from [[rules]]", "add `name").at(11),
         case(12, "name = \"unmatched\"", "no rule can be called `unmatched`", "another name"),
+        case(12, "name = \"tunnel-dns\"", "no rule can be called `tunnel-dns`", "another name"),
         case(12, "name = \"a\\nb\"", "a rule cannot be called", "letters, digits"),
         case(12, "name = \"first\"\nport = 4", "unknown key `port` in rule `first`", "did you mean `ports`?").at(13),
         case(13, "to = \"genesys-medai\"", "there is no set `genesys-medai`", "did you mean `genesys-media`?"),
@@ -148,6 +180,7 @@ fn errors() {
         case(15, "path = \"tunnel\"\n[[rules]]\nname = \"first\"\nto = \"other\"\npath = \"tunnel\"", "two rules are called `first`", "its own name").at(17),
         case(15, "path = \"tunnel\"\n[[rules]]\nname = \"second\"\nto = \"other\"\nprotocol = \"udp\"\nports = [443]\npath = \"tunnel\"", "rule `second` can never match: `first` before it", "move this rule up").at(17),
         case(15, "path = \"tunnel\"\n[[rules]]\nname = \"second\"\nto = \"other\"\nprotocol = [\"tcp\", \"udp\"]\npath = \"bypass\"", "bypass is for UDP alone, this rule is for tcp, udp", "a rule of its own").at(20),
+        case(15, "path = \"tunnel\"\n[[rules]]\nname = \"second\"\nto = \"third\"\nprotocol = \"udp\"\npath = \"bypass\"\n[sets.third]\ndomains = [\"x.example\"]", "rule `second` lets third break out, which has domains", "never by name").at(17),
         case(15, "path = ", "not valid TOML", "correct the syntax"),
     ];
     for case in &cases {
@@ -195,6 +228,41 @@ fn warnings() {
             "belongs to genesys-media",
         ),
         case(13, "to = \"genesys-signaling\"", "no rule is for other", "name it in a rule's `to`").at(9),
+        case(
+            6,
+            "endpoint = \"h:1\"\ndns = [\"10.99.0.53\", \"10.99.0.53\"]",
+            "10.99.0.53 is listed twice",
+            "one of them",
+        )
+        .at(7),
+        case(
+            6,
+            "endpoint = \"h:1\"\ndns = \"203.0.113.53\"",
+            "203.0.113.53/32 (tunnel-dns) lies inside 203.0.113.0/24 (genesys-signaling)",
+            "belongs to tunnel-dns",
+        )
+        .at(7),
+        case(
+            6,
+            "endpoint = \"h:1\"\ndns = \"10.99.0.53\"\n[sets.third]\ndomains = [\"x.example\", \"*.X.example\"]",
+            "x.example is in third twice",
+            "one of them",
+        )
+        .at(9),
+        case(
+            6,
+            "endpoint = \"h:1\"\ndns = \"10.99.0.53\"\n[sets.third]\ndomains = [\"a.b.x.example\", \"x.example\"]",
+            "a.b.x.example lies under x.example, which third has too",
+            "leave a.b.x.example out",
+        )
+        .at(9),
+        case(
+            6,
+            "endpoint = \"h:1\"\ndns = \"10.99.0.53\"\n[genesys]\nregion = \"us-west-2\"\n[sets.third]\ndomains = [\"x.example\"]",
+            "no rule is for third: nothing of it is captured",
+            "name it in a rule's `to`",
+        )
+        .at(10),
     ];
     for case in &cases {
         let (_, warnings) = parse(case).unwrap_or_else(|error| panic!("`{}`: {error:#}", case.text));
@@ -212,6 +280,38 @@ fn a_tunnelled_family_without_an_address_is_a_warning() {
     );
     assert!(warning.help.contains("fd00::1/128"));
     assert_eq!(warning.line, Some(10));
+}
+
+#[test]
+fn a_dns_server_of_a_family_without_an_address_cannot_be_reached() {
+    let text =
+        VALID.join("\n").replace(", \"fd99::1/128\"", "").replace("[sets.g", "dns = \"fd99::53\"\n[sets.g");
+    let error = Config::parse(&text, "breakout.toml").unwrap_err();
+    let [finding] = error.findings() else { panic!("{error:#}") };
+    assert_eq!(
+        finding.message,
+        "the DNS server fd99::53 cannot be reached: the interface has no IPv6 address"
+    );
+    assert!(finding.help.contains("fd00::1/128"));
+    assert_eq!(finding.line, Some(7));
+}
+
+#[test]
+fn the_dns_servers_break_out_by_no_rule() {
+    let text = VALID
+        .join("\n")
+        .replace("[sets.g", "dns = \"10.99.0.53\"\n[sets.g")
+        .replace("\"other\"]", "\"other\", \"tunnel-dns\"]")
+        .replace("path = \"tunnel\"", "path = \"bypass\"");
+    let error = Config::parse(&text, "breakout.toml").unwrap_err();
+    let [finding] = error.findings() else { panic!("{error:#}") };
+    assert!(
+        finding
+            .message
+            .contains("rule `first` lets tunnel-dns break out, which holds the tunnel's DNS servers")
+    );
+    assert!(finding.help.contains("take it out of `to`"));
+    assert_eq!(finding.line, Some(13));
 }
 
 #[test]

@@ -118,7 +118,11 @@ fn check_hidden_sets(prefixes: &[Prefix], sets: &[ReadSet], findings: &mut Findi
         .flat_map(|(one, other)| [one.set, other.set])
         .collect();
     for (at, set) in sets.iter().enumerate() {
-        if set.prefixes.is_empty() || holding.contains(&(at as u32)) || identical.contains(&at) {
+        if set.prefixes.is_empty()
+            || !set.domains.is_empty()
+            || holding.contains(&(at as u32))
+            || identical.contains(&at)
+        {
             continue;
         }
         let message = format!("{} can never match: longer prefixes of other sets cover all of it", set.name);
@@ -153,7 +157,7 @@ fn check_reachable(rules: &[ReadRule], findings: &mut Findings) {
 fn check_unused_sets(named: &HashSet<usize>, sets: &[ReadSet], findings: &mut Findings) {
     for (at, set) in sets.iter().enumerate() {
         if set.place.is_some() && !named.contains(&at) {
-            let message = format!("no rule is for {}: its addresses are not captured", set.name);
+            let message = format!("no rule is for {}: nothing of it is captured", set.name);
             findings.warn(set.place.clone(), message, "name it in a rule's `to`, or take it out");
         }
     }

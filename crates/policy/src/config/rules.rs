@@ -105,7 +105,9 @@ pub(super) fn resolve(rules: Vec<ReadRule>, sets: &[ReadSet], findings: &mut Fin
                     let help = match nearest(name, &names) {
                         Some(other) => format!("rename `[sets.{other}]` to `[sets.{name}]`"),
                         None => {
-                            format!("add `[sets.{name}]` with its `cidrs`, or write [[rules]] of your own")
+                            format!(
+                                "add `[sets.{name}]` with its `cidrs` or `domains`, or `[genesys]` with your `region`"
+                            )
                         }
                     };
                     findings.error(None, message, help);

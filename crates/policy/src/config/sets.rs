@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    Set,
+    Set, domains,
     finding::{Findings, Span},
     section::{Section, check_name, wrong_type},
 };
@@ -18,11 +18,17 @@ pub(super) struct ReadSet {
     pub(super) name: String,
     pub(super) place: Option<Span>,
     pub(super) prefixes: Vec<(IpNet, Option<Span>)>,
+    /// As they are stored.
+    pub(super) domains: Vec<(String, Option<Span>)>,
 }
 
 impl ReadSet {
     pub(super) fn into_set(self) -> Set {
-        Set { name: self.name, prefixes: self.prefixes.into_iter().map(|(net, _)| net).collect() }
+        Set {
+            name: self.name,
+            prefixes: self.prefixes.into_iter().map(|(net, _)| net).collect(),
+            domains: self.domains.into_iter().map(|(domain, _)| domain).collect(),
+        }
     }
 }
 
@@ -33,15 +39,19 @@ pub(super) fn read(root: &Section<'_>, findings: &mut Findings) -> Vec<ReadSet> 
 
 fn read_set(name: &str, at: Span, value: &Spanned<DeValue<'_>>, findings: &mut Findings) -> ReadSet {
     check_name("a set", name, at.clone(), findings);
-    let mut set = ReadSet { name: name.to_owned(), place: findings.place(at.clone()), prefixes: Vec::new() };
+    let place = findings.place(at.clone());
+    let mut set = ReadSet { name: name.to_owned(), place, ..ReadSet::default() };
     let DeValue::Table(table) = value.get_ref() else {
-        wrong_type(name, "a table with `cidrs`", value.get_ref(), value.span(), findings);
+        wrong_type(name, "a table with `cidrs` or `domains`", value.get_ref(), value.span(), findings);
         return set;
     };
-    let section = Section::new(format!("[sets.{name}]"), at, table, &["cidrs"], findings);
-    if !section.has("cidrs") {
-        section.missing("cidrs", "cidrs = [\"203.0.113.0/24\"]", findings);
+    let section = Section::new(format!("[sets.{name}]"), at, table, &["cidrs", "domains"], findings);
+    if !section.has("cidrs") && !section.has("domains") {
+        let message = format!("[sets.{name}] has neither `cidrs` nor `domains`");
+        let help = "add `cidrs = [\"203.0.113.0/24\"]` or `domains = [\"mypurecloud.com\"]`";
+        findings.error(section.span.clone(), message, help);
     }
+    set.domains = domains::read(&section, name, findings);
     let mut seen: HashMap<IpNet, Span> = HashMap::new();
     for text in section.strings("cidrs", findings).unwrap_or_default() {
         let Some(prefix) = read_prefix(&text, findings) else { continue };
@@ -85,15 +95,15 @@ fn not_a_prefix(written: &str) -> (String, String) {
     match written.parse::<IpAddr>() {
         Ok(address) => (format!("`{shown}` has no prefix length"), format!("write {}", IpNet::from(address))),
         Err(_) => {
-            let help =
-                "write it like \"203.0.113.0/24\" or \"2001:db8::/32\"; sets hold addresses, not names";
+            let help = "write it like \"203.0.113.0/24\" or \"2001:db8::/32\"; names go into `domains`";
             (format!("`{shown}` is no prefix"), help.to_owned())
         }
     }
 }
 
-/// Why a prefix is refused: everything, or something that never leaves the machine or the link.
-fn never_captured(prefix: &IpNet) -> Option<String> {
+/// Why no set can hold a prefix, as in "it overlaps loopback, 127.0.0.0/8": it is everything, or what never leaves the
+/// machine or the link.
+pub fn never_captured(prefix: &IpNet) -> Option<String> {
     let everything = match prefix {
         IpNet::V4(_) => prefix.prefix_len() == 0,
         IpNet::V6(net) => net.contains(&GLOBAL_UNICAST),

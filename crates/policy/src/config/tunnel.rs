@@ -8,17 +8,32 @@ use toml::Spanned;
 
 use super::{
     Endpoint, PublicKey, Tunnel,
+    dns::{self, Server},
     finding::{Findings, Span},
+    interface::ReadInterface,
     section::Section,
 };
 
 pub(super) struct ReadTunnel {
     pub(super) tunnel: Tunnel,
     pub(super) endpoint_span: Span,
+    /// `None` where `dns` was left out.
+    pub(super) dns: Option<Vec<Server>>,
 }
 
-const KEYS: [&str; 5] =
-    ["private_key_file", "peer_public_key", "preshared_key_file", "endpoint", "keepalive"];
+impl ReadTunnel {
+    /// The DNS servers that can be reached through it.
+    pub(super) fn servers(&self, interface: &ReadInterface, findings: &mut Findings) -> Vec<Server> {
+        let servers = self.dns.iter().flatten();
+        servers
+            .filter(|server| dns::is_reachable(server, interface, &self.tunnel.endpoint, findings))
+            .cloned()
+            .collect()
+    }
+}
+
+const KEYS: [&str; 6] =
+    ["private_key_file", "peer_public_key", "preshared_key_file", "endpoint", "keepalive", "dns"];
 const ENDPOINT_EXAMPLE: &str =
     "write it like \"198.18.0.2:51820\", \"[2001:db8::2]:51820\" or \"vpn.example.com:51820\"";
 
@@ -37,6 +52,7 @@ pub(super) fn read(root: &Section<'_>, findings: &mut Findings) -> Option<ReadTu
     let endpoint = section.required_string("endpoint", "endpoint = \"198.18.0.2:51820\"", findings);
     let preshared_key_file = section.string("preshared_key_file", findings);
     let keepalive = section.integer("keepalive", 0, findings).map(Spanned::into_inner);
+    let dns = dns::read(&section, findings);
 
     let private_key_file = private_key_file.and_then(|file| file_name("private_key_file", &file, findings));
     let preshared_key_file =
@@ -51,8 +67,9 @@ pub(super) fn read(root: &Section<'_>, findings: &mut Findings) -> Option<ReadTu
         preshared_key_file,
         endpoint,
         keepalive: keepalive.filter(|seconds| *seconds > 0),
+        dns: dns.iter().flatten().map(|(server, _)| *server).collect(),
     };
-    Some(ReadTunnel { tunnel, endpoint_span })
+    Some(ReadTunnel { tunnel, endpoint_span, dns })
 }
 
 fn file_name(key: &str, file: &Spanned<&str>, findings: &mut Findings) -> Option<PathBuf> {
@@ -121,7 +138,7 @@ fn check_address(address: SocketAddr) -> Result<Endpoint, String> {
 }
 
 /// RFC 1123 §2.1: labels of 1–63 letters, digits and hyphens, 253 in all; a last label of digits alone would be an address.
-fn is_host_name(host: &str) -> bool {
+pub(super) fn is_host_name(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())

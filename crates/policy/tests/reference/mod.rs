@@ -6,7 +6,7 @@ use std::{fmt::Write, net::IpAddr, ops::RangeInclusive};
 
 use ipnet::IpNet;
 use packet::Dscp;
-use policy::{Content, Facts, Path};
+use policy::{Content, Facts, Learned, Path};
 
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
@@ -19,6 +19,7 @@ pub struct Policy {
 pub struct Set {
     pub name: String,
     pub prefixes: Vec<IpNet>,
+    pub domains: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -80,6 +81,19 @@ impl Policy {
         Some(self.rules.iter().any(|rule| rule.to.contains(&set) && rule.path == Path::Bypass))
     }
 
+    /// This policy with learned addresses written as prefixes, where no prefix holds them; the first of two sets keeps one.
+    pub fn with_learned(&self, learned: &[Learned]) -> Self {
+        let mut policy = self.clone();
+        for Learned { address, set } in learned {
+            if policy.set_of(*address).is_none()
+                && let Some(set) = policy.sets.iter_mut().find(|other| other.name == *set)
+            {
+                set.prefixes.push(IpNet::from(*address));
+            }
+        }
+        policy
+    }
+
     /// The policy as a configuration file.
     pub fn to_toml(&self) -> String {
         let mut text = String::from(
@@ -87,11 +101,17 @@ impl Policy {
              [tunnel]\nprivate_key_file = \"agent.key\"\npeer_public_key = \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\"\n\
              endpoint = \"198.51.100.1:51820\"\n",
         );
+        if self.sets.iter().any(|set| !set.domains.is_empty()) {
+            text.push_str("dns = \"192.0.2.53\"\n");
+        }
         let unmatched = if self.tunnel_unmatched { "tunnel" } else { "reject" };
         let _ = writeln!(text, "[policy]\nunmatched = \"{unmatched}\"");
         for set in &self.sets {
             let prefixes: Vec<String> = set.prefixes.iter().map(ToString::to_string).collect();
             let _ = writeln!(text, "[sets.{}]\ncidrs = {prefixes:?}", set.name);
+            if !set.domains.is_empty() {
+                let _ = writeln!(text, "domains = {:?}", set.domains);
+            }
         }
         for rule in &self.rules {
             let to: Vec<&str> = rule.to.iter().map(|set| self.sets[*set].name.as_str()).collect();
@@ -115,22 +135,27 @@ impl Policy {
 }
 
 impl Rule {
-    fn matches(&self, facts: &Facts) -> bool {
-        let protocol = self.protocols.iter().any(|name| match *name {
-            "tcp" => facts.protocol == 6,
-            "udp" => facts.protocol == 17,
-            "icmp" => facts.protocol == 1 || facts.protocol == 58,
+    /// Whether it is for traffic of this kind, whatever its marks and contents.
+    pub fn takes(&self, protocol: u8, port: Option<u16>) -> bool {
+        let is_its = self.protocols.iter().any(|name| match *name {
+            "tcp" => protocol == 6,
+            "udp" => protocol == 17,
+            "icmp" => protocol == 1 || protocol == 58,
             _ => true,
         });
-        let port = self.ports.is_empty()
-            || facts.port.is_some_and(|port| self.ports.iter().any(|range| range.contains(&port)));
+        is_its
+            && (self.ports.is_empty()
+                || port.is_some_and(|port| self.ports.iter().any(|range| range.contains(&port))))
+    }
+
+    fn matches(&self, facts: &Facts) -> bool {
         let is_ef = facts.dscp.value() == 46;
         let when = match self.when {
             "ef" => is_ef,
             "ef-or-webrtc" => is_ef || facts.content != Content::Other,
             _ => true,
         };
-        protocol && port && when
+        self.takes(facts.protocol, facts.port) && when
     }
 }
 
@@ -148,9 +173,26 @@ pub fn generate(mut choose: impl FnMut(usize) -> usize) -> (Policy, Vec<Facts>) 
     (policy, facts)
 }
 
+/// Gives a domain to each set that some rule is for and none lets break out, and makes up addresses of names under them.
+pub fn learn(policy: &mut Policy, mut choose: impl FnMut(usize) -> usize) -> Vec<Learned> {
+    let (rules, sets) = (&policy.rules, &mut policy.sets);
+    let mut learning = Vec::new();
+    for (at, set) in sets.iter_mut().enumerate() {
+        let mut paths = rules.iter().filter(|rule| rule.to.contains(&at)).map(|rule| rule.path).peekable();
+        if paths.peek().is_some() && paths.all(|path| path != Path::Bypass) {
+            set.domains = vec![format!("{}.example", set.name)];
+            learning.push(set.name.clone());
+        }
+    }
+    let count = if learning.is_empty() { 0 } else { choose(12) };
+    let one =
+        |_| Learned { set: learning[choose(learning.len())].clone(), address: generate_address(&mut choose) };
+    (0..count).map(one).collect()
+}
+
 fn generate_set(at: usize, choose: &mut impl FnMut(usize) -> usize) -> Set {
     let prefixes = (0..1 + choose(8)).map(|_| generate_prefix(choose)).collect();
-    Set { name: format!("set{at}"), prefixes }
+    Set { name: format!("set{at}"), prefixes, domains: Vec::new() }
 }
 
 fn generate_prefix(choose: &mut impl FnMut(usize) -> usize) -> IpNet {

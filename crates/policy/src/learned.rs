@@ -1,0 +1,261 @@
+//! Addresses that names were found to have: part of the policy while they live, and of no configuration.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+use crate::{Guarded, Traffic, rule::Rule, snapshot::CompiledSet};
+
+/// An address that some name under a set's domains was found to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Learned {
+    pub address: IpAddr,
+    /// The set's name.
+    pub set: String,
+}
+
+/// The learned addresses of a set, and what of the traffic to them is routed into the TUN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LearnedSet {
+    pub set: String,
+    /// Ascending, distinct; in no configured prefix.
+    pub addresses: Vec<IpAddr>,
+    /// What any rule for the set takes, whatever its path: the rest of the traffic to these addresses is a stranger's.
+    pub traffic: Traffic,
+}
+
+/// The learned addresses of all sets.
+#[derive(Debug, Default)]
+pub(crate) struct LearnedTable {
+    /// Each address with the index of its set, ascending.
+    owners: Vec<(IpAddr, u32)>,
+    sets: Vec<LearnedSet>,
+}
+
+impl LearnedTable {
+    /// Leaves out what is of no set that learns; of two sets with the same address, the first keeps it. With the table comes
+    /// what of the traffic belongs into the tunnel.
+    pub(crate) fn compile<'a>(
+        learned: impl Iterator<Item = &'a Learned>,
+        sets: &[CompiledSet],
+        rules: &[Rule],
+    ) -> (Self, Vec<Guarded>) {
+        let learning: HashMap<&str, u32> = (0..)
+            .zip(sets)
+            .filter(|(_, set)| set.learns())
+            .map(|(at, set)| (set.name.as_str(), at))
+            .collect();
+        let mut owners: Vec<(IpAddr, u32)> = learned
+            .filter_map(|learned| Some((learned.address, *learning.get(learned.set.as_str())?)))
+            .collect();
+        owners.sort_by_key(|(address, _)| *address);
+        owners.dedup_by_key(|(address, _)| *address);
+
+        let mut by_set: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        for (address, set) in &owners {
+            by_set.entry(*set).or_default().push(*address);
+        }
+        let mut table = Self { owners, sets: Vec::with_capacity(by_set.len()) };
+        let mut guarded = Vec::with_capacity(by_set.len());
+        for (at, addresses) in by_set {
+            let Some(set) = sets.get(at as usize) else { continue };
+            let of_set = set.rules_in(rules);
+            guarded.extend(Guarded::of_learned(&addresses, of_set.clone()));
+            table.sets.push(LearnedSet { set: set.name.clone(), addresses, traffic: Traffic::of(of_set) });
+        }
+        (table, guarded)
+    }
+
+    /// The index of the set that an address was learned for.
+    pub(crate) fn set(&self, address: IpAddr) -> Option<u32> {
+        let at = self.owners.binary_search_by_key(&address, |(address, _)| *address).ok()?;
+        self.owners.get(at).map(|(_, set)| *set)
+    }
+
+    pub(crate) fn sets(&self) -> &[LearnedSet] {
+        &self.sets
+    }
+}
+
+impl LearnedSet {
+    /// Whether traffic of this kind to this address is routed into the TUN; `port` is `None` where there is none.
+    pub fn takes(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
+        self.addresses.binary_search(&address).is_ok() && self.traffic.holds(protocol, port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use packet::{Dscp, protocol};
+
+    use super::*;
+    use crate::{Config, Content, Facts, Path, Snapshot};
+
+    const CONFIG: &str = r#"
+[interface]
+address = ["10.99.0.1/32", "fd99::1"]
+[tunnel]
+private_key_file = "agent.key"
+peer_public_key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+endpoint = "198.18.0.2:51820"
+dns = ["10.99.0.53"]
+[sets.genesys-signaling]
+cidrs = ["203.0.113.0/25"]
+domains = ["*.mypurecloud.com"]
+[sets.phones]
+domains = ["phones.mypurecloud.com"]
+"#;
+
+    fn snapshot(more: &str) -> Snapshot {
+        let (config, warnings) = Config::parse(&format!("{CONFIG}{more}"), "test").unwrap();
+        assert!(warnings.iter().all(|warning| warning.message.contains("phones")), "{warnings:?}");
+        Snapshot::compile(&config)
+    }
+
+    fn learned(address: &str, set: &str) -> Learned {
+        Learned { address: address.parse().unwrap(), set: set.to_owned() }
+    }
+
+    fn tcp(to: &str) -> Facts {
+        Facts::tcp(to.parse::<SocketAddr>().unwrap())
+    }
+
+    #[test]
+    fn a_learned_address_is_judged_by_its_sets_rules() {
+        let base = snapshot("");
+        assert_eq!(base.classify(&tcp("198.51.100.7:443")).path, Path::Reject);
+        let snapshot = base.with_learned(&[
+            learned("198.51.100.7", "genesys-signaling"),
+            learned("2001:db8::7", "genesys-signaling"),
+            learned("198.51.100.6", "genesys-signaling"),
+        ]);
+        for to in ["198.51.100.7:443", "198.51.100.6:443", "[2001:db8::7]:443"] {
+            let facts = tcp(to);
+            assert_eq!(snapshot.rule_name(snapshot.classify(&facts).rule), "signaling", "{to}");
+            assert!(snapshot.is_routed(&facts) && snapshot.is_learned(facts.destination), "{to}");
+            assert_eq!(
+                snapshot.set_of(facts.destination),
+                Some(("genesys-signaling", facts.destination.into()))
+            );
+        }
+        assert!(!snapshot.is_routed(&tcp("198.51.100.7:22")), "a stranger's port");
+        assert!(!snapshot.is_routed(&tcp("198.51.100.8:443")));
+        assert_eq!(snapshot.captured(), base.captured());
+
+        let explained = snapshot.explain(&tcp("198.51.100.7:443"));
+        assert_eq!(explained.rule, "signaling");
+        assert_eq!(
+            explained.steps[0].found,
+            "198.51.100.7 is in genesys-signaling: a name under its domains has this address"
+        );
+        assert!(snapshot.with_learned(&[]).learned().is_empty());
+    }
+
+    #[test]
+    fn each_set_has_its_addresses_and_its_rules_traffic() {
+        let snapshot = snapshot("").with_learned(&[
+            learned("198.51.100.7", "genesys-signaling"),
+            learned("198.51.100.6", "genesys-signaling"),
+            learned("198.51.100.7", "genesys-signaling"),
+        ]);
+        let [set] = snapshot.learned() else { panic!("{:?}", snapshot.learned()) };
+        assert_eq!(set.set, "genesys-signaling");
+        assert_eq!(set.addresses, ["198.51.100.6", "198.51.100.7"].map(|a| a.parse::<IpAddr>().unwrap()));
+        let ports = vec![80..=80, 443..=443, 5060..=5061, 8061..=8061];
+        let traffic = Traffic { tcp: ports.clone(), udp: ports, icmp: false, other: false };
+        assert_eq!(set.traffic, traffic);
+        assert!(traffic.holds(protocol::TCP, Some(443)) && !traffic.holds(protocol::TCP, Some(444)));
+        assert!(!traffic.holds(protocol::ICMP, None) && !traffic.holds(protocol::UDP, None));
+
+        let guarded = snapshot.guarded().last().unwrap();
+        assert_eq!(guarded.v4, vec!["198.51.100.6".parse().unwrap()..="198.51.100.7".parse().unwrap()]);
+        assert_eq!(guarded.traffic, traffic);
+    }
+
+    #[test]
+    fn what_a_prefix_holds_or_no_set_learns_is_left_out() {
+        let snapshot = snapshot("").with_learned(&[
+            learned("52.129.96.9", "genesys-signaling"),
+            learned("203.0.113.9", "genesys-signaling"),
+            learned("10.99.0.53", "genesys-signaling"),
+            learned("198.51.100.7", "genesys-media"),
+            learned("198.51.100.7", "phones"),
+            learned("198.51.100.7", "nonsense"),
+        ]);
+        assert!(snapshot.learned().is_empty(), "{:?}", snapshot.learned());
+        let voice = Facts::udp("52.129.96.9:20000".parse().unwrap(), Dscp::EF, Content::Rtp);
+        assert_eq!(snapshot.classify(&voice).path, Path::Bypass);
+        assert_eq!(snapshot.guarded().len(), 2, "signaling's prefix and the tunnel's DNS server");
+    }
+
+    #[test]
+    fn of_two_sets_the_first_keeps_an_address() {
+        let rules = "[[rules]]\nname = \"web\"\nto = \"genesys-signaling\"\nprotocol = \"tcp\"\nports = [443]\npath = \"tunnel\"\n\
+             [[rules]]\nname = \"ping\"\nto = \"phones\"\nprotocol = \"icmp\"\npath = \"reject\"\n";
+        let [phones, web] = [learned("198.51.100.7", "phones"), learned("198.51.100.7", "genesys-signaling")];
+        let snapshot = snapshot(rules).with_learned(&[phones, web]);
+        let [set] = snapshot.learned() else { panic!("{:?}", snapshot.learned()) };
+        assert_eq!(
+            (set.set.as_str(), &set.traffic),
+            ("phones", &Traffic { icmp: true, ..Default::default() })
+        );
+        assert!(set.takes(set.addresses[0], protocol::ICMP, None));
+        assert!(
+            snapshot.guarded().iter().all(|guarded| !guarded.traffic.icmp),
+            "nothing of it is for the tunnel"
+        );
+    }
+
+    #[test]
+    fn other_ports_of_a_learned_address_are_a_strangers_whatever_matches_no_rule() {
+        let snapshot = snapshot("[policy]\nunmatched = \"tunnel\"\n")
+            .with_learned(&[learned("198.51.100.7", "genesys-signaling")]);
+        let [configured, .., learned] = snapshot.guarded() else { panic!("{:?}", snapshot.guarded()) };
+        assert!(configured.traffic.holds(protocol::TCP, Some(22)));
+        assert!(
+            !learned.traffic.holds(protocol::TCP, Some(22))
+                && learned.traffic.holds(protocol::TCP, Some(443))
+        );
+        assert_eq!(learned.traffic, snapshot.learned()[0].traffic);
+    }
+
+    #[test]
+    fn the_longest_domain_decides_a_names_set() {
+        let rules =
+            "[[rules]]\nname = \"all\"\nto = [\"genesys-signaling\", \"phones\"]\npath = \"tunnel\"\n";
+        let snapshot = snapshot(rules);
+        let (signaling, phones) =
+            (Some(("mypurecloud.com", "genesys-signaling")), Some(("phones.mypurecloud.com", "phones")));
+        for (name, expected) in [
+            ("mypurecloud.com", signaling),
+            ("API.MyPureCloud.com.", signaling),
+            ("phones.mypurecloud.com", phones),
+            ("a.b.phones.mypurecloud.com", phones),
+            ("telephones.mypurecloud.com", signaling),
+            ("notmypurecloud.com", None),
+            ("mypurecloud.com.example", None),
+            ("com", None),
+            ("", None),
+            (".", None),
+        ] {
+            assert_eq!(snapshot.set_for_name(name), expected, "{name}");
+        }
+        let domains: Vec<_> = snapshot.domains().collect();
+        assert_eq!(domains, [signaling.unwrap(), phones.unwrap()]);
+    }
+
+    #[test]
+    fn domains_of_a_set_that_no_rule_is_for_are_not_asked() {
+        let snapshot = snapshot("");
+        assert_eq!(snapshot.domains().collect::<Vec<_>>(), [("mypurecloud.com", "genesys-signaling")]);
+        assert_eq!(
+            snapshot.set_for_name("phones.mypurecloud.com"),
+            Some(("mypurecloud.com", "genesys-signaling"))
+        );
+        let phones = snapshot.sets().find(|set| set.name == "phones").unwrap();
+        assert_eq!((phones.domains, phones.captured), (&["phones.mypurecloud.com".to_owned()][..], false));
+    }
+}
