@@ -13,6 +13,19 @@ use crate::{exit::Exit, failure::Failure, key_file};
 /// Larger than any sensible configuration.
 const MAX_LENGTH: u64 = 16 * 1024 * 1024;
 
+/// The sets and rules that are built in. Genesys publishes no list of signaling addresses, so that documentation's own
+/// range (RFC 5737) stands for them. The rest is never used.
+const BUILT_IN: &str = r#"
+[interface]
+address = ["192.0.2.1/32"]
+[tunnel]
+private_key_file = "none"
+peer_public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
+endpoint = "192.0.2.2:51820"
+[sets.genesys-signaling]
+cidrs = ["203.0.113.0/24"]
+"#;
+
 /// A file that has been parsed, checked and compiled.
 pub struct Policy {
     pub config: Config,
@@ -27,9 +40,17 @@ pub struct Keys {
 }
 
 pub fn read_policy(path: &Path) -> Result<Policy, Failure> {
-    let text = read_text(path)?;
-    let (config, warnings) = Config::parse(&text, &path.display().to_string())
-        .map_err(|error| Failure::diagnostic(Exit::Usage, error))?;
+    parse(&read_text(path)?, &path.display().to_string())
+}
+
+pub fn built_in_policy() -> Result<Policy, Failure> {
+    parse(BUILT_IN, "built in")
+}
+
+/// Parses, checks and compiles a configuration's text; `name` is the file's in messages.
+pub fn parse(text: &str, name: &str) -> Result<Policy, Failure> {
+    let (config, warnings) =
+        Config::parse(text, name).map_err(|error| Failure::diagnostic(Exit::Usage, error))?;
     let snapshot = Snapshot::compile(&config);
     Ok(Policy { config, snapshot, warnings })
 }

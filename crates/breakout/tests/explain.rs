@@ -104,6 +104,27 @@ fn people_see_the_steps_and_which_policy_it_was() {
 }
 
 #[test]
+fn what_only_a_running_daemon_knows_is_said() {
+    let place = Place::new();
+    place.write_key("agent.key");
+    let text = common::config("")
+        .replace("[sets", "dns = [\"10.99.0.53\"]\n[genesys]\nregion = \"us-west-2\"\n[sets");
+    place.write("agent.toml", &text);
+    verify(
+        &place,
+        Some("agent.toml"),
+        &[
+            case("--proto udp --dst 10.99.0.53:53 --src 10.99.0.1:40000", "tunnel", "tunnel-dns", "cs0"),
+            case("--proto tcp --dst 198.51.100.7:443", "direct", "none", "cs0"),
+            case("--proto tcp --dst 203.0.113.7:443", "tunnel", "signaling", "cs0"),
+        ],
+    );
+    let shown = |to| place.run(&["explain", "--config", "agent.toml", "--proto", "tcp", "--dst", to]).stdout;
+    assert!(shown("198.51.100.7:443").contains("unless a name under usw2.pure.cloud has this address"));
+    assert!(!shown("203.0.113.7:443").contains("unless a name"));
+}
+
+#[test]
 fn questions_that_make_no_sense() {
     let place = Place::new();
     for (arguments, found) in [

@@ -19,6 +19,25 @@ fn a_good_configuration_is_said_to_be_good() {
 }
 
 #[test]
+fn the_names_that_are_asked_for_are_shown() {
+    let place = Place::new();
+    place.write_key("agent.key");
+    let text = config("")
+        .replace("[sets", "dns = [\"10.99.0.53\", \"10.99.0.54\"]\n[sets")
+        .replace("cidrs", "domains = [\"*.MyPureCloud.de\", \"pure.cloud\"]\ncidrs");
+    place.write("agent.toml", &text);
+    let outcome = place.run(&["check", "agent.toml"]);
+    outcome.assert(0, "");
+    assert_eq!(
+        outcome.stdout,
+        "agent.toml can be used\nnames asked for through the tunnel, at 10.99.0.53, 10.99.0.54:\n  mypurecloud.de  genesys-signaling\n  pure.cloud      genesys-signaling\n"
+    );
+    let json = place.run(&["check", "--json", "agent.toml"]).json();
+    assert_eq!(json["dns"], serde_json::json!(["10.99.0.53", "10.99.0.54"]));
+    assert_eq!(json["domains"][1], serde_json::json!({"domain": "pure.cloud", "set": "genesys-signaling"}));
+}
+
+#[test]
 fn what_is_wrong_is_shown_with_its_place_and_remedy() {
     let good = config("");
     for (text, found) in [
@@ -134,6 +153,7 @@ fn help_and_mistakes_on_the_command_line() {
         "keygen",
         "gateway",
         "import",
+        "regions",
         "panic-off",
     ] {
         let help = place.run(&[command, "--help"]);

@@ -1,12 +1,16 @@
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use miette::{Diagnostic, JSONReportHandler};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::format::columns;
 use crate::{
-    configuration,
+    configuration::{self, Policy},
     exit::{self, Exit},
     failure::Failure,
     output,
@@ -15,12 +19,13 @@ use crate::{
 /// Say whether a configuration can be used
 ///
 /// Looks for syntax, unknown keys, sets that are empty or overlap, rules that can never match, and the key files:
-/// all that `up` would refuse, each with its line, what was found, and the remedy. Changes nothing.
+/// all that `up` would refuse, each with its line, what was found, and the remedy. Says which names would be asked for
+/// through the tunnel. Changes nothing.
 #[derive(Args, Debug)]
 #[command(after_help = exit::HELP)]
 pub struct Check {
     file: PathBuf,
-    /// Print one JSON object: valid, then errors and warnings as miette renders them
+    /// Print one JSON object: valid, then errors and warnings as miette renders them, then dns and domains
     #[arg(long)]
     json: bool,
 }
@@ -30,6 +35,21 @@ struct Checked {
     valid: bool,
     errors: Vec<Value>,
     warnings: Vec<Value>,
+    #[serde(flatten)]
+    names: Names,
+}
+
+/// The names that are asked for through the tunnel, and where.
+#[derive(Default, Serialize)]
+struct Names {
+    dns: Vec<IpAddr>,
+    domains: Vec<Domain>,
+}
+
+#[derive(Serialize)]
+struct Domain {
+    domain: String,
+    set: String,
 }
 
 impl Check {
@@ -41,8 +61,9 @@ impl Check {
         if self.json {
             output::json(&Checked {
                 valid: outcome.is_ok(),
-                errors: outcome.err().iter().map(|failure| rendered(&*failure.report)).collect(),
+                errors: outcome.as_ref().err().iter().map(|failure| rendered(&*failure.report)).collect(),
                 warnings: warnings.iter().map(|warning| rendered(warning)).collect(),
+                names: outcome.unwrap_or_default(),
             })?;
             return Ok(exit);
         }
@@ -50,20 +71,41 @@ impl Check {
             eprintln!("{:?}", miette::Report::new(warning));
         }
         match outcome {
-            Ok(()) => output::text(&format!("{} can be used\n", self.file.display()))?,
+            Ok(names) => output::text(&format!("{} can be used\n{}", self.file.display(), names.lines()))?,
             Err(failure) => eprintln!("{:?}", failure.report),
         }
         Ok(exit)
     }
 }
 
-fn check(file: &Path) -> (Vec<policy::Warning>, Result<(), Failure>) {
+fn check(file: &Path) -> (Vec<policy::Warning>, Result<Names, Failure>) {
     match configuration::read_policy(file) {
         Ok(policy) => {
-            let keys = configuration::read_keys(&policy.config, file).map(drop);
-            (policy.warnings, keys)
+            let names = configuration::read_keys(&policy.config, file).map(|_| Names::of(&policy));
+            (policy.warnings, names)
         }
         Err(failure) => (Vec::new(), Err(failure)),
+    }
+}
+
+impl Names {
+    fn of(Policy { config, snapshot, .. }: &Policy) -> Self {
+        let domain = |(domain, set): (&str, &str)| Domain { domain: domain.to_owned(), set: set.to_owned() };
+        Self { dns: config.tunnel.dns.clone(), domains: snapshot.domains().map(domain).collect() }
+    }
+
+    /// Nothing where there are none.
+    fn lines(&self) -> String {
+        if self.domains.is_empty() {
+            return String::new();
+        }
+        let servers: Vec<String> = self.dns.iter().map(IpAddr::to_string).collect();
+        let rows: Vec<Vec<String>> = self
+            .domains
+            .iter()
+            .map(|Domain { domain, set }| vec![format!("  {domain}"), set.clone()])
+            .collect();
+        format!("names asked for through the tunnel, at {}:\n{}", servers.join(", "), columns(&rows))
     }
 }
 

@@ -16,19 +16,6 @@ use crate::{
     output,
 };
 
-/// The sets and rules that are built in. Genesys publishes no list of signaling addresses, so that documentation's own
-/// range (RFC 5737) stands for them. The rest is never used.
-const BUILT_IN: &str = r#"
-[interface]
-address = ["192.0.2.1/32"]
-[tunnel]
-private_key_file = "none"
-peer_public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
-endpoint = "192.0.2.2:51820"
-[sets.genesys-signaling]
-cidrs = ["203.0.113.0/24"]
-"#;
-
 /// Say which way a packet would go, and why
 ///
 /// Walks the policy as the pump would for a flow's first packet, and prints each step, the rule that decided, and the
@@ -144,13 +131,10 @@ impl Explain {
     }
 
     fn policy(&self) -> Result<(Config, Snapshot), Failure> {
-        if let Some(file) = &self.config {
-            let Policy { config, snapshot, .. } = configuration::read_policy(file)?;
-            return Ok((config, snapshot));
-        }
-        let (config, _) =
-            Config::parse(BUILT_IN, "built in").map_err(|error| Failure::diagnostic(Exit::Usage, error))?;
-        let snapshot = Snapshot::compile(&config);
+        let Policy { config, snapshot, .. } = match &self.config {
+            Some(file) => configuration::read_policy(file)?,
+            None => configuration::built_in_policy()?,
+        };
         Ok((config, snapshot))
     }
 
@@ -160,12 +144,13 @@ impl Explain {
         let is_own = |source: Place| config.interface.address.iter().any(|own| own.addr() == source.address);
         let judged_source = self.src.filter(|_| self.config.is_some());
 
-        if !snapshot.captured().iter().any(|captured| captured.prefix.contains(&facts.destination)) {
+        if !snapshot.is_routed(facts) {
             let found = format!(
                 "no set that a rule names holds {}: it is not routed into the TUN",
                 facts.destination
             );
             let mut steps = vec![Step { check: "set".to_owned(), found, decided: true }];
+            steps.extend(perhaps_learned(snapshot));
             let mut path = "direct";
             if let Some(source) = judged_source.filter(|source| is_own(*source)) {
                 path = Path::Reject.name();
@@ -213,6 +198,17 @@ impl Explain {
         let Explained { path, rule, mark, policy, .. } = explained;
         lines + &format!("path    {path}\nrule    {rule}\nmark    {mark}\npolicy  {policy}\n")
     }
+}
+
+/// What no file tells: which addresses the names have.
+fn perhaps_learned(snapshot: &Snapshot) -> Option<Step> {
+    let domains: Vec<&str> = snapshot.domains().map(|(domain, _)| domain).collect();
+    let (first, others) = domains.split_first()?;
+    let more = if others.is_empty() { String::new() } else { format!(" or {} more domains", others.len()) };
+    let found = format!(
+        "unless a name under {first}{more} has this address: a running daemon captures those, on the ports of the set's rules"
+    );
+    Some(Step { check: "domains".to_owned(), found, decided: false })
 }
 
 /// The source has the last word.

@@ -12,6 +12,7 @@ mod import;
 mod keygen;
 mod lab;
 mod panic_off;
+mod regions;
 mod reload;
 mod state;
 mod status;
@@ -48,6 +49,7 @@ enum Command {
     Check(check::Check),
     Keygen(keygen::Keygen),
     Import(import::Import),
+    Regions(regions::Regions),
     Gateway(gateway::Gateway),
     State(state::State),
     PanicOff(panic_off::PanicOff),
@@ -67,6 +69,7 @@ impl Cli {
             Command::Check(check) => check.run(),
             Command::Keygen(keygen) => keygen.run(),
             Command::Import(import) => import.run(),
+            Command::Regions(regions) => regions.run(),
             Command::Gateway(gateway) => gateway.run(),
             Command::State(state) => state.run(),
             Command::PanicOff(panic_off) => panic_off.run(),

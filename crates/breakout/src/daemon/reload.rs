@@ -114,6 +114,7 @@ fn needs_restart(old: &Loaded, new: &Loaded) -> Vec<&'static str> {
         (tunnel.peer_public_key != new_tunnel.peer_public_key, "tunnel.peer_public_key"),
         (preshared(old) != preshared(new), "the pre-shared key"),
         (tunnel.keepalive != new_tunnel.keepalive, "tunnel.keepalive"),
+        (tunnel.dns != new_tunnel.dns, "tunnel.dns"),
         (old.config.dataplane != new.config.dataplane, "[dataplane]"),
     ]
     .into_iter()
@@ -129,12 +130,16 @@ fn changes(old: &Loaded, new: &Loaded) -> Vec<String> {
     for set in &new_sets {
         match old_sets.iter().find(|other| other.name == set.name) {
             None => changes.push(format!("set {} is new", set.name)),
-            Some(other) if other.prefixes != set.prefixes => {
-                let (count, before) = (set.prefixes.len(), other.prefixes.len());
-                changes
-                    .push(format!("set {} has changed (prefixes: {before} before, {count} now)", set.name));
+            Some(other) => {
+                let counts = [
+                    (other.prefixes != set.prefixes, "prefixes", other.prefixes.len(), set.prefixes.len()),
+                    (other.domains != set.domains, "domains", other.domains.len(), set.domains.len()),
+                ];
+                let different = counts.into_iter().filter(|(differ, ..)| *differ);
+                changes.extend(different.map(|(_, what, before, now)| {
+                    format!("set {} has changed ({what}: {before} before, {now} now)", set.name)
+                }));
             }
-            Some(_) => {}
         }
     }
     let gone = old_sets.iter().filter(|set| new_sets.iter().all(|other| other.name != set.name));
@@ -202,6 +207,7 @@ cidrs = ["203.0.113.0/24"]
             ("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=", OTHER_KEY, "tunnel.peer_public_key"),
             ("endpoint", "preshared_key_file = \"agent.psk\"\nendpoint", "the pre-shared key"),
             ("endpoint", "keepalive = 25\nendpoint", "tunnel.keepalive"),
+            ("endpoint", "dns = [\"10.99.0.53\"]\nendpoint", "tunnel.dns"),
         ] {
             assert_eq!(needs_restart(&old, &loaded(&CONFIG.replacen(from, to, 1), KEY)), [what]);
         }
@@ -210,20 +216,26 @@ cidrs = ["203.0.113.0/24"]
 
     #[test]
     fn the_policy_and_the_endpoint_change_at_once_and_are_told() {
-        let old = loaded(CONFIG, KEY);
-        assert!(changes(&old, &loaded(CONFIG, KEY)).is_empty());
+        let config = CONFIG.replace("[sets", "dns = [\"10.99.0.53\"]\n[sets");
+        let old = loaded(&config, KEY);
+        assert!(changes(&old, &loaded(&config, KEY)).is_empty());
         for (from, to, told) in [
             (
                 "[\"203.0.113.0/24\"]",
                 "[\"203.0.113.0/25\"]",
                 "set genesys-signaling has changed (prefixes: 1 before, 1 now)",
             ),
+            (
+                "[\"203.0.113.0/24\"]",
+                "[\"203.0.113.0/24\"]\ndomains = [\"mypurecloud.de\", \"usw2.pure.cloud\"]",
+                "set genesys-signaling has changed (domains: 0 before, 2 now)",
+            ),
             ("[sets", "[policy]\nunmatched = \"tunnel\"\n[sets", "policy.unmatched has changed"),
             ("198.18.0.2:51820", "198.18.0.3:51820", "the gateway is at 198.18.0.3:51820 now"),
             ("[sets", "[routes]\nkill_switch = true\n[sets", "the kill switch is on now"),
             ("[sets", "[control]\ngroup = \"root\"\n[sets", "the control group has changed"),
         ] {
-            let new = loaded(&CONFIG.replacen(from, to, 1), KEY);
+            let new = loaded(&config.replacen(from, to, 1), KEY);
             assert!(needs_restart(&old, &new).is_empty(), "{told}");
             assert_eq!(changes(&old, &new), [told]);
         }

@@ -81,7 +81,9 @@ impl WgQuick {
             "privatekey" => self.private_key = Zeroizing::new(value.to_owned()),
             "address" => self.addresses.extend(nets(value)?),
             "mtu" => self.mtu = Some(number(value)?),
-            "dns" => self.note(format!("DNS = {value}: names are resolved as before, outside the tunnel")),
+            "dns" => self.note(format!(
+                "DNS = {value}: names are resolved as before; for those in a set's `domains`, give the servers to `dns` under [tunnel]"
+            )),
             "listenport" => self.note(format!("ListenPort = {value}: the system chooses the port")),
             "table" | "fwmark" => {
                 self.note(format!("{} = {value}: Breakout has its own routing table and mark", spelt(key)))
