@@ -12,6 +12,7 @@ mod key_file;
 mod logging;
 mod output;
 mod progress;
+mod ranges;
 mod state;
 
 use std::process::ExitCode;

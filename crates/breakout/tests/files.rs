@@ -154,6 +154,7 @@ fn help_and_mistakes_on_the_command_line() {
         "gateway",
         "import",
         "regions",
+        "ranges",
         "panic-off",
     ] {
         let help = place.run(&[command, "--help"]);

@@ -12,6 +12,7 @@ mod import;
 mod keygen;
 mod lab;
 mod panic_off;
+mod ranges;
 mod regions;
 mod reload;
 mod state;
@@ -50,6 +51,7 @@ enum Command {
     Keygen(keygen::Keygen),
     Import(import::Import),
     Regions(regions::Regions),
+    Ranges(ranges::Ranges),
     Gateway(gateway::Gateway),
     State(state::State),
     PanicOff(panic_off::PanicOff),
@@ -70,6 +72,7 @@ impl Cli {
             Command::Keygen(keygen) => keygen.run(),
             Command::Import(import) => import.run(),
             Command::Regions(regions) => regions.run(),
+            Command::Ranges(ranges) => ranges.run(),
             Command::Gateway(gateway) => gateway.run(),
             Command::State(state) => state.run(),
             Command::PanicOff(panic_off) => panic_off.run(),

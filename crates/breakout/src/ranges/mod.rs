@@ -1,0 +1,7 @@
+//! From Genesys's own list of address ranges to the signaling set.
+
+mod answer;
+mod edit;
+
+pub use answer::{Selected, select};
+pub use edit::{add, section};
