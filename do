@@ -54,7 +54,7 @@ install_linker() {
 install_peers() {
     missing=
     for pair in wireguard-go:wireguard-go turnserver:coturn sipp:sip-tester nft:nftables ip:iproute2 clang:clang \
-        curl:curl python3:python3; do
+        dnsmasq:dnsmasq-base curl:curl python3:python3; do
         PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
     done
     python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"

@@ -1,0 +1,398 @@
+//! What an application is told about one of the policy's names, and what the daemon learns before it.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::common::{Act, DnsServer, Reply, Scene, Verdict, question, settings};
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+use hickory_proto::rr::rdata::svcb::{
+    Alpn, EchConfigList, IpHint, Mandatory, SVCB, SvcParamKey, SvcParamValue,
+};
+use hickory_proto::rr::rdata::{A, AAAA, HTTPS, TXT};
+use hickory_proto::rr::{Name, RData, RecordType};
+use names::Settings;
+
+const BLOCKED: u16 = 15;
+
+fn name(text: &str) -> Name {
+    Name::from_ascii(text).unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn addresses(message: &Message) -> Vec<IpAddr> {
+    let mut addresses: Vec<_> = message.answers.iter().filter_map(|record| record.data.ip_addr()).collect();
+    addresses.sort();
+    addresses
+}
+
+/// The code of the extended error. RFC 8914
+fn extended(message: &Message) -> Option<u16> {
+    match message.edns.as_ref()?.option(EdnsCode::Unknown(15))? {
+        EdnsOption::Unknown(_, data) => Some(u16::from_be_bytes(*data.first_chunk::<2>()?)),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn the_answer_comes_after_the_learning() {
+    let server =
+        DnsServer::answering(|asked| Reply::to(&asked.query).address("203.0.113.10", 60).bytes()).await;
+    let wait = Duration::from_millis(300);
+    let scene = Scene::with(settings(&[&server]), Verdict::YesAfter(wait));
+    let began = Instant::now();
+    let answer = scene.client().ask("api.example.com.", RecordType::A).await;
+    assert!(began.elapsed() >= wait);
+    assert_eq!(addresses(&answer), [ip("203.0.113.10")]);
+    let learned = scene.learner.learned();
+    assert_eq!(learned.len(), 1);
+    assert_eq!(
+        (learned[0].name.as_str(), &learned[0].addresses[..]),
+        ("api.example.com", &[ip("203.0.113.10")][..])
+    );
+    assert_eq!(learned[0].ttls, [60]);
+}
+
+#[tokio::test]
+async fn what_is_not_learned_is_not_told() {
+    let server =
+        DnsServer::answering(|asked| Reply::to(&asked.query).address("203.0.113.10", 60).bytes()).await;
+    for verdict in [Verdict::No, Verdict::Dropped, Verdict::Never] {
+        let scene = Scene::with(settings(&[&server]), verdict);
+        let answer = scene.client().ask("api.example.com.", RecordType::A).await;
+        assert_eq!(answer.response_code, ResponseCode::ServFail);
+        assert!(answer.answers.is_empty());
+    }
+    let scene = Scene::asking(&[&server]);
+    scene.learner.stop();
+    let answer = scene.client().ask("api.example.com.", RecordType::A).await;
+    assert_eq!(answer.response_code, ResponseCode::ServFail);
+}
+
+#[tokio::test]
+async fn an_answer_is_kept_for_its_ttl_and_learned_each_time() {
+    let server = DnsServer::answering(|asked| {
+        let last = asked.before as u8 + 1;
+        Reply::to(&asked.query).address(&format!("203.0.113.{last}"), 1).bytes()
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let client = scene.client();
+    let began = Instant::now();
+    let first = client.ask("api.example.com.", RecordType::A).await;
+    let second = client.ask("API.example.COM.", RecordType::A).await;
+    if began.elapsed() < Duration::from_millis(900) {
+        assert_eq!(addresses(&first), addresses(&second));
+        assert_eq!(server.asked().len(), 1);
+        assert_eq!(scene.handle.counts().cached, 1);
+    }
+    assert_eq!(second.answers[0].name.to_ascii(), "API.example.COM.");
+    assert_eq!(scene.learner.learned().len(), 2);
+
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let third = client.ask("api.example.com.", RecordType::A).await;
+    assert_ne!(addresses(&first), addresses(&third));
+}
+
+#[tokio::test]
+async fn a_ttl_is_told_within_bounds() {
+    let server = DnsServer::answering(|asked| {
+        let ttl = match asked.name().as_str() {
+            "long.example.com." => 86400,
+            "none.example.com." => 0,
+            // RFC 2181 §8
+            _ => u32::MAX,
+        };
+        Reply::to(&asked.query).address("203.0.113.10", ttl).bytes()
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let client = scene.client();
+    for (name, ttl, questions) in
+        [("long.example.com.", 300, 1), ("none.example.com.", 1, 2), ("odd.example.com.", 1, 2)]
+    {
+        let before = server.asked().len();
+        for _ in 0..2 {
+            assert_eq!(client.ask(name, RecordType::A).await.answers[0].ttl, ttl, "{name}");
+        }
+        assert_eq!(server.asked().len() - before, questions, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_chain_ends_at_the_name_asked() {
+    let server = DnsServer::answering(|asked| {
+        let reply = Reply::to(&asked.query);
+        let first = reply.asked();
+        reply
+            .cname(first, "a.cdn.net.", 100)
+            .cname(name("a.cdn.net."), "b.cdn.net.", 20)
+            .address_at(name("b.cdn.net."), "203.0.113.10", 60)
+            .address_at(name("c.cdn.net."), "203.0.113.66", 60)
+            .bytes()
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let answer = scene.client().ask("Api.example.com.", RecordType::A).await;
+    assert_eq!(answer.answers.len(), 1, "{answer:?}");
+    assert_eq!(answer.answers[0].name.to_ascii(), "Api.example.com.");
+    assert_eq!(answer.answers[0].ttl, 20);
+    assert_eq!(scene.learner.addresses(), [ip("203.0.113.10")]);
+    assert_eq!(scene.learner.learned()[0].name, "api.example.com");
+}
+
+#[tokio::test]
+async fn a_chain_that_stops_short_is_asked_on() {
+    let server = DnsServer::answering(|asked| {
+        let reply = Reply::to(&asked.query);
+        let owner = reply.asked();
+        match asked.name().as_str() {
+            "api.example.com." => reply.cname(owner, "a.cdn.net.", 60).bytes(),
+            "a.cdn.net." => reply.cname(owner, "b.cdn.net.", 60).bytes(),
+            _ => reply.address("203.0.113.10", 60).bytes(),
+        }
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let answer = scene.client().ask("api.example.com.", RecordType::A).await;
+    assert_eq!(addresses(&answer), [ip("203.0.113.10")]);
+    assert_eq!(server.asked().len(), 3);
+}
+
+#[tokio::test]
+async fn a_chain_in_a_circle_is_an_error() {
+    let server = DnsServer::answering(|asked| {
+        let reply = Reply::to(&asked.query);
+        let owner = reply.asked();
+        match asked.name().as_str() {
+            "self.example.com." => reply.cname(owner, "self.example.com.", 60).bytes(),
+            "pair.example.com." => reply
+                .cname(owner, "x.cdn.net.", 60)
+                .cname(name("x.cdn.net."), "pair.example.com.", 60)
+                .bytes(),
+            // One CNAME in each message, and no end of them.
+            "far.example.com." => reply.cname(owner, "1.cdn.net.", 60).bytes(),
+            other => {
+                let number: u32 = other.split('.').next().unwrap().parse().unwrap();
+                reply.cname(owner, &format!("{}.cdn.net.", number + 1), 60).bytes()
+            }
+        }
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    for name in ["self.example.com.", "pair.example.com.", "far.example.com."] {
+        let answer = scene.client().ask(name, RecordType::A).await;
+        assert_eq!(answer.response_code, ResponseCode::ServFail, "{name}");
+    }
+    assert!(server.asked().len() < 10);
+    assert!(scene.learner.learned().is_empty());
+}
+
+#[tokio::test]
+async fn without_ipv6_no_ipv6_address_is_told() {
+    let server =
+        DnsServer::answering(|asked| Reply::to(&asked.query).address("2600:1f14::10", 60).bytes()).await;
+    let scene = Scene::asking(&[&server]);
+    let answer = scene.client().ask("api.example.com.", RecordType::AAAA).await;
+    assert_eq!((answer.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
+    assert!(server.asked().is_empty());
+
+    let scene = Scene::new(Settings { ipv6: true, ..settings(&[&server]) });
+    let answer = scene.client().ask("api.example.com.", RecordType::AAAA).await;
+    assert_eq!(addresses(&answer), [ip("2600:1f14::10")]);
+    assert_eq!(scene.learner.addresses(), [ip("2600:1f14::10")]);
+}
+
+#[tokio::test]
+async fn private_addresses_are_taken_out() {
+    let server = DnsServer::answering(|asked| {
+        let reply = Reply::to(&asked.query).address("10.0.0.1", 60).address("127.0.0.1", 60);
+        match asked.name().as_str() {
+            "mixed.example.com." => reply.address("203.0.113.10", 60).bytes(),
+            _ => reply.bytes(),
+        }
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let client = scene.client();
+    let mixed = client.ask("mixed.example.com.", RecordType::A).await;
+    assert_eq!(addresses(&mixed), [ip("203.0.113.10")]);
+    let bad = client.ask("rebind.example.com.", RecordType::A).await;
+    assert_eq!((bad.response_code, extended(&bad)), (ResponseCode::ServFail, Some(BLOCKED)));
+    assert!(bad.answers.is_empty());
+    assert_eq!(scene.learner.addresses(), [ip("203.0.113.10")]);
+    assert_eq!(scene.handle.counts().blocked, 4);
+}
+
+#[tokio::test]
+async fn service_records_keep_clients_within_the_policy() {
+    let hints = || {
+        vec![
+            (SvcParamKey::Alpn, SvcParamValue::Alpn(Alpn(vec!["h2".into()]))),
+            (
+                SvcParamKey::Ipv4Hint,
+                SvcParamValue::Ipv4Hint(IpHint(vec![A::new(203, 0, 113, 10), A::new(10, 0, 0, 1)])),
+            ),
+            (SvcParamKey::EchConfigList, SvcParamValue::EchConfigList(EchConfigList(vec![1, 2, 3]))),
+            (
+                SvcParamKey::Ipv6Hint,
+                SvcParamValue::Ipv6Hint(IpHint(vec![AAAA::new(0x2600, 0, 0, 0, 0, 0, 0, 1)])),
+            ),
+        ]
+    };
+    let server = DnsServer::answering(move |asked| {
+        let service = |target: &str, params| RData::HTTPS(HTTPS(SVCB::new(1, name(target), params)));
+        let mandatory = [
+            vec![(SvcParamKey::Mandatory, SvcParamValue::Mandatory(Mandatory(vec![SvcParamKey::Ipv6Hint])))],
+            hints(),
+        ]
+        .concat();
+        let reply = Reply::to(&asked.query);
+        let owner = reply.asked();
+        reply
+            .cname(owner, "x.cdn.net.", 60)
+            .record(name("x.cdn.net."), 60, service(".", hints()))
+            .record(name("x.cdn.net."), 60, service("x.cdn.net.", Vec::new()))
+            .record(name("x.cdn.net."), 60, service("other.example.com.", Vec::new()))
+            .record(name("x.cdn.net."), 60, service("other.cdn.net.", hints()))
+            .record(name("x.cdn.net."), 60, service(".", mandatory))
+            .bytes()
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let answer = scene.client().ask("api.example.com.", RecordType::HTTPS).await;
+    let services: Vec<_> = answer
+        .answers
+        .iter()
+        .map(|record| match &record.data {
+            RData::HTTPS(HTTPS(service)) => service.clone(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let targets: Vec<_> = services.iter().map(|service| service.target_name.to_ascii()).collect();
+    assert_eq!(targets, [".", ".", "other.example.com."]);
+    assert!(answer.answers.iter().all(|record| record.name == name("api.example.com.")));
+    let kept: Vec<_> = services[0].svc_params.iter().map(|(key, _)| *key).collect();
+    assert_eq!(kept, [SvcParamKey::Alpn, SvcParamKey::Ipv4Hint, SvcParamKey::EchConfigList]);
+    assert_eq!(services[0].svc_params[1].1, SvcParamValue::Ipv4Hint(IpHint(vec![A::new(203, 0, 113, 10)])));
+    assert_eq!(scene.learner.addresses(), [ip("203.0.113.10")]);
+}
+
+#[tokio::test]
+async fn other_types_pass() {
+    let server = DnsServer::answering(|asked| {
+        let reply = Reply::to(&asked.query);
+        let owner = reply.asked();
+        reply.record(owner, 60, RData::TXT(TXT::new(vec!["v=spf1 -all".into()]))).bytes()
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let answer = scene.client().ask("example.com.", RecordType::TXT).await;
+    assert_eq!(answer.answers[0].data, RData::TXT(TXT::new(vec!["v=spf1 -all".into()])));
+    assert!(scene.learner.learned().is_empty());
+}
+
+#[tokio::test]
+async fn a_negative_answer_is_kept_as_its_soa_says() {
+    let server = DnsServer::answering(|asked| {
+        let reply = Reply::to(&asked.query);
+        match asked.name().as_str() {
+            "gone.example.com." => reply.code(ResponseCode::NXDomain).soa("example.com.", 900, 60).bytes(),
+            "empty.example.com." => reply.soa("example.com.", 30, 900).bytes(),
+            _ => reply.code(ResponseCode::NXDomain).bytes(),
+        }
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let client = scene.client();
+    for (name, code, ttl, questions) in [
+        ("gone.example.com.", ResponseCode::NXDomain, Some(60), 1),
+        ("empty.example.com.", ResponseCode::NoError, Some(30), 1),
+        ("bare.example.com.", ResponseCode::NXDomain, None, 2),
+    ] {
+        let before = server.asked().len();
+        let answer = client.ask(name, RecordType::A).await;
+        assert_eq!((answer.response_code, answer.answers.len()), (code, 0), "{name}");
+        assert_eq!(answer.authorities.first().map(|soa| soa.ttl), ttl, "{name}");
+        assert_eq!(client.ask(name, RecordType::A).await.response_code, code);
+        assert_eq!(server.asked().len() - before, questions, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_too_large_for_the_client_is_cut_and_whole_by_tcp() {
+    let server = DnsServer::answering(|asked| {
+        let reply = Reply::to(&asked.query);
+        (1..=60).fold(reply, |reply, last| reply.address(&format!("203.0.113.{last}"), 60)).bytes()
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let client = scene.client();
+    for (edns, whole) in [(None, false), (Some(512), false), (Some(1232), true)] {
+        let answer = client.udp(&question("api.example.com.", RecordType::A, edns)).await;
+        assert_eq!(
+            (answer.truncation, answer.answers.len()),
+            (!whole, if whole { 60 } else { 0 }),
+            "{edns:?}"
+        );
+        assert_eq!(answer.edns.is_some(), edns.is_some());
+    }
+    let answer = client.tcp(&question("api.example.com.", RecordType::A, None)).await;
+    assert_eq!((answer.truncation, answer.answers.len()), (false, 60));
+}
+
+#[tokio::test]
+async fn equal_questions_at_once_are_one_exchange() {
+    let server = DnsServer::start(|asked| {
+        let answer = Reply::to(&asked.query).address("203.0.113.10", 60).bytes();
+        vec![Act::Wait(Duration::from_millis(300)), Act::Send(answer)]
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let clients: Vec<_> = (0..50)
+        .map(|_| {
+            let client = scene.client();
+            tokio::spawn(async move { client.ask("api.example.com.", RecordType::A).await })
+        })
+        .collect();
+    for client in clients {
+        assert_eq!(addresses(&client.await.unwrap()), [ip("203.0.113.10")]);
+    }
+    let counts = scene.handle.counts();
+    assert_eq!(counts.asked, 50);
+    // Whoever came after the first answer had it from the cache.
+    assert_eq!(server.asked().len(), 1);
+    assert_eq!(counts.exchanges, 1);
+}
+
+#[tokio::test]
+async fn the_handle_resolves_flushes_and_changes_servers() {
+    let server = DnsServer::answering(|asked| {
+        let reply = Reply::to(&asked.query);
+        match asked.query_type() {
+            RecordType::A => reply.address("203.0.113.10", 60).bytes(),
+            _ => reply.address("2600:1f14::10", 60).bytes(),
+        }
+    })
+    .await;
+    let other =
+        DnsServer::answering(|asked| Reply::to(&asked.query).address("203.0.113.20", 60).bytes()).await;
+    let scene = Scene::new(Settings { ipv6: true, ..settings(&[&server]) });
+    let found = scene.handle.resolve("API.example.com").await.unwrap();
+    assert_eq!(found, [ip("203.0.113.10"), ip("2600:1f14::10")]);
+    assert_eq!(scene.learner.addresses(), found);
+    assert_eq!(scene.handle.counts().entries, 2);
+
+    scene.handle.flush();
+    assert_eq!((scene.handle.counts().entries, scene.handle.counts().bytes), (0, 0));
+    scene.handle.resolve("api.example.com").await.unwrap();
+    assert_eq!(server.asked().len(), 4);
+
+    scene.handle.set_upstreams(vec![other.address()]);
+    let answer = scene.client().ask("api.example.com.", RecordType::A).await;
+    assert_eq!(addresses(&answer), [ip("203.0.113.20")]);
+    assert!(scene.handle.resolve("not..a name").await.is_err());
+}

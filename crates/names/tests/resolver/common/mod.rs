@@ -1,0 +1,72 @@
+//! A resolver between a client and DNS servers that do what a test tells them, all on loopback.
+
+mod client;
+mod learner;
+mod reply;
+mod server;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use names::{Handle, Resolver, Settings};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+pub use client::{Client, question};
+pub use learner::{Learner, Verdict};
+pub use reply::Reply;
+pub use server::{Act, Asked, DnsServer};
+
+pub const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// For what must happen soon, on a machine that does much else.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// The policy's names: `example.com` and all below.
+pub fn is_asked(name: &str) -> bool {
+    name == "example.com" || name.ends_with(".example.com")
+}
+
+pub struct Scene {
+    pub handle: Handle,
+    pub learner: Learner,
+    running: JoinHandle<()>,
+}
+
+impl Scene {
+    /// With each address taken at once.
+    pub fn new(settings: Settings) -> Self {
+        Self::with(settings, Verdict::Yes)
+    }
+
+    pub fn with(settings: Settings, verdict: Verdict) -> Self {
+        let (sender, receiver) = mpsc::channel(16);
+        let resolver = Resolver::bind(settings, is_asked, sender).unwrap();
+        let handle = resolver.handle();
+        Self { handle, learner: Learner::start(receiver, verdict), running: tokio::spawn(resolver.run()) }
+    }
+
+    /// A resolver that asks `upstreams`.
+    pub fn asking(upstreams: &[&DnsServer]) -> Self {
+        Self::new(settings(upstreams))
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(self.handle.listening()[0])
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+pub fn settings(upstreams: &[&DnsServer]) -> Settings {
+    Settings {
+        listen: vec![SocketAddr::new(LOOPBACK, 0)],
+        upstreams: upstreams.iter().map(|server| server.address()).collect(),
+        from: vec![LOOPBACK],
+        forward: Vec::new(),
+        ipv6: false,
+    }
+}

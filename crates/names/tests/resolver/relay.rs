@@ -1,0 +1,102 @@
+//! Names that are none of the policy's go where they went before.
+
+use super::common::{Act, DnsServer, Reply, Scene, question, settings};
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::RecordType;
+use names::Settings;
+
+async fn forward(address: &'static str) -> DnsServer {
+    DnsServer::answering(move |asked| Reply::to(&asked.query).address(address, 60).bytes()).await
+}
+
+fn relaying(servers: &[&DnsServer]) -> Scene {
+    let forward = servers.iter().map(|server| server.address()).collect();
+    Scene::new(Settings { forward, ..settings(&[]) })
+}
+
+#[tokio::test]
+async fn nothing_is_changed_but_the_id_and_that_is_put_back() {
+    // Records, case, flags and private addresses that we would not give out ourselves.
+    let server = DnsServer::answering(|asked| {
+        let mut reply = Reply::to(&asked.query).address("10.1.2.3", 86400).address("2600:1f14::1", 0);
+        reply.0.metadata.authentic_data = true;
+        [reply.bytes(), vec![7; 9]].concat()
+    })
+    .await;
+    let scene = relaying(&[&server]);
+    let query = question("wWw.Other.net.", RecordType::AAAA, Some(4096)).to_vec().unwrap();
+    for tcp in [false, true] {
+        let client = scene.client();
+        let answer = if tcp { client.tcp_bytes(&query).await } else { client.udp_bytes(&query).await };
+        let asked = server.asked().pop().unwrap();
+        assert_eq!(asked.tcp, tcp);
+        assert_eq!(asked.bytes[2..], query[2..]);
+        let mut expected = Reply::to(&Message::from_vec(&query).unwrap()).address("10.1.2.3", 86400);
+        expected = expected.address("2600:1f14::1", 0);
+        expected.0.metadata.authentic_data = true;
+        assert_eq!(answer, [expected.bytes(), vec![7; 9]].concat());
+    }
+    assert_eq!(scene.handle.counts().relayed, 2);
+    assert!(scene.learner.learned().is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_to_another_query_is_not_passed_on() {
+    let server = DnsServer::start(|asked| {
+        let answer = Reply::to(&asked.query).address("192.0.2.1", 60).bytes();
+        let mut wrong_id = answer.clone();
+        wrong_id[1] ^= 1;
+        let mut other = asked.query.clone();
+        other.queries[0].name = "bank.example.net.".parse().unwrap();
+        let wrong_name = Reply::to(&other).address("192.0.2.66", 60).bytes();
+        vec![Act::Send(wrong_id), Act::Send(wrong_name), Act::Send(answer)]
+    })
+    .await;
+    let scene = relaying(&[&server]);
+    let answer = scene.client().ask("www.other.net.", RecordType::A).await;
+    assert_eq!(answer.answers[0].data.ip_addr(), Some("192.0.2.1".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn the_next_server_is_asked_when_one_is_dead_or_fails() {
+    let dead = DnsServer::silent().await;
+    let failing =
+        DnsServer::answering(|asked| Reply::to(&asked.query).code(ResponseCode::ServFail).bytes()).await;
+    let good = forward("192.0.2.1").await;
+    for first in [&dead, &failing] {
+        let scene = relaying(&[first, &good]);
+        let answer = scene.client().ask("www.other.net.", RecordType::A).await;
+        assert_eq!(answer.answers.len(), 1);
+    }
+    // Nobody else to ask: what it says is what there is to say.
+    let scene = relaying(&[&failing]);
+    let answer = scene.client().ask("www.other.net.", RecordType::A).await;
+    assert_eq!(answer.response_code, ResponseCode::ServFail);
+    assert_eq!(scene.handle.counts().failed, 0);
+}
+
+#[tokio::test]
+async fn without_a_server_it_is_refused_and_without_an_answer_it_fails() {
+    let scene = relaying(&[]);
+    let answer = scene.client().ask("www.other.net.", RecordType::A).await;
+    assert_eq!(answer.response_code, ResponseCode::Refused);
+
+    let scene = relaying(&[&DnsServer::silent().await]);
+    let answer = scene.client().ask("www.other.net.", RecordType::A).await;
+    assert_eq!(answer.response_code, ResponseCode::ServFail);
+    assert_eq!(scene.handle.counts().failed, 1);
+}
+
+#[tokio::test]
+async fn servers_change_while_it_runs_and_are_never_ourselves() {
+    let (one, other) = (forward("192.0.2.1").await, forward("192.0.2.2").await);
+    let scene = relaying(&[&one]);
+    let client = scene.client();
+    assert_eq!(client.ask("www.other.net.", RecordType::A).await.answers.len(), 1);
+    scene.handle.set_forward(vec![scene.handle.listening()[0], other.address()]);
+    let answer = client.ask("www.other.net.", RecordType::A).await;
+    assert_eq!(answer.answers[0].data.ip_addr(), Some("192.0.2.2".parse().unwrap()));
+    scene.handle.set_forward(vec![scene.handle.listening()[0]]);
+    let answer = client.ask("www.other.net.", RecordType::A).await;
+    assert_eq!(answer.response_code, ResponseCode::Refused);
+}
