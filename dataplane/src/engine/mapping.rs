@@ -9,6 +9,8 @@ pub(super) const MAPPING_LIFE: Duration = Duration::from_secs(300);
 /// How long a mapping whose address is gone waits for it to return.
 pub const LINGER: Duration = Duration::from_secs(10);
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
+/// Mappings of calls that ended together end together, rather than waking the daemon one by one.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 const MIN_IDLE_TO_EVICT: Duration = Duration::from_secs(120);
 /// Remote addresses one endpoint may hear from. ICE pairs one socket with a handful of candidates; the oldest gives way.
 const MAX_REMOTES: usize = 64;
@@ -174,7 +176,7 @@ impl Mappings {
             }
         }
         let next_end = self.slots.iter().filter_map(|slot| slot.mapping.as_ref()).map(Mapping::ends).min();
-        self.next_sweep = next_end.map(|end| end.min(now + SWEEP_PERIOD));
+        self.next_sweep = next_end.map(|end| end.clamp(now + SWEEP_PAUSE, now + SWEEP_PERIOD));
     }
 
     fn evict(&mut self, now: Instant) -> Option<usize> {
