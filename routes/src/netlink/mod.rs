@@ -17,6 +17,7 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::AsyncSocket;
 use tokio::task::JoinHandle;
 
 use crate::crash_point;
@@ -64,14 +65,17 @@ impl Error {
 pub struct Netlink {
     handle: rtnetlink::Handle,
     connection: JoinHandle<()>,
+    /// By which the kernel's notices name this connection.
+    port: u32,
 }
 
 impl Netlink {
     /// Opens a connection in the calling thread's network namespace.
     /// Must be called within a tokio runtime with I/O enabled, and lives no longer than that.
     pub fn new() -> Result<Self, Error> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
-        Ok(Self { handle, connection: tokio::spawn(connection) })
+        let (mut connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
+        let port = connection.socket_mut().socket_mut().bind_auto().map_err(Error::Socket)?.port_number();
+        Ok(Self { handle, connection: tokio::spawn(connection), port })
     }
 
     async fn create(&self, message: RouteNetlinkMessage, action: &str) -> Result<(), Error> {

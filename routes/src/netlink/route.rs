@@ -91,6 +91,13 @@ impl Netlink {
 
     /// The IPv4 and IPv6 routes of one table, of the kinds that [`Kind`] names.
     pub async fn routes(&self, table: u32) -> Result<Vec<Route>, Error> {
+        let mut routes = self.all_routes().await?;
+        routes.retain(|route| route.table == table);
+        Ok(routes)
+    }
+
+    /// The IPv4 and IPv6 routes of all tables, of the kinds that [`Kind`] names.
+    pub async fn all_routes(&self) -> Result<Vec<Route>, Error> {
         let get = RouteNetlinkMessage::GetRoute(RouteMessage::default());
         let messages = self.dump(get, "list routes").await?;
         Ok(messages
@@ -99,7 +106,6 @@ impl Netlink {
                 RouteNetlinkMessage::NewRoute(route) => Route::from_message(&route),
                 _ => None,
             })
-            .filter(|route| route.table == table)
             .collect())
     }
 

@@ -2,9 +2,9 @@ use std::fmt;
 
 use ipnet::IpNet;
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    AddressFamily, IpProtocol, RouteNetlinkMessage,
     route::RouteProtocol,
-    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
+    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange},
 };
 
 use super::{Error, Netlink, PROTOCOL_STATIC};
@@ -25,6 +25,11 @@ pub struct Rule {
     pub from: Option<IpNet>,
     /// The whole firewall mark, no mask.
     pub mark: Option<u32>,
+    /// `ipproto`: an IANA protocol number.
+    pub ip_protocol: Option<u8>,
+    /// `dport`: the first and the last destination port, 1–65534; the kernel takes neither 0 nor 65535
+    /// (`fib_rule_port_range_valid`, net/fib_rules.h).
+    pub ports: Option<(u16, u16)>,
     /// `not`: applies where the conditions *together* do not hold (`FIB_RULE_INVERT`), so that
     /// `not from A mark M` is not "from A without mark M".
     pub invert: bool,
@@ -35,7 +40,17 @@ pub struct Rule {
 impl Rule {
     /// A rule for all packets of a family; the rest by struct update.
     pub fn new(family: Family, priority: u32, table: u32) -> Self {
-        Self { family, priority, table, from: None, mark: None, invert: false, protocol: PROTOCOL_STATIC }
+        Self {
+            family,
+            priority,
+            table,
+            from: None,
+            mark: None,
+            ip_protocol: None,
+            ports: None,
+            invert: false,
+            protocol: PROTOCOL_STATIC,
+        }
     }
 }
 
@@ -46,6 +61,8 @@ impl Netlink {
         self.create(message, &format!("add the rule {rule}")).await
     }
 
+    /// Of the rules with this priority the kernel takes the first that has all that is said; what is left open matches anything
+    /// (`rule_find`, net/core/fib_rules.c).
     pub async fn delete_rule(&self, rule: &Rule) -> Result<(), Error> {
         let message = RouteNetlinkMessage::DelRule(rule.to_message());
         self.change(message, &format!("delete the rule {rule}")).await
@@ -88,6 +105,12 @@ impl Rule {
             message.attributes.push(RuleAttribute::FwMark(mark));
             message.attributes.push(RuleAttribute::FwMask(u32::MAX));
         }
+        if let Some(number) = self.ip_protocol {
+            message.attributes.push(RuleAttribute::IpProtocol(IpProtocol::from(number)));
+        }
+        if let Some((start, end)) = self.ports {
+            message.attributes.push(RuleAttribute::DestinationPortRange(RulePortRange { start, end }));
+        }
         message
     }
 
@@ -114,12 +137,12 @@ impl Rule {
                 RuleAttribute::FwMark(mark) => rule.mark = Some(*mark),
                 RuleAttribute::FwMask(mask) if *mask != u32::MAX => return None,
                 RuleAttribute::Protocol(protocol) => rule.protocol = (*protocol).into(),
+                RuleAttribute::IpProtocol(number) => rule.ip_protocol = Some((*number).into()),
+                RuleAttribute::DestinationPortRange(ports) => rule.ports = Some((ports.start, ports.end)),
                 RuleAttribute::Iifname(_)
                 | RuleAttribute::Oifname(_)
                 | RuleAttribute::UidRange(_)
-                | RuleAttribute::IpProtocol(_)
                 | RuleAttribute::SourcePortRange(_)
-                | RuleAttribute::DestinationPortRange(_)
                 | RuleAttribute::L3MDev(true) => return None,
                 _ => {}
             }
@@ -141,6 +164,12 @@ impl fmt::Display for Rule {
         }
         if let Some(mark) = self.mark {
             write!(f, " fwmark {mark:#x}")?;
+        }
+        if let Some(number) = self.ip_protocol {
+            write!(f, " ipproto {number}")?;
+        }
+        if let Some((start, end)) = self.ports {
+            write!(f, " dport {start}-{end}")?;
         }
         write!(f, " lookup {}", self.table)
     }

@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::Error;
+use super::{Error, Netlink};
 
 /// Changes come in bursts (a new address brings routes): what follows one this soon is told together.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -19,6 +19,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub struct Watch {
     changes: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     connection: JoinHandle<()>,
+    /// The ports of those whose changes are not told.
+    ignored: Vec<u32>,
     /// When a change may be told next.
     next: Instant,
     untold: bool,
@@ -38,7 +40,13 @@ impl Watch {
             MulticastGroup::Ipv6Rule,
         ];
         let (connection, _, changes) = rtnetlink::new_multicast_connection(&groups).map_err(Error::Socket)?;
-        Ok(Self { changes, connection: tokio::spawn(connection), next: Instant::now(), untold: false })
+        let connection = tokio::spawn(connection);
+        Ok(Self { changes, connection, ignored: Vec::new(), next: Instant::now(), untold: false })
+    }
+
+    /// What this connection changes is not told, nor what it has changed and was not told yet.
+    pub fn ignore(&mut self, netlink: &Netlink) {
+        self.ignored.push(netlink.port);
     }
 
     /// Waits for a change. The first is told at once, since until a removed rule is put back, signaling is in the open;
@@ -46,9 +54,9 @@ impl Watch {
     /// for count as one. Cancelling it loses nothing.
     pub async fn changed(&mut self) -> Result<(), Error> {
         let closed = || Error::Closed { action: "watch for changes".to_owned() };
-        if !self.untold {
-            self.changes.next().await.ok_or_else(closed)?;
-            self.untold = true;
+        while !self.untold {
+            let (change, _) = self.changes.next().await.ok_or_else(closed)?;
+            self.untold = !self.ignored.contains(&change.header.port_number);
         }
         sleep_until(self.next).await;
         while let Some(change) = self.changes.next().now_or_never() {
