@@ -1,14 +1,15 @@
 use std::num::NonZeroU32;
 
 use ipnet::IpNet;
-use policy::{Captured, Guarded};
+use policy::{Captured, Guarded, LearnedSet};
 use tracing::warn;
 
 use crate::{
     Cleaned, Error, KILL_SWITCH, State, Undo,
     change::{self, Change, Present},
     clean::{take_back, take_back_all, take_back_but},
-    kill_switch::{KillSwitch, KillSwitchReport, TABLES},
+    kill_switch::{Contents, KillSwitch, KillSwitchReport, TABLES},
+    learned::{Placed, place},
     netlink::{Link, Netlink},
     nft,
     plan::Plan,
@@ -41,7 +42,10 @@ pub struct Settings {
 pub struct Wanted {
     /// What leads into the TUN.
     pub captured: Vec<Captured>,
-    /// What the firewall keeps off all other interfaces; `None`: there is no kill switch.
+    /// What of the traffic to addresses that names have led to does so too.
+    pub learned: Vec<LearnedSet>,
+    /// What the firewall keeps off all other interfaces, beside all of `learned`: that of the policy before it learned.
+    /// `None`: there is no kill switch.
     pub kill_switch: Option<Vec<Guarded>>,
 }
 
@@ -56,6 +60,7 @@ pub struct Routes {
     state: State,
     settings: Settings,
     captured: Vec<Captured>,
+    learned: Vec<Placed>,
     tun: u32,
     kill_switch: Option<KillSwitch>,
     firewall: Result<nft::Owned, nft::Error>,
@@ -76,9 +81,19 @@ impl Routes {
         let left = state.journal.undo().to_vec();
         let mut done = Vec::new();
         match raise(&netlink, &mut state, &settings, wanted, &mut done).await {
-            Ok(Raised { tun, kill_switch, firewall, took_over }) => {
+            Ok(Raised { learned, tun, kill_switch, firewall, took_over }) => {
                 let captured = wanted.captured.clone();
-                Ok(Self { netlink, state, settings, captured, tun, kill_switch, firewall, took_over })
+                Ok(Self {
+                    netlink,
+                    state,
+                    settings,
+                    captured,
+                    learned,
+                    tun,
+                    kill_switch,
+                    firewall,
+                    took_over,
+                })
             }
             Err(error) => {
                 change::revert(&netlink, done).await;
@@ -92,27 +107,43 @@ impl Routes {
     /// Swaps what is captured and what the kill switch keeps in: the new is there before the old goes. On an error all is as
     /// before.
     pub async fn update(&mut self, wanted: &Wanted) -> Result<(), Error> {
-        let before = match (&self.kill_switch, &wanted.kill_switch) {
-            (Some(up), Some(guarded)) => Some(up.swap(guarded).map_err(Error::KillSwitch)?),
-            (None, Some(guarded)) => {
+        let learned = place(&self.learned, &wanted.learned);
+        let before = match (&self.kill_switch, contents(wanted)) {
+            (Some(up), Some(contents)) => Some(up.swap(contents).map_err(Error::KillSwitch)?),
+            (None, Some(contents)) => {
                 let mark = self.settings.mark.get();
-                self.kill_switch = Some(raise_kill_switch(&mut self.state, guarded, self.tun, mark)?);
+                self.kill_switch = Some(raise_kill_switch(&mut self.state, contents, self.tun, mark)?);
                 None
             }
-            (_, None) => self.kill_switch.as_ref().map(KillSwitch::guarded),
+            (_, None) => self.kill_switch.as_ref().map(KillSwitch::contents),
         };
-        if let Err(error) = self.reach(&wanted.captured).await {
+        if let Err(error) = self.reach(&wanted.captured, &learned).await {
             let undone = match (&self.kill_switch, before) {
-                (Some(up), Some(before)) => up.swap(&before).map(drop).map_err(Error::KillSwitch),
+                (Some(up), Some(before)) => up.swap(before).map(drop).map_err(Error::KillSwitch),
                 _ => self.remove_kill_switch(),
             };
             undone.unwrap_or_else(|error| warn!("could not undo a change: {error}"));
             return Err(error);
         }
         self.captured = wanted.captured.clone();
+        self.learned = learned;
         if wanted.kill_switch.is_none() {
             self.remove_kill_switch()?;
         }
+        Ok(())
+    }
+
+    /// Swaps the learned addresses alone, in a time that does not grow with the captured prefixes: by what was set up, without
+    /// a look at the kernel's tables. The new lead into the TUN, and are refused behind it, when this returns. On an error
+    /// all is as before.
+    pub async fn learn(&mut self, learned: &[LearnedSet]) -> Result<(), Error> {
+        let learned = place(&self.learned, learned);
+        let mut done = Vec::new();
+        if let Err(error) = self.swap_learned(&learned, &mut done).await {
+            change::revert(&self.netlink, done).await;
+            return Err(error);
+        }
+        self.learned = learned;
         Ok(())
     }
 
@@ -122,7 +153,7 @@ impl Routes {
     pub async fn repair(&mut self) -> Result<Vec<String>, Error> {
         let mut guards = Vec::new();
         let present = Present::read(&self.netlink).await?;
-        let plan = plan(&self.settings, &self.captured, self.tun);
+        let plan = plan(&self.settings, &self.captured, &self.learned, self.tun);
         let guarded = change::make(&self.netlink, present.missing_guards(&plan), &mut guards).await;
         let mut repaired: Vec<_> = guards.iter().map(ToString::to_string).collect();
         guarded?;
@@ -140,7 +171,7 @@ impl Routes {
         }
         // An IPv6 address vanishes with a link that is set down or made too narrow: both go together.
         raise_tun(&self.netlink, &self.settings, tun).await?;
-        repaired.extend(self.reach(&self.captured).await?.iter().map(ToString::to_string));
+        repaired.extend(self.reach(&self.captured, &self.learned).await?.iter().map(ToString::to_string));
         let loosened = sysctl::loosen(&mut self.state.journal, &links)?;
         repaired.extend(loosened.into_iter().map(|name| format!("loose rp_filter of {name}")));
         Ok(repaired)
@@ -177,6 +208,11 @@ impl Routes {
         self.took_over
     }
 
+    /// Through which all changes are made: what [`crate::netlink::Watch::ignore`] wants.
+    pub fn netlink(&self) -> &Netlink {
+        &self.netlink
+    }
+
     /// The TUN's index.
     pub fn tun(&self) -> u32 {
         self.tun
@@ -192,10 +228,30 @@ impl Routes {
         self.state.journal.forget(|undo| matches!(undo, Undo::Table { .. }))
     }
 
+    async fn swap_learned(&self, learned: &[Placed], done: &mut Vec<Change>) -> Result<(), Error> {
+        let plan = |learned: &[Placed]| Plan::learned(learned, self.tun, sysctl::has_ipv6());
+        let (present, plan) = (Present::assumed(plan(&self.learned)), plan(learned));
+        change::make(&self.netlink, present.missing_tun_routes(&plan), done).await?;
+        change::make(&self.netlink, present.missing_guards(&plan), done).await?;
+        let Some(up) = &self.kill_switch else {
+            return change::make(&self.netlink, present.stale(&plan), done).await;
+        };
+        let learned = learned.iter().map(|placed| placed.set.clone()).collect();
+        let before = up.contents();
+        up.swap(Contents { learned, ..before.clone() }).map_err(Error::KillSwitch)?;
+        let changed = change::make(&self.netlink, present.stale(&plan), done).await;
+        if changed.is_err()
+            && let Err(error) = up.swap(before)
+        {
+            warn!("could not undo a change: {error}");
+        }
+        changed
+    }
+
     /// Answers with what was added.
-    async fn reach(&self, captured: &[Captured]) -> Result<Vec<Change>, Error> {
+    async fn reach(&self, captured: &[Captured], learned: &[Placed]) -> Result<Vec<Change>, Error> {
         let mut done = Vec::new();
-        let reached = self.change(captured, &mut done).await;
+        let reached = self.change(captured, learned, &mut done).await;
         if let Err(error) = reached {
             change::revert(&self.netlink, done).await;
             return Err(error);
@@ -204,9 +260,14 @@ impl Routes {
         Ok(done)
     }
 
-    async fn change(&self, captured: &[Captured], done: &mut Vec<Change>) -> Result<(), Error> {
-        let plan = plan(&self.settings, captured, self.tun);
-        let present = Present::read_alone(&self.netlink).await?;
+    async fn change(
+        &self,
+        captured: &[Captured],
+        learned: &[Placed],
+        done: &mut Vec<Change>,
+    ) -> Result<(), Error> {
+        let plan = plan(&self.settings, captured, learned, self.tun);
+        let present = Present::read_alone(&self.netlink, &plan).await?;
         // A new prefix inside an old one would be refused if what stands behind its route came first.
         change::make(&self.netlink, present.missing_tun_routes(&plan), done).await?;
         change::make(&self.netlink, present.missing_guards(&plan), done).await?;
@@ -215,6 +276,7 @@ impl Routes {
 }
 
 struct Raised {
+    learned: Vec<Placed>,
     tun: u32,
     kill_switch: Option<KillSwitch>,
     firewall: Result<nft::Owned, nft::Error>,
@@ -232,12 +294,13 @@ async fn raise(
     let links = netlink.links().await?;
     let gone = || Error::TunGone(settings.tun.clone());
     let tun = links.iter().find(|link| link.name == settings.tun).ok_or_else(gone)?;
-    let plan = plan(settings, &wanted.captured, tun.index);
-    let present = Present::read_alone(netlink).await?;
+    let learned = place(&[], &wanted.learned);
+    let plan = plan(settings, &wanted.captured, &learned, tun.index);
+    let present = Present::read_alone(netlink, &plan).await?;
     let stood = nft::exists(KILL_SWITCH).map_err(Error::Firewall)?;
 
-    let raised = |guarded: &Vec<Guarded>| raise_kill_switch(state, guarded, tun.index, settings.mark.get());
-    let kill_switch = wanted.kill_switch.as_ref().map(raised).transpose()?;
+    let raised = |contents| raise_kill_switch(state, contents, tun.index, settings.mark.get());
+    let kill_switch = contents(wanted).map(raised).transpose()?;
     sysctl::loosen(&mut state.journal, &links)?;
     let addresses = settings.addresses.clone();
     state.journal.note([Undo::Routing, Undo::Tun { name: tun.name.clone(), index: tun.index, addresses }])?;
@@ -255,7 +318,7 @@ async fn raise(
     change::make(netlink, present.stale(&plan), done).await?;
     take_back_others(netlink, state, tun.index, kill_switch.is_none()).await?;
     let took_over = stood || !present.rules.is_empty();
-    Ok(Raised { tun: tun.index, kill_switch, firewall, took_over })
+    Ok(Raised { learned, tun: tun.index, kill_switch, firewall, took_over })
 }
 
 /// What a dead run had and this one has not: its TUN, and its kill switch if there is none now.
@@ -284,12 +347,12 @@ async fn take_back_others(
 
 fn raise_kill_switch(
     state: &mut State,
-    guarded: &[Guarded],
+    contents: Contents,
     tun: u32,
     mark: u32,
 ) -> Result<KillSwitch, Error> {
     state.journal.note(kill_switch_undo())?;
-    KillSwitch::raise(guarded, tun, mark).map_err(Error::KillSwitch)
+    KillSwitch::raise(contents, tun, mark).map_err(Error::KillSwitch)
 }
 
 /// The table itself is undone last.
@@ -297,8 +360,14 @@ fn kill_switch_undo() -> impl Iterator<Item = Undo> {
     TABLES.into_iter().rev().map(|name| Undo::Table { name: name.to_owned() })
 }
 
-fn plan(settings: &Settings, captured: &[Captured], tun: u32) -> Plan {
-    Plan::new(captured, &settings.addresses, tun, settings.mark.get(), sysctl::has_ipv6())
+/// What the kill switch is to keep in, if there is to be one.
+fn contents(wanted: &Wanted) -> Option<Contents> {
+    let guarded = wanted.kill_switch.clone()?;
+    Some(Contents { guarded, learned: wanted.learned.clone() })
+}
+
+fn plan(settings: &Settings, captured: &[Captured], learned: &[Placed], tun: u32) -> Plan {
+    Plan::new(captured, learned, &settings.addresses, tun, settings.mark.get(), sysctl::has_ipv6())
 }
 
 async fn raise_tun(netlink: &Netlink, settings: &Settings, tun: &Link) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use tracing::warn;
 use crate::{
     Error,
     netlink::{self, Netlink, Route, Rule},
-    plan::{PROTOCOL, Plan, TABLE_CAPTURED, TABLE_SOURCE},
+    plan::{PROTOCOL, Plan, TABLE_CAPTURED, TABLE_LEARNED, TABLE_SOURCE},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,19 +27,31 @@ pub(crate) struct Present {
 
 impl Present {
     pub async fn read(netlink: &Netlink) -> Result<Self, Error> {
-        let mut routes = tables(netlink).await?;
-        routes.retain(|route| route.protocol == PROTOCOL);
+        Self::with(netlink.all_routes().await?, netlink).await
+    }
+
+    /// Fails if somebody else has routes in the plan's tables.
+    pub async fn read_alone(netlink: &Netlink, plan: &Plan) -> Result<Self, Error> {
+        let routes = netlink.all_routes().await?;
+        let is_foreign = |route: &&Route| {
+            route.protocol != PROTOCOL && plan.rules.iter().any(|rule| rule.table == route.table)
+        };
+        match routes.iter().find(is_foreign) {
+            Some(foreign) => Err(Error::TableTaken { table: foreign.table, found: foreign.to_string() }),
+            None => Self::with(routes, netlink).await,
+        }
+    }
+
+    /// As if the kernel had what is planned and nothing else.
+    pub fn assumed(plan: Plan) -> Self {
+        Self { routes: [plan.behind, plan.tun].concat(), rules: plan.rules }
+    }
+
+    async fn with(mut routes: Vec<Route>, netlink: &Netlink) -> Result<Self, Error> {
+        routes.retain(is_ours);
         let mut rules = netlink.rules().await?;
         rules.retain(|rule| rule.protocol == PROTOCOL);
         Ok(Self { routes, rules })
-    }
-
-    /// Fails if somebody else has routes in our tables.
-    pub async fn read_alone(netlink: &Netlink) -> Result<Self, Error> {
-        match tables(netlink).await?.iter().find(|route| route.protocol != PROTOCOL) {
-            Some(foreign) => Err(Error::TableTaken { table: foreign.table, found: foreign.to_string() }),
-            None => Self::read(netlink).await,
-        }
     }
 
     /// What refuses and the rules that lead to it.
@@ -71,10 +83,9 @@ impl Present {
     }
 }
 
-async fn tables(netlink: &Netlink) -> Result<Vec<Route>, Error> {
-    let mut routes = netlink.routes(TABLE_CAPTURED).await?;
-    routes.extend(netlink.routes(TABLE_SOURCE).await?);
-    Ok(routes)
+fn is_ours(route: &Route) -> bool {
+    let is_our_table = [TABLE_CAPTURED, TABLE_SOURCE].contains(&route.table) || route.table >= TABLE_LEARNED;
+    route.protocol == PROTOCOL && is_our_table
 }
 
 /// Makes the changes in turn and notes each in `done`. What is as wanted already is no error and not noted.

@@ -2,15 +2,19 @@
 //! routes say and whichever device a socket is bound to. It outlives the process.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use policy::Guarded;
+use policy::{Guarded, LearnedSet, Traffic};
 use tokio::{task::JoinHandle, time::sleep};
 use tracing::{error, warn};
 
-use crate::nft::{self, Chain, ChainKind, Elements, Expr, Hook, Policy, Process, Set, Socket, Table, Watch};
+use crate::{
+    ip_protocol::{ICMP, ICMPV6, TCP, UDP},
+    nft::{self, Chain, ChainKind, Elements, Expr, Hook, Policy, Process, Set, Socket, Table, Watch},
+};
 
 /// The table's name.
 pub const KILL_SWITCH: &str = "breakout-kill-switch";
@@ -27,12 +31,6 @@ const PRIORITY_FILTER: i32 = 0;
 /// After the table could not be put back, it is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
-// IANA protocol numbers
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
-
 /// The table, put back at once when somebody else touches it. Dropped without [`KillSwitch::remove`], it stays.
 #[derive(Debug)]
 pub(crate) struct KillSwitch {
@@ -42,10 +40,17 @@ pub(crate) struct KillSwitch {
     mark: u32,
 }
 
+/// What is kept in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Contents {
+    pub guarded: Vec<Guarded>,
+    pub learned: Vec<LearnedSet>,
+}
+
 /// What has become of the kill switch since it was raised.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KillSwitchReport {
-    /// Ranges of addresses that it keeps in.
+    /// Ranges of addresses that it keeps in, a learned address being one.
     pub ranges: usize,
     /// How often somebody else has touched it and it was put back.
     pub put_back: u64,
@@ -63,7 +68,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct Kept {
-    guarded: Vec<Guarded>,
+    contents: Contents,
     table: Table,
     report: KillSwitchReport,
 }
@@ -71,37 +76,40 @@ struct Kept {
 impl KillSwitch {
     /// Installs the table, in place of a dead run's, without a gap. `tun` is the TUN's index, `mark` that of our own sockets.
     /// Must be called within a tokio runtime with I/O and time enabled.
-    pub fn raise(guarded: &[Guarded], tun: u32, mark: u32) -> Result<Self, nft::Error> {
+    pub fn raise(contents: Contents, tun: u32, mark: u32) -> Result<Self, nft::Error> {
         let socket = Socket::open()?;
         let watch = Watch::new(KILL_SWITCH, &socket)?;
-        let table = table(guarded, tun, mark);
+        let table = table(&contents, tun, mark);
         replace(&table, &socket)?;
-        let kept = Kept { guarded: guarded.to_vec(), table, report: KillSwitchReport::default() };
+        let kept = Kept { contents, table, report: KillSwitchReport::default() };
         let shared = Arc::new(Shared { socket, kept: Mutex::new(kept) });
         Ok(Self { keeper: tokio::spawn(keep(watch, shared.clone())), shared, tun, mark })
     }
 
     /// Swaps what is kept in, without a gap. Answers with what was before.
-    pub fn swap(&self, guarded: &[Guarded]) -> Result<Vec<Guarded>, nft::Error> {
+    pub fn swap(&self, contents: Contents) -> Result<Contents, nft::Error> {
         let mut kept = self.shared.kept();
-        let before = kept.guarded.clone();
-        if before != guarded {
-            let table = table(guarded, self.tun, self.mark);
-            replace(&table, &self.shared.socket)?;
+        if kept.contents != contents {
+            let table = table(&contents, self.tun, self.mark);
+            // Where somebody else has just touched it, an error here is no reason to go without.
+            if !matches!(table.install_over(&kept.table, &self.shared.socket), Ok(true)) {
+                replace(&table, &self.shared.socket)?;
+            }
             kept.table = table;
-            kept.guarded = guarded.to_vec();
         }
-        Ok(before)
+        Ok(std::mem::replace(&mut kept.contents, contents))
     }
 
-    pub fn guarded(&self) -> Vec<Guarded> {
-        self.shared.kept().guarded.clone()
+    pub fn contents(&self) -> Contents {
+        self.shared.kept().contents.clone()
     }
 
     pub fn report(&self) -> KillSwitchReport {
         let kept = self.shared.kept();
-        let ranges = kept.guarded.iter().map(|guarded| guarded.v4.len() + guarded.v6.len()).sum();
-        KillSwitchReport { ranges, ..kept.report.clone() }
+        let Contents { guarded, learned } = &kept.contents;
+        let ranges: usize = guarded.iter().map(|guarded| guarded.v4.len() + guarded.v6.len()).sum();
+        let learned: usize = learned.iter().map(|set| set.addresses.len()).sum();
+        KillSwitchReport { ranges: ranges + learned, ..kept.report.clone() }
     }
 
     pub fn remove(self) -> Result<bool, nft::Error> {
@@ -166,15 +174,28 @@ fn replace(table: &Table, socket: &Socket) -> Result<(), nft::Error> {
     nft::remove_by(STAND_IN, socket).map(drop)
 }
 
-fn table(guarded: &[Guarded], tun: u32, mark: u32) -> Table {
+fn table(contents: &Contents, tun: u32, mark: u32) -> Table {
     let mut sets = Vec::new();
     let mut rules = vec![
         vec![Expr::OutInterface(LOOPBACK.to_owned()), Expr::Accept],
         vec![Expr::OutIndex(tun), Expr::Accept],
         vec![Expr::Mark(mark), Expr::Accept],
     ];
-    for (number, guarded) in guarded.iter().enumerate() {
-        refuse(guarded, number, &mut sets, &mut rules);
+    for (number, Guarded { v4, v6, traffic }) in contents.guarded.iter().enumerate() {
+        let v4 = (!v4.is_empty()).then(|| Elements::V4(v4.clone()));
+        let v6 = (!v6.is_empty()).then(|| Elements::V6(v6.clone()));
+        refuse(&number.to_string(), v4, v6, traffic, &mut sets, &mut rules);
+    }
+    for (number, LearnedSet { addresses, traffic, .. }) in contents.learned.iter().enumerate() {
+        // Its sets are there while they are empty, so that an address more changes nothing else.
+        let v4 = addresses
+            .iter()
+            .filter_map(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None });
+        let v6 = addresses
+            .iter()
+            .filter_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None });
+        let (v4, v6) = (Elements::SingleV4(v4.collect()), Elements::SingleV6(v6.collect()));
+        refuse(&format!("-learned{number}"), Some(v4), Some(v6), traffic, &mut sets, &mut rules);
     }
     // What machines behind this one send is forwarded, and never passes `output`.
     let chain = |name: &str, hook| Chain {
@@ -193,22 +214,25 @@ fn table(guarded: &[Guarded], tun: u32, mark: u32) -> Table {
     }
 }
 
-fn refuse(guarded: &Guarded, number: usize, sets: &mut Vec<Set>, rules: &mut Vec<Vec<Expr>>) {
+fn refuse(
+    label: &str,
+    v4: Option<Elements>,
+    v6: Option<Elements>,
+    traffic: &Traffic,
+    sets: &mut Vec<Set>,
+    rules: &mut Vec<Vec<Expr>>,
+) {
     let mut add = |name: String, elements: Elements| {
         sets.push(Set { name: name.clone(), elements });
         name
     };
     let mut families = Vec::new();
-    if !guarded.v4.is_empty() {
-        let set = add(format!("addresses{number}.v4"), Elements::V4(guarded.v4.clone()));
-        families.push((Expr::DestinationInV4(set), ICMP));
+    if let Some(v4) = v4 {
+        families.push((Expr::DestinationInV4(add(format!("addresses{label}.v4"), v4)), ICMP));
     }
-    if !guarded.v6.is_empty() {
-        let set = add(format!("addresses{number}.v6"), Elements::V6(guarded.v6.clone()));
-        families.push((Expr::DestinationInV6(set), ICMPV6));
+    if let Some(v6) = v6 {
+        families.push((Expr::DestinationInV6(add(format!("addresses{label}.v6"), v6)), ICMPV6));
     }
-
-    let traffic = &guarded.traffic;
     for (protocol, name, ports, refusal) in
         [(TCP, "tcp", &traffic.tcp, Expr::Reset), (UDP, "udp", &traffic.udp, Expr::Prohibit)]
     {
@@ -217,7 +241,7 @@ fn refuse(guarded: &Guarded, number: usize, sets: &mut Vec<Set>, rules: &mut Vec
             [] => continue,
             [all] if *all == (0..=u16::MAX) => {}
             some => {
-                let set = add(format!("{name}{number}"), Elements::Ports(some.to_vec()));
+                let set = add(format!("{name}{label}"), Elements::Ports(some.to_vec()));
                 condition.push(Expr::DestinationPortIn(set));
             }
         }

@@ -1,6 +1,9 @@
 //! What routes and rules there should be: a pure function of the settings and the policy.
 //!
 //! ```text
+//! rule 5177  ipproto P dport A-B   → table 51900…  ADDRESS dev tun metric 100, for each address that a set's names have led to,
+//!      5178  ipproto P                             in a table for each set; behind it, outliving the TUN:
+//!      5179                                        prohibit ADDRESS metric 200
 //! rule 5180  not fwmark M          → table 51821   PREFIX dev tun metric 100, for each captured prefix;
 //!                                                  behind it, outliving the TUN:
 //!                                                  prohibit PREFIX metric 200 (fails closed)
@@ -9,18 +12,31 @@
 //! ```
 //!
 //! The throw route is there for a prefix that fails direct inside one that fails closed.
-//! The second rule names no mark: `not` would turn the whole condition round, and marked sockets are never bound to the
-//! TUN's address.
+//! A learned address may be a stranger's too: only what the set's rules take is led there, by protocol and port. The kernel
+//! cannot name port 65535: where a range ends there, all ports of the protocol are taken, and the policy refuses what is not
+//! its own.
+//! The other rules name no mark, since `not` would turn the whole condition round: marked sockets are never bound to the
+//! TUN's address, nor do they speak to learned addresses.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use policy::{Captured, Fail};
+use policy::{Captured, Fail, Traffic};
 
-use crate::netlink::{Family, Kind, Route, Rule};
+use crate::{
+    ip_protocol::{ICMP, ICMPV6, TCP, UDP},
+    learned::Placed,
+    netlink::{Family, Kind, Route, Rule},
+};
 
 /// The table of the captured prefixes.
 pub const TABLE_CAPTURED: u32 = 51821;
 /// The table of packets from the TUN's own addresses to anywhere else.
 pub const TABLE_SOURCE: u32 = 51822;
+/// The first of the tables of learned addresses; the others follow it.
+pub const TABLE_LEARNED: u32 = 51900;
+/// Rules to learned addresses, one priority for each kind of condition: [`crate::netlink::Netlink::delete_rule`] says why.
+pub const PRIORITY_LEARNED_PORTS: u32 = 5177;
+pub const PRIORITY_LEARNED_PROTOCOL: u32 = 5178;
+pub const PRIORITY_LEARNED_ALL: u32 = 5179;
 /// Before main (32766), after local (0).
 pub const PRIORITY_CAPTURED: u32 = 5180;
 pub const PRIORITY_SOURCE: u32 = 5181;
@@ -30,6 +46,8 @@ pub const METRIC_TUN: u32 = 100;
 pub const METRIC_PROHIBIT: u32 = 200;
 /// Another than [`METRIC_PROHIBIT`], so that both can stand while a reload turns one into the other.
 pub const METRIC_THROW: u32 = 300;
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -41,12 +59,19 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// `tun` is the TUN's index; without `ipv6` the kernel has none, and nothing is planned for it.
-    pub fn new(captured: &[Captured], addresses: &[IpNet], tun: u32, mark: u32, ipv6: bool) -> Self {
-        let mut plan = Self::default();
+    pub fn new(
+        captured: &[Captured],
+        learned: &[Placed],
+        addresses: &[IpNet],
+        tun: u32,
+        mark: u32,
+        ipv6: bool,
+    ) -> Self {
+        let mut plan = Self::learned(learned, tun, ipv6);
         for captured in captured {
             plan.capture(TABLE_CAPTURED, captured.prefix, captured.fail, tun);
         }
-        for family in [Family::V4, Family::V6] {
+        for family in FAMILIES {
             plan.rules.push(Rule {
                 mark: Some(mark),
                 invert: true,
@@ -64,12 +89,21 @@ impl Plan {
                 ..Rule::new(family_of(address), PRIORITY_SOURCE, TABLE_SOURCE)
             });
         }
-        if !ipv6 {
-            plan.rules.retain(|rule| rule.family == Family::V4);
-            plan.behind.retain(|route| route.prefix.addr().is_ipv4());
-            plan.tun.retain(|route| route.prefix.addr().is_ipv4());
+        plan.limit(ipv6)
+    }
+
+    /// The learned addresses' part alone.
+    pub fn learned(learned: &[Placed], tun: u32, ipv6: bool) -> Self {
+        let mut plan = Self::default();
+        for Placed { table, set } in learned {
+            for address in &set.addresses {
+                plan.capture(*table, IpNet::from(*address), Fail::Closed, tun);
+            }
+            for family in FAMILIES {
+                plan.rules.extend(rules(*table, family, &set.traffic));
+            }
         }
-        plan
+        plan.limit(ipv6)
     }
 
     fn capture(&mut self, table: u32, prefix: IpNet, fail: Fail, tun: u32) {
@@ -81,6 +115,40 @@ impl Plan {
         self.behind.push(Route { kind, metric, ..route.clone() });
         self.tun.push(Route { metric: METRIC_TUN, device: Some(tun), ..route });
     }
+
+    fn limit(mut self, ipv6: bool) -> Self {
+        if !ipv6 {
+            self.rules.retain(|rule| rule.family == Family::V4);
+            self.behind.retain(|route| route.prefix.addr().is_ipv4());
+            self.tun.retain(|route| route.prefix.addr().is_ipv4());
+        }
+        self
+    }
+}
+
+/// What leads this traffic to a table.
+fn rules(table: u32, family: Family, traffic: &Traffic) -> Vec<Rule> {
+    let rule = |priority| Rule { protocol: PROTOCOL, ..Rule::new(family, priority, table) };
+    let of = |number| Rule { ip_protocol: Some(number), ..rule(PRIORITY_LEARNED_PROTOCOL) };
+    if traffic.other {
+        return vec![rule(PRIORITY_LEARNED_ALL)];
+    }
+    let mut rules = Vec::new();
+    for (number, ranges) in [(TCP, &traffic.tcp), (UDP, &traffic.udp)] {
+        if ranges.iter().any(|range| *range.start() == 0 || *range.end() == u16::MAX) {
+            rules.push(of(number));
+            continue;
+        }
+        rules.extend(ranges.iter().map(|range| Rule {
+            ip_protocol: Some(number),
+            ports: Some((*range.start(), *range.end())),
+            ..rule(PRIORITY_LEARNED_PORTS)
+        }));
+    }
+    if traffic.icmp {
+        rules.push(of(if family == Family::V4 { ICMP } else { ICMPV6 }));
+    }
+    rules
 }
 
 fn family_of(net: &IpNet) -> Family {
@@ -99,6 +167,8 @@ fn everything(family: Family) -> IpNet {
 
 #[cfg(test)]
 mod tests {
+    use policy::LearnedSet;
+
     use super::*;
 
     #[test]
@@ -110,7 +180,7 @@ mod tests {
             Captured { prefix: net("2001:db8::/32"), fail: Fail::Closed },
         ];
         let addresses = [net("10.99.0.1/24"), net("fd99::1/64")];
-        let plan = Plan::new(&captured, &addresses, 7, 9, true);
+        let plan = Plan::new(&captured, &[], &addresses, 7, 9, true);
         let kinds: Vec<_> = plan.behind.iter().map(|route| (route.prefix, route.kind)).collect();
         assert_eq!(
             kinds,
@@ -126,7 +196,59 @@ mod tests {
         let from: Vec<_> = plan.rules.iter().filter_map(|rule| rule.from).collect();
         assert_eq!(from, [net("10.99.0.1/32"), net("fd99::1/128")], "the address alone, not its network");
 
-        let plan = Plan::new(&captured, &addresses, 7, 9, false);
+        let plan = Plan::new(&captured, &[], &addresses, 7, 9, false);
         assert_eq!((plan.behind.len(), plan.tun.len(), plan.rules.len()), (3, 3, 2));
+    }
+
+    #[test]
+    fn learned_addresses_are_led_by_protocol_and_port_as_far_as_the_kernel_can_say() {
+        let rules = |traffic: Traffic| -> Vec<String> {
+            let addresses = vec!["198.51.100.10".parse().unwrap(), "2001:db8:51::10".parse().unwrap()];
+            let set = LearnedSet { set: "signaling".to_owned(), addresses, traffic };
+            let plan = Plan::learned(&[Placed { table: 51903, set }], 7, true);
+            let behind: Vec<_> = plan.behind.iter().map(ToString::to_string).collect();
+            assert_eq!(
+                behind,
+                [
+                    "prohibit 198.51.100.10/32 in table 51903 with metric 200",
+                    "prohibit 2001:db8:51::10/128 in table 51903 with metric 200",
+                ]
+            );
+            let tun: Vec<_> = plan.tun.iter().map(ToString::to_string).collect();
+            assert_eq!(
+                tun,
+                [
+                    "198.51.100.10/32 on link 7 in table 51903 with metric 100",
+                    "2001:db8:51::10/128 on link 7 in table 51903 with metric 100",
+                ]
+            );
+            plan.rules.iter().map(ToString::to_string).collect()
+        };
+        let all = 0..=u16::MAX;
+        assert_eq!(
+            rules(Traffic { tcp: vec![80..=80, 5060..=5061], udp: vec![all.clone()], ..Traffic::default() }),
+            [
+                "5177: from all ipproto 6 dport 80-80 lookup 51903",
+                "5177: from all ipproto 6 dport 5060-5061 lookup 51903",
+                "5178: from all ipproto 17 lookup 51903",
+                "5177: from ::/0 ipproto 6 dport 80-80 lookup 51903",
+                "5177: from ::/0 ipproto 6 dport 5060-5061 lookup 51903",
+                "5178: from ::/0 ipproto 17 lookup 51903",
+            ]
+        );
+        assert_eq!(
+            rules(Traffic { tcp: vec![22..=22, 1024..=u16::MAX], icmp: true, ..Traffic::default() }),
+            [
+                "5178: from all ipproto 6 lookup 51903",
+                "5178: from all ipproto 1 lookup 51903",
+                "5178: from ::/0 ipproto 6 lookup 51903",
+                "5178: from ::/0 ipproto 58 lookup 51903",
+            ]
+        );
+        assert_eq!(
+            rules(Traffic { tcp: vec![all.clone()], udp: vec![all], icmp: true, other: true }),
+            ["5179: from all lookup 51903", "5179: from ::/0 lookup 51903"]
+        );
+        assert_eq!(rules(Traffic::default()), [""; 0]);
     }
 }

@@ -11,18 +11,17 @@ mod common;
 
 use std::{
     io::ErrorKind,
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream},
     time::Duration,
 };
 
 use common::{
     has, in_namespace, run,
     world::{
-        MARK, MEDIA, SIGNALING, TUN, Tun, UNRELATED, World, arrived, captured, ip, send, settings,
-        settled_snapshot, silent, wanted,
+        MARK, MEDIA, SIGNALING, TUN, Tun, UNRELATED, World, arrived, captured, ip, send, send_from_device,
+        settings, settled_snapshot, silent, wanted,
     },
 };
-use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
 use policy::{Guarded, Traffic};
 use routes::{KILL_SWITCH, Routes, State, Undo, Wanted, clean, connections, nft, open_up};
 
@@ -43,15 +42,6 @@ fn with_kill_switch() -> Wanted {
 
 async fn apply(world: &World, wanted: &Wanted) -> Routes {
     Routes::apply(State::open(world.state.path()).unwrap(), settings(), wanted).await.unwrap()
-}
-
-/// From a socket that the routing table has no say in.
-fn send_from_device(mark: u32, destination: &str, port: u16) -> std::io::Result<()> {
-    let any = if ip(destination).is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = UdpSocket::bind(any)?;
-    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &mark)?;
-    setsockopt(&socket, BindToDevice, &"wan0".into())?;
-    socket.send_to(b"OPTIONS", SocketAddr::new(ip(destination), port)).map(drop)
 }
 
 fn assert_shut(world: &World) {

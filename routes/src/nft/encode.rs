@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Chain, ChainKind, Expr, Set, Table};
+use super::{Chain, ChainKind, Elements, Expr, Set, Table};
 
 // linux/netlink.h
 const NLM_F_REQUEST: u16 = 0x1;
@@ -37,6 +37,7 @@ const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_NEWRULE: u16 = 6;
 const NFT_MSG_NEWSET: u16 = 9;
 const NFT_MSG_NEWSETELEM: u16 = 12;
+const NFT_MSG_DELSETELEM: u16 = 14;
 const NFT_TABLE_F_OWNER: u32 = 0x2;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
@@ -154,6 +155,32 @@ pub(super) fn install(table: &Table, owned: bool) -> Batch {
     batch.end()
 }
 
+/// What comes into a set and what goes, of single addresses.
+pub(super) struct SetChange<'a> {
+    set: &'a str,
+    added: Elements,
+    gone: Elements,
+}
+
+impl<'a> SetChange<'a> {
+    pub(super) fn between(old: &Set, new: &'a Set) -> Self {
+        Self {
+            set: &new.name,
+            added: new.elements.without(&old.elements),
+            gone: old.elements.without(&new.elements),
+        }
+    }
+}
+
+pub(super) fn change_sets(table: &str, changes: &[SetChange<'_>]) -> Batch {
+    let mut batch = Batch::begin();
+    for change in changes {
+        batch.elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE, table, change.set, &change.added);
+        batch.elements(NFT_MSG_DELSETELEM, 0, table, change.set, &change.gone);
+    }
+    batch.end()
+}
+
 pub(super) fn remove(name: &str) -> Batch {
     let mut batch = Batch::begin();
     batch.table(NFT_MSG_DELTABLE, 0, name, 0, None);
@@ -197,17 +224,21 @@ impl Batch {
         self.change(NFT_MSG_NEWSET, NLM_F_CREATE, action, |w| {
             w.string(NFTA_SET_TABLE, table);
             w.string(NFTA_SET_NAME, &set.name);
-            w.number(NFTA_SET_FLAGS, NFT_SET_INTERVAL);
+            w.number(NFTA_SET_FLAGS, if set.elements.are_ranges() { NFT_SET_INTERVAL } else { 0 });
             w.number(NFTA_SET_KEY_TYPE, set.elements.data_type());
             w.number(NFTA_SET_KEY_LEN, set.elements.key_length());
             w.number(NFTA_SET_ID, id);
             w.userdata(NFTA_SET_USERDATA, UDATA_SET_KEY_BYTE_ORDER, &BYTE_ORDER_BIG.to_ne_bytes());
         });
-        for ranges in set.elements.ranges().chunks(RANGES) {
-            let action = format!("fill the set {} of the table inet {table}", set.name);
-            self.change(NFT_MSG_NEWSETELEM, NLM_F_CREATE, action, |w| {
+        self.elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE, table, &set.name, &set.elements);
+    }
+
+    fn elements(&mut self, message: u16, flags: u16, table: &str, set: &str, elements: &Elements) {
+        let verb = if message == NFT_MSG_DELSETELEM { "thin out" } else { "fill" };
+        for ranges in elements.ranges().chunks(RANGES) {
+            self.change(message, flags, format!("{verb} the set {set} of the table inet {table}"), |w| {
                 w.string(NFTA_SET_ELEM_LIST_TABLE, table);
-                w.string(NFTA_SET_ELEM_LIST_SET, &set.name);
+                w.string(NFTA_SET_ELEM_LIST_SET, set);
                 w.nested(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
                     for (start, behind) in ranges {
                         w.set_element(start, 0);

@@ -134,6 +134,26 @@ impl Table {
         socket.commit(&encode::install(self, false))
     }
 
+    /// Makes this table of `installed`, which is there, in place. `false`, and nothing is done, if more is different than which
+    /// single addresses are in sets.
+    pub(crate) fn install_over(&self, installed: &Self, socket: &Socket) -> Result<bool, Error> {
+        let differs = |(old, new): &(&Set, &Set)| old.elements != new.elements;
+        let pairs = || installed.sets.iter().zip(&self.sets);
+        let is_alike = self.chains == installed.chains
+            && (&self.name, &self.comment) == (&installed.name, &installed.comment)
+            && self.sets.len() == installed.sets.len()
+            && pairs().all(|(old, new)| old.name == new.name)
+            && pairs()
+                .filter(differs)
+                .all(|(old, new)| !old.elements.are_ranges() && !new.elements.are_ranges());
+        if !is_alike {
+            return Ok(false);
+        }
+        let changes: Vec<_> =
+            pairs().filter(differs).map(|(old, new)| encode::SetChange::between(old, new)).collect();
+        socket.commit(&encode::change_sets(&self.name, &changes)).map(|()| true)
+    }
+
     /// Installs the table until the returned guard is dropped. Others can read it but not change it.
     /// Fails with EEXIST if there is a table of this name.
     pub fn install_owned(&self) -> Result<Owned, Error> {

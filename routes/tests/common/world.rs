@@ -10,6 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use nix::sys::socket::{setsockopt, sockopt};
 use policy::{Captured, Fail};
 use routes::{Routes, Settings, State, Wanted, netlink::Netlink};
 
@@ -92,9 +93,9 @@ pub fn settings() -> Settings {
     }
 }
 
-/// Without a kill switch.
+/// Without a kill switch and learned addresses.
 pub fn wanted(captured: Vec<Captured>) -> Wanted {
-    Wanted { captured, kill_switch: None }
+    Wanted { captured, ..Wanted::default() }
 }
 
 pub fn captured() -> Vec<Captured> {
@@ -143,6 +144,11 @@ impl Tun {
 
     /// Source and destination of the packets that have entered; the kernel's own multicasts are left out.
     pub fn entered(&mut self) -> Vec<(IpAddr, IpAddr)> {
+        self.packets().iter().map(|packet| (packet.source, packet.destination)).collect()
+    }
+
+    /// The packets that have entered; the kernel's own multicasts are left out.
+    pub fn packets(&mut self) -> Vec<Entered> {
         let mut found = Vec::new();
         let mut packet = [0; 2048];
         loop {
@@ -151,14 +157,36 @@ impl Tun {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return found,
                 Err(error) => panic!("{error}"),
             };
-            let v4 = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&packet[at..at + 4]).unwrap());
-            let v6 = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).unwrap());
-            assert!(length >= 20);
-            let (source, destination) = if packet[0] >> 4 == 4 { (v4(12), v4(16)) } else { (v6(8), v6(24)) };
-            if !destination.is_multicast() {
-                found.push((source, destination));
+            let entered = Entered::read(&packet[..length]);
+            if !entered.destination.is_multicast() {
+                found.push(entered);
             }
         }
+    }
+}
+
+/// A packet that has entered the TUN, without options or extension headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entered {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// IANA's number.
+    pub protocol: u8,
+    /// The destination port of TCP and UDP.
+    pub port: u16,
+}
+
+impl Entered {
+    fn read(packet: &[u8]) -> Self {
+        let v4 = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&packet[at..at + 4]).unwrap());
+        let v6 = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).unwrap());
+        let (source, destination, protocol, header) = if packet[0] >> 4 == 4 {
+            (v4(12), v4(16), packet[9], usize::from(packet[0] & 15) * 4)
+        } else {
+            (v6(8), v6(24), packet[6], 40)
+        };
+        let port = packet[header + 2..header + 4].try_into().unwrap();
+        Self { source, destination, protocol, port: u16::from_be_bytes(port) }
     }
 }
 
@@ -167,8 +195,17 @@ pub fn send(source: Option<&str>, mark: u32, destination: &str) -> std::io::Resu
     let destination = ip(destination);
     let any = if destination.is_ipv4() { "0.0.0.0" } else { "::" };
     let socket = UdpSocket::bind(SocketAddr::new(ip(source.unwrap_or(any)), 0))?;
-    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &mark)?;
+    setsockopt(&socket, sockopt::Mark, &mark)?;
     socket.send_to(b"OPTIONS", SocketAddr::new(destination, 5060)).map(drop)
+}
+
+/// Sends one datagram from a socket that the routing table has no say in.
+pub fn send_from_device(mark: u32, destination: &str, port: u16) -> std::io::Result<()> {
+    let any = if ip(destination).is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    setsockopt(&socket, sockopt::Mark, &mark)?;
+    setsockopt(&socket, sockopt::BindToDevice, &"wan0".into())?;
+    socket.send_to(b"OPTIONS", SocketAddr::new(ip(destination), port)).map(drop)
 }
 
 /// Waits until the kernel has made up its mind about all IPv6 addresses of this namespace.
@@ -207,7 +244,7 @@ pub fn settled_snapshot() -> String {
 }
 
 /// Links, addresses, routes, rules, firewall and sysctls, as text.
-fn snapshot() -> String {
+pub fn snapshot() -> String {
     let mut text = String::new();
     for command in [["link", "show"], ["address", "show"]] {
         text += &run(["ip", "-details", command[0], command[1]]);

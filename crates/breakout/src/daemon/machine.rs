@@ -79,6 +79,7 @@ pub fn wanted(loaded: &Loaded) -> Wanted {
     let Loaded { config, snapshot, .. } = loaded;
     Wanted {
         captured: snapshot.captured().to_vec(),
+        learned: snapshot.learned().to_vec(),
         kill_switch: config.routes.kill_switch.then(|| snapshot.guarded().to_vec()),
     }
 }
@@ -106,7 +107,7 @@ impl Machine {
     /// Gives the TUN its addresses and leads the captured prefixes into it. On an error everything is as before.
     pub async fn raise(state: State, tun: &Tun, loaded: &Loaded) -> Result<(Self, u16), Failure> {
         let unwatched = |error| refused("cannot look at the network", routes::Error::from(error));
-        let watch = Watch::new().map_err(unwatched)?;
+        let mut watch = Watch::new().map_err(unwatched)?;
         let netlink = Netlink::new().map_err(unwatched)?;
         let gateway = loaded.endpoint.ip();
         let underlay = look(&netlink, gateway, tun.index()).await?;
@@ -122,6 +123,7 @@ impl Machine {
         let routes = Routes::apply(state, settings, &wanted(loaded))
             .await
             .map_err(|error| refused("cannot set up addresses and routes", error))?;
+        watch.ignore(routes.netlink());
         let mut machine = Self { watch, netlink, routes, gateway, underlay, ended: Ok(0) };
         machine.end_old_connections(loaded);
         Ok((machine, mtu))

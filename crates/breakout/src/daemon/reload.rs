@@ -89,6 +89,7 @@ fn both(was: &Wanted, is: &Wanted) -> Wanted {
     let kept = [&was.kill_switch, &is.kill_switch].into_iter().flatten();
     Wanted {
         captured: all_of(&was.captured, &is.captured),
+        learned: [was.learned.clone(), is.learned.clone()].concat(),
         kill_switch: kept.cloned().reduce(|was, is| [was, is].concat()),
     }
 }
