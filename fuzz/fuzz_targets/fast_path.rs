@@ -1,8 +1,9 @@
-//! The kernel's programs do to any packet what crate `packet` does. Needs root; without it, or without BPF, every input passes.
+//! The kernel's programs do to any packet what crate `packet` does, and measure RTP as the pump does. Needs root; without it, or without BPF, every input passes.
 #![no_main]
 
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use dataplane::fast_path::{Direction, Link};
@@ -21,7 +22,7 @@ mod programs;
 mod tun;
 
 use packets::{Body, Extension, Spec};
-use programs::{Case, Programs, SOURCE_V4, SOURCE_V6, has_link_header, least_len};
+use programs::{Case, Programs, SOURCE_V4, SOURCE_V6, Talk, has_link_header, least_len};
 
 thread_local! {
     static PROGRAMS: RefCell<Option<Programs>> = RefCell::new(match Programs::start() {
@@ -56,6 +57,7 @@ fn case(mut data: Unstructured<'_>) -> arbitrary::Result<Case> {
         Direction::Outbound => (internal, remote),
         Direction::Inbound => (remote, external),
     };
+    let talk = talk(input)?;
     let spec = Spec {
         source,
         destination,
@@ -66,7 +68,10 @@ fn case(mut data: Unstructured<'_>) -> arbitrary::Result<Case> {
         extensions: if v6 && input.ratio(1, 8)? { vec![extension(input)?] } else { Vec::new() },
         cut: if input.ratio(1, 8)? { input.int_in_range(1..=12)? } else { 0 },
         checksum: Checksum::Complete,
-        payload: vec![0x5a; input.int_in_range(0..=1400)?],
+        payload: match bool::arbitrary(input)? {
+            true => said(input, &talk)?,
+            false => vec![0x5a; input.int_in_range(0..=1400)?],
+        },
     };
     let mut packet = spec.build().bytes;
     for _ in 0..input.int_in_range(0..=4)? {
@@ -77,7 +82,26 @@ fn case(mut data: Unstructured<'_>) -> arbitrary::Result<Case> {
     if !has_link_header(direction, physical) {
         packet.resize(packet.len().max(least_len(v6)), 0);
     }
-    Ok(Case { direction, physical, internal, external, remote, mark, mtu, live, packet, segment })
+    Ok(Case { direction, physical, internal, external, remote, mark, mtu, live, packet, segment, talk })
+}
+
+fn talk(input: &mut Unstructured<'_>) -> arbitrary::Result<Talk> {
+    Ok(Talk {
+        packets: input.int_in_range(0..=6)?,
+        interval: Duration::from_millis(*input.choose(&[20, 70, 600, 70_000])?),
+        late: Duration::from_micros(input.int_in_range(0..=20_000)?),
+        interrupted: bool::arbitrary(input)?,
+        clock_rate: *input.choose(&[8_000, 16_000, 48_000, 90_000])?,
+        sequence: u16::arbitrary(input)?,
+        handed_over: bool::arbitrary(input)?,
+    })
+}
+
+/// What comes next.
+fn said(input: &mut Unstructured<'_>, talk: &Talk) -> arbitrary::Result<Vec<u8>> {
+    let ahead = if input.ratio(1, 2)? { 0 } else { u16::arbitrary(input)? };
+    let rest = vec![0x5a; input.int_in_range(0..=300)?];
+    Ok(talk.next(ahead, input.ratio(1, 4)?, bool::arbitrary(input)?, &rest))
 }
 
 fn body(input: &mut Unstructured<'_>) -> arbitrary::Result<Body> {

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use dataplane::fast_path::{Direction, Link};
 use packet::{Checksum, Dscp};
@@ -11,7 +12,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::machine::skip;
 use crate::packets::{Body, Extension, Spec};
-use crate::programs::{Case, Outcome, Programs, SOURCE_V4, SOURCE_V6, has_link_header, least_len};
+use crate::programs::{Case, Outcome, Programs, SOURCE_V4, SOURCE_V6, Talk, has_link_header, least_len};
 
 #[test]
 fn any_packet_is_rewritten_as_the_pump_would_or_left_alone() {
@@ -51,7 +52,7 @@ pub fn hold(mut programs: Programs, cases: u32) {
         let seen = match programs.borrow_mut().check(&case) {
             Outcome::Moved(_) => &moved,
             Outcome::HandedUp => &handed_up,
-            Outcome::Left | Outcome::Dropped => &left,
+            Outcome::Passed | Outcome::Left | Outcome::Dropped => &left,
         };
         seen.set(seen.get() + 1);
         Ok(())
@@ -82,6 +83,7 @@ fn plain(v6: bool, physical: Link, direction: Direction, summed: bool) -> Case {
         live: true,
         packet,
         segment: None,
+        talk: Talk::default(),
     }
 }
 
@@ -114,8 +116,11 @@ fn ends(
 
 fn case() -> impl Strategy<Value = Case> {
     any::<bool>().prop_flat_map(|v6| {
-        (flow(v6), spec(v6), any::<[bool; 2]>(), prop::bool::weighted(0.9), damage(), extra()).prop_map(
-            move |((internal, external, remote, mark, mtu), mut spec, [out, plain], live, damage, extra)| {
+        let ways = (any::<[bool; 2]>(), prop::bool::weighted(0.9));
+        (flow(v6), spec(v6), talk(), ways, damage(), extra()).prop_map(
+            move |((internal, external, remote, mark, mtu), mut spec, (talk, said), ways, damage, extra)| {
+                let ([out, plain], live) = ways;
+                spec.payload = said.unwrap_or(spec.payload);
                 let direction = if out { Direction::Outbound } else { Direction::Inbound };
                 let physical = if plain { Link::None } else { Link::Ethernet };
                 (spec.source, spec.destination) = ends(direction, internal, external, remote);
@@ -139,9 +144,34 @@ fn case() -> impl Strategy<Value = Case> {
                     live,
                     packet,
                     segment: extra.1,
+                    talk,
                 }
             },
         )
+    })
+}
+
+/// What passed before, and mostly what comes next.
+fn talk() -> impl Strategy<Value = (Talk, Option<Vec<u8>>)> {
+    let interval = prop_oneof![Just(20), Just(70), Just(600), Just(70_000)].prop_map(Duration::from_millis);
+    let clock_rate = prop_oneof![Just(8_000), Just(16_000), Just(48_000), Just(90_000)];
+    let late = (0..20_000_u64).prop_map(Duration::from_micros);
+    let before = (0..7_u16, interval, late, clock_rate, any::<u16>(), any::<[bool; 2]>()).prop_map(
+        |(packets, interval, late, clock_rate, sequence, [interrupted, handed_over])| Talk {
+            packets,
+            interval,
+            late,
+            interrupted,
+            clock_rate,
+            sequence,
+            handed_over,
+        },
+    );
+    let ahead = prop_oneof![8 => Just(0), 2 => 1..5_u16, 2 => 65_430..=65_535_u16, 1 => any::<u16>()];
+    let rest = prop::collection::vec(any::<u8>(), 0..300);
+    let next = (ahead, prop::bool::weighted(0.3), prop::bool::weighted(0.3), rest);
+    (before, prop::option::weighted(0.8, next)).prop_map(|(talk, next)| {
+        (talk, next.map(|(ahead, other, relayed, rest)| talk.next(ahead, other, relayed, &rest)))
     })
 }
 
