@@ -24,6 +24,8 @@
 #define NO_LINK 0
 /* Three flag bits, then the offset; DF and the reserved bit make no fragment (RFC 791 §3.1). */
 #define FRAGMENT 0x3fff
+/* The part of a VLAN tag that names the network; 0 names none, such a tag is a priority and nothing else (IEEE 802.1Q). */
+#define VLAN_ID 0x0fff
 
 /* Sizes are the daemon's to set. Both flow tables are filled by it alone and hold slots of `entries`. */
 struct map SEC("maps") outbound_flows = {
@@ -129,7 +131,7 @@ static INLINE int inbound(struct __sk_buff *skb, __u32 network)
 	struct packet packet;
 
 	/* The tag of a VLAN that has an interface of its own is gone by then; one that is there belongs to another network. */
-	if (skb->vlan_present || !read(skb, network, &packet))
+	if ((skb->vlan_present && skb->vlan_tci & VLAN_ID) || !read(skb, network, &packet))
 		return LEAVE;
 	struct entry *entry = find(&inbound_flows, &packet, INBOUND);
 	if (!entry || entry->physical != skb->ifindex)

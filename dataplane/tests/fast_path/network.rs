@@ -23,6 +23,8 @@ pub enum Wire {
     Veth,
     /// VLAN interfaces on a veth.
     Vlan,
+    /// Here, an interface that sends by a veth.
+    On(&'static str),
     /// TUNs, between which a thread carries whole packets: no link header, and no checksum or segment left to be made.
     Tun,
 }
@@ -166,6 +168,17 @@ fn connect(wire: Wire, far: &FarEnd) -> Option<Option<Relay>> {
                 ip("link add link under name wan type vlan id 5");
                 ip("link set under up");
             });
+        }
+        Wire::On(kind) => {
+            ip(&format!("link add under type veth peer name wan netns {thread}"));
+            ip("link set under up");
+            match kind {
+                "bridge" => {
+                    ip("link add wifi type bridge");
+                    ip("link set under master wifi");
+                }
+                _ => drop(ip(&format!("link add link under name wifi type {kind}"))),
+            }
         }
         Wire::Tun => {
             let here = Tun::open("wifi", Offload::Off).unwrap();

@@ -10,10 +10,13 @@ use std::{fs, thread};
 use aya::programs::{SchedClassifier, TcAttachType};
 use dataplane::fast_path::{Counts, Direction, FastPath, Flow, InstallError, Unavailable};
 use dataplane::rtp::RtpStream;
+use packet::Checksum;
+use socket2::{Domain, Socket, Type};
 
 use crate::machine::{DEAD_V4, Family, V4, V6, ip, skip};
 use crate::marked;
 use crate::network::{Call, Network, PATIENCE, Wire, open};
+use crate::packets::{Body, Spec};
 use crate::tun::index;
 
 const STUN: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7];
@@ -26,6 +29,13 @@ fn a_call_over_ethernet() {
 #[test]
 fn a_call_over_a_vlan() {
     calls_over(Wire::Vlan);
+}
+
+#[test]
+fn a_call_over_interfaces_that_send_by_others() {
+    for kind in ["bridge", "macvlan"] {
+        calls_over(Wire::On(kind));
+    }
 }
 
 /// Here each checksum is completed by the sending kernel and verified by the receiving one.
@@ -246,6 +256,66 @@ fn only_the_flow_itself_gets_through() {
     assert_eq!(marked::receive(&call.app).payload, b"mine");
     call.reserved.set_nonblocking(true).unwrap();
     assert_eq!(call.reserved.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+/// IEEE 802.1Q: a tag with the number 0 is a priority, and the stack takes such a packet as one without.
+#[test]
+fn a_tag_that_names_another_network_keeps_an_answer_out_and_a_priority_does_not() {
+    let Some(mut network) = Network::new(Wire::Veth) else { return };
+    for family in [V4, V6] {
+        let call = network.call(family);
+        let id = network.hand_over(&call);
+        for (number, payload) in [(5, b"else"), (0, b"mine")] {
+            let frame = tagged(5 << 13 | number, &call, payload);
+            network.far.run(move || send_frame("wan", &frame));
+        }
+        assert_eq!(marked::receive(&call.app).payload, b"mine");
+        let inbound = network.statistics(id).inbound;
+        assert_eq!((inbound.packets, inbound.handed_up), (1, 0));
+        call.reserved.set_nonblocking(true).unwrap();
+        assert_eq!(call.reserved.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+}
+
+/// A frame with an answer, for `wifi`.
+fn tagged(tag: u16, call: &Call, payload: &[u8]) -> Vec<u8> {
+    let spec = Spec {
+        source: call.remote,
+        destination: call.external,
+        tos: 0,
+        ttl: 64,
+        body: Body::Udp { summed: true },
+        option_words: 0,
+        extensions: Vec::new(),
+        cut: 0,
+        payload: payload.to_vec(),
+        checksum: Checksum::Complete,
+    };
+    let told = ip("-brief link show wifi");
+    let to = told.split_whitespace().nth(2).unwrap().split(':');
+    let to: Vec<u8> = to.map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    let ether_type = if call.remote.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
+    [&to, &[2, 0, 0, 0, 0, 1][..], &[0x81, 0], &tag.to_be_bytes(), &ether_type, &spec.build().bytes].concat()
+}
+
+fn send_frame(interface: &str, frame: &[u8]) {
+    let socket = Socket::new(Domain::PACKET, Type::RAW, None).unwrap();
+    // SAFETY: all-zero bytes are a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = index(interface).cast_signed();
+    // SAFETY: the kernel reads the frame and the address, which outlive the call.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const address).cast(),
+            size_of_val(&address) as u32,
+        )
+    };
+    assert_eq!(sent, frame.len() as isize, "{}", std::io::Error::last_os_error());
 }
 
 /// A router that checks reverse paths strictly, and a firewall that lets in nothing but answers.
