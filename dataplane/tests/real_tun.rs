@@ -8,6 +8,7 @@
     reason = "a test that fails here should stop"
 )]
 
+#[allow(dead_code, reason = "shared with other tests")]
 mod machine;
 mod marked;
 

@@ -1,12 +1,13 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use packet::FiveTuple;
 
+use super::looks::Looks;
 use crate::clock::Clock;
 use crate::engine::{Cacheable, Engine, MappingId, Moved, Note};
-use crate::fast_path::{self, Counts, Direction, EntryId, FastPath, Link, QUIET, Statistics, Unavailable};
+use crate::fast_path::{self, Counts, Direction, EntryId, FastPath, Link, Statistics, Unavailable};
 use crate::io::route::Routes;
 use crate::{Feature, Underlay};
 
@@ -16,9 +17,6 @@ const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 
 /// Bypass flows that the kernel moves at a time, as many as there are mappings; more stay with the pump. Each takes 448 bytes that count as
 /// resident from the start, and an agent has tens.
 const ENTRIES: u32 = 4_096;
-/// When a direction that was not quiet is looked at again: at first, and at most, where flows do not get quiet.
-const LOOK_AGAIN: Duration = QUIET.saturating_mul(2);
-const LOOK_SELDOM: Duration = Duration::from_millis(64);
 
 /// The kernel fast path as the pump uses it: which flows it has, and who moves them at the moment. It stands beside the engine, under the
 /// same lock, and is a cache of it.
@@ -30,11 +28,8 @@ pub(super) struct FastTier {
     fwmark: u32,
     entries: HashMap<FiveTuple, Entry, ahash::RandomState>,
     /// Directions that are the pump's until none of their packets is in the pump any more.
-    unsettled: Vec<(FiveTuple, Direction)>,
-    settle_at: Option<Instant>,
-    look_after: Duration,
-    /// Since when the pump looks for the end of its queues.
-    looking_since: Option<Instant>,
+    unsettled: Vec<Unsettled>,
+    looks: Looks,
     /// Why a flow stayed with the pump last.
     trouble: Option<String>,
 }
@@ -53,6 +48,13 @@ struct Entry {
     leaving: bool,
 }
 
+struct Unsettled {
+    tuple: FiveTuple,
+    /// The flow may have another entry by now.
+    entry: EntryId,
+    direction: Direction,
+}
+
 impl FastTier {
     /// In this thread's network namespace; `tun` is the TUN's index.
     pub(super) fn open(tun: u32, fwmark: u32, clock: Clock) -> Result<Self, Unavailable> {
@@ -67,9 +69,7 @@ impl FastTier {
             fwmark,
             entries: HashMap::default(),
             unsettled: Vec::new(),
-            settle_at: None,
-            look_after: LOOK_AGAIN,
-            looking_since: None,
+            looks: Looks::default(),
             trouble: None,
         })
     }
@@ -88,7 +88,8 @@ impl FastTier {
         let ways = [(ANYWHERE_V4, underlay.v4.map(IpAddr::V4)), (ANYWHERE_V6, underlay.v6.map(IpAddr::V6))];
         for (anywhere, source) in ways {
             let Some(source) = source else { continue };
-            if let Ok(hop) = self.routes.to(SocketAddr::new(anywhere, 0), SocketAddr::new(source, 0))
+            let (anywhere, source) = (SocketAddr::new(anywhere, 0), SocketAddr::new(source, 0));
+            if let Ok(hop) = self.routes.to(anywhere, source)
                 && hop.interface != self.tun
                 && let Err(error) = self.kernel.attach(hop.interface)
             {
@@ -99,7 +100,7 @@ impl FastTier {
 
     /// When [`FastTier::look`] wants to be called.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.settle_at
+        self.looks.due()
     }
 
     /// Follows the engine's flows. To be called when every packet that it judged is sent.
@@ -148,8 +149,8 @@ impl FastTier {
                 [(Direction::Outbound, statistics.outbound), (Direction::Inbound, statistics.inbound)];
             for (direction, counts) in halted {
                 if !counts.live && !entry.leaving && !std::mem::replace(entry.unsettled(direction), true) {
-                    self.unsettled.push((*tuple, direction));
-                    self.settle_at.get_or_insert(now + LOOK_AGAIN);
+                    self.unsettled.push(Unsettled { tuple: *tuple, entry: entry.id, direction });
+                    self.looks.soon(now);
                 }
             }
         }
@@ -163,36 +164,34 @@ impl FastTier {
 
     /// The mappings whose sockets have to be found empty before their flows' answers are the kernel's.
     pub(super) fn to_be_emptied(&self) -> impl Iterator<Item = MappingId> {
-        let inbound = self.unsettled.iter().filter(|(_, direction)| *direction == Direction::Inbound);
-        inbound.filter_map(|(tuple, _)| self.entries.get(tuple)?.mapping)
+        let inbound = self.unsettled.iter().filter(|waiting| waiting.direction == Direction::Inbound);
+        inbound.filter_map(|waiting| self.entries.get(&waiting.tuple)?.mapping)
     }
 
     /// From now on the pump looks for the end of its queues: see [`FastTier::settle`].
     pub(super) fn look(&mut self, now: Instant) {
-        self.looking_since.get_or_insert(now);
-        self.settle_at = None;
+        self.looks.begin(now);
     }
 
     /// Gives to the kernel what has no packet in the pump. To be called when, after [`FastTier::look`], the TUN's queue was found empty and
     /// what had been in it is sent; `socket_empty` says the same of a mapping's socket.
     pub(super) fn settle(&mut self, socket_empty: impl Fn(MappingId) -> bool, now: Instant) {
-        let Some(since) = self.looking_since.take() else { return };
+        let Some(since) = self.looks.since() else { return };
         let before = self.unsettled.len();
         let since = self.clock.since_boot(since);
         let (entries, kernel) = (&mut self.entries, &self.kernel);
-        self.unsettled.retain(|(tuple, direction)| {
-            let Some(entry) = entries.get_mut(tuple) else { return false };
-            let empty = match direction {
+        self.unsettled.retain(|waiting| {
+            let entry = entries.get_mut(&waiting.tuple).filter(|entry| entry.id == waiting.entry);
+            let Some(entry) = entry else { return false };
+            let empty = match waiting.direction {
                 Direction::Outbound => true,
                 Direction::Inbound => entry.mapping.is_none_or(&socket_empty),
             };
-            let gone = entry.leaving || empty && kernel.settle(entry.id, *direction, since);
-            *entry.unsettled(*direction) = !gone;
+            let gone = entry.leaving || empty && kernel.settle(entry.id, waiting.direction, since);
+            *entry.unsettled(waiting.direction) = !gone;
             !gone
         });
-        let has_settled = self.unsettled.len() < before;
-        self.look_after = if has_settled { LOOK_AGAIN } else { (self.look_after * 2).min(LOOK_SELDOM) };
-        self.settle_at = (!self.unsettled.is_empty()).then(|| now + self.look_after);
+        self.looks.end(self.unsettled.len() < before, !self.unsettled.is_empty(), now);
     }
 
     fn install(&mut self, tuple: &FiveTuple, engine: &mut Engine, now: Instant) {
@@ -248,10 +247,9 @@ impl FastTier {
     fn unsettle(&mut self, tuple: FiveTuple, direction: Direction, now: Instant) {
         let Some(entry) = self.entries.get_mut(&tuple) else { return };
         if !std::mem::replace(entry.unsettled(direction), true) {
-            self.unsettled.push((tuple, direction));
+            self.unsettled.push(Unsettled { tuple, entry: entry.id, direction });
+            self.looks.soon(now);
         }
-        self.look_after = LOOK_AGAIN;
-        self.settle_at = Some(now + LOOK_AGAIN);
     }
 
     fn hand_back(&mut self, tuple: &FiveTuple) {

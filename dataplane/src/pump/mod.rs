@@ -5,6 +5,7 @@ mod bypass;
 mod core;
 mod fast_tier;
 mod intake;
+mod looks;
 mod opener;
 mod sealer;
 mod to_tun;

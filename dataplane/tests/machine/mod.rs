@@ -17,7 +17,7 @@ pub const MEDIA_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(52, 129, 96, 10));
 pub const DEAD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(52, 129, 96, 11));
 pub const SIGNALING_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
 
-const FWMARK: u32 = 0x77;
+pub const FWMARK: u32 = 0x77;
 
 /// One family's addresses.
 #[derive(Clone, Copy)]
@@ -61,7 +61,9 @@ cidrs = ["203.0.113.0/24", "2001:db8:113::/64"]
 /// The test's thread is in the machine's namespace. The tunnel is down, for want of a route to its gateway.
 pub struct Machine {
     pub pump: Handle,
-    far: FarEnd,
+    /// Its name.
+    pub tun: String,
+    pub far: FarEnd,
 }
 
 /// The tunnel's two ends, and how the near one marks what it sends.
@@ -107,8 +109,8 @@ impl Machine {
         ip("route add default via 192.168.77.1");
         wait_for_local("2001:db8:77::10");
         ip("route add default via 2001:db8:77::1");
-        let pump = start_pump(tunnel);
-        Some(Self { pump, far })
+        let (pump, tun) = start_pump(tunnel);
+        Some(Self { pump, tun, far })
     }
 
     pub fn far_socket(&self, address: IpAddr, port: u16) -> UdpSocket {
@@ -176,7 +178,8 @@ const fn v6(network: u16, host: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, network, 0, 0, 0, 0, host))
 }
 
-fn start_pump(tunnel: &Tunnel) -> Handle {
+/// The name is the TUN's.
+fn start_pump(tunnel: &Tunnel) -> (Handle, String) {
     let tun = Tun::open(None).unwrap();
     let name = tun.name().to_owned();
     ip(&format!("link set {name} mtu 1420 up"));
@@ -198,7 +201,7 @@ fn start_pump(tunnel: &Tunnel) -> Handle {
         index: 1,
         mtu: 1420,
     };
-    Pump::start(Setup {
+    let pump = Pump::start(Setup {
         tun,
         addresses: vec![V4.tun, V6.tun],
         mtu: 1420,
@@ -211,8 +214,8 @@ fn start_pump(tunnel: &Tunnel) -> Handle {
         fast_path: FastPathUse::Auto,
         outer_dscp: tunnel.outer_dscp,
         on_exit: Box::new(|result| result.unwrap()),
-    })
-    .unwrap()
+    });
+    (pump.unwrap(), name)
 }
 
 type Job = Box<dyn FnOnce() + Send>;

@@ -8,32 +8,25 @@
     reason = "a test that fails here should stop"
 )]
 
+mod call;
+mod capture;
+#[path = "../machine/mod.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod machine;
+#[path = "../marked/mod.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod marked;
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use dataplane::{DropReason, FlowReport};
-use machine::{Family, MEDIA_V4, Machine, V4, V6, ip};
+use call::{Call, PATIENCE, SETTLED, STUN, feature, flow, is_in_kernel, machine_with_fast_path, set_options};
+use dataplane::DropReason;
+use machine::{MEDIA_V4, V4, V6, ip};
 use policy::{Config, Path, Snapshot};
-
-const STUN: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7];
-const PATIENCE: Duration = Duration::from_secs(5);
-/// After which the second packet of a flow is the kernel's.
-const SETTLED: Duration = Duration::from_millis(5);
-
-/// A call between an application under `source` and a far end.
-struct Call {
-    app: UdpSocket,
-    far: UdpSocket,
-    remote: SocketAddr,
-    sent: u32,
-}
 
 #[test]
 fn the_second_packet_and_all_later_ones_are_the_kernels() {
@@ -174,7 +167,24 @@ fn what_the_kernel_does_not_take_goes_on_through_the_pump() {
         assert_eq!(call.there_and_back(), external);
     }
     let flow = flow(&machine, &call).unwrap();
-    assert_eq!((flow.out_packets, flow.in_packets), (23, 23));
+    assert_eq!((flow.out_packets, flow.in_packets), (u64::from(call.sent), u64::from(call.sent)));
+}
+
+#[test]
+fn a_call_is_the_kernels_beside_a_flow_that_is_never_quiet() {
+    let Some(machine) = machine_with_fast_path() else { return };
+    let restless = Call::new(&machine, V4.tun, V4);
+    // What has options is always the pump's.
+    set_options(&restless.app, &[1, 1, 1, 1]);
+    let (_on, off) = channel::<()>();
+    let (app, remote) = (restless.app.try_clone().unwrap(), restless.remote);
+    std::thread::spawn(move || {
+        run_before_others();
+        while off.recv_timeout(Duration::from_micros(300)) == Err(RecvTimeoutError::Timeout) {
+            app.send_to(&STUN, remote).unwrap();
+        }
+    });
+    Call::in_kernel(&machine);
 }
 
 #[test]
@@ -201,69 +211,11 @@ fn ten_thousand_flows_and_more_than_the_kernel_takes() {
     call.there_and_back();
 }
 
-impl Call {
-    /// A call that the kernel moves, and where the far end sees it come from.
-    fn in_kernel(machine: &Machine) -> (Self, SocketAddr) {
-        let mut call = Self::new(machine, V4.tun, V4);
-        let external = call.there_and_back();
-        std::thread::sleep(SETTLED);
-        call.there_and_back();
-        (call, external)
-    }
-
-    fn new(machine: &Machine, source: IpAddr, family: Family) -> Self {
-        let app = UdpSocket::bind((source, 0)).unwrap();
-        marked::prepare(&app, PATIENCE);
-        // Port 0: any.
-        let far = machine.far_socket(family.media, 0);
-        let remote = far.local_addr().unwrap();
-        Self { app, far, remote, sent: 0 }
-    }
-
-    /// The next packet, numbered.
-    fn next(&mut self) -> [u8; 24] {
-        self.sent += 1;
-        let mut packet = [0; 24];
-        packet[..20].copy_from_slice(&STUN);
-        packet[3] = 4;
-        packet[20..].copy_from_slice(&self.sent.to_be_bytes());
-        packet
-    }
-
-    /// Sends a packet and has it answered; returns where the far end saw it come from.
-    fn there_and_back(&mut self) -> SocketAddr {
-        let packet = self.next();
-        self.app.send_to(&packet, self.remote).unwrap();
-        let received = marked::receive(&self.far);
-        assert_eq!((received.payload.as_slice(), received.tos, received.ttl), (packet.as_slice(), 0xb8, 64));
-        self.far.send_to(&packet, received.from).unwrap();
-        let answer = marked::receive(&self.app);
-        assert_eq!((answer.payload.as_slice(), answer.from), (packet.as_slice(), self.remote));
-        received.from
-    }
-}
-
-/// `None`, with the reason told, where there is none.
-fn machine_with_fast_path() -> Option<Machine> {
-    let machine = Machine::new()?;
-    let (_, on, why) = feature(&machine);
-    if !on {
-        machine::skip(&why);
-    }
-    on.then_some(machine)
-}
-
-fn feature(machine: &Machine) -> dataplane::Feature {
-    machine.pump.features().unwrap().into_iter().find(|(name, ..)| *name == "kernel-fast-path").unwrap()
-}
-
-fn is_in_kernel(machine: &Machine, call: &Call) -> bool {
-    flow(machine, call).is_some_and(|flow| flow.in_kernel)
-}
-
-fn flow(machine: &Machine, call: &Call) -> Option<FlowReport> {
-    let source = call.app.local_addr().unwrap();
-    machine.pump.flows().unwrap().into_iter().find(|flow| flow.tuple.source == source)
+/// Lets this thread keep its pace on a busy machine, where that is permitted.
+fn run_before_others() {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads the parameters, which outlive the call; 0 is this thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
 }
 
 /// How often this machine's voice thread was put on a processor; other tests have their own.
@@ -280,19 +232,4 @@ fn wake_ups() -> u64 {
             Some(status.lines().filter_map(switches).sum::<u64>())
         })
         .sum()
-}
-
-fn set_options(socket: &UdpSocket, options: &[u8]) {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the kernel reads as many bytes as it is told of, all of which outlive the call.
-    let status = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_OPTIONS,
-            options.as_ptr().cast(),
-            options.len() as libc::socklen_t,
-        )
-    };
-    assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
 }
