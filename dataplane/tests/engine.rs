@@ -397,6 +397,36 @@ fn what_the_cache_did_not_take_is_offered_again_after_a_while_or_on_other_routes
 }
 
 #[test]
+fn a_cache_hears_of_what_it_left_to_the_pump_also_of_a_flow_that_it_is_not_to_keep() {
+    let mut bench = Bench::new();
+    bench.engine.take_notes();
+    let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    let (tuple, _) = bench.engine.next_note().unwrap();
+    bench.engine.set_cached(&tuple, true);
+    assert!(!bench.engine.is_refused(&tuple, bench.now));
+    bench.engine.not_sent(mapping, at(MEDIA, 20_000), bench.now);
+    bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun()));
+    assert_eq!(bench.engine.next_note(), Some((tuple, Note::Sent)));
+    assert!(bench.engine.is_refused(&tuple, bench.now));
+}
+
+#[test]
+fn a_flow_whose_address_vanished_is_not_for_the_cache() {
+    let mut bench = Bench::new();
+    bench.engine.take_notes();
+    bench.call(at(TUN, 5000), at(MEDIA, 20_000));
+    assert_eq!(bench.send(udp(at(WIFI, 5009), at(MEDIA, 20_000), 0, &stun())), Action::Identity);
+    for own in [TUN, WIFI] {
+        let (tuple, note) = bench.engine.next_note().unwrap();
+        assert_eq!((tuple.source.ip(), note), (own, Note::Sent));
+        bench.engine.set_underlay(underlay(Some(WIFI)), bench.now);
+        assert!(bench.engine.cacheable(&tuple, bench.now).is_some());
+        bench.engine.set_underlay(underlay(None), bench.now);
+        assert_eq!(bench.engine.cacheable(&tuple, bench.now), None);
+    }
+}
+
+#[test]
 fn refusals_are_limited_in_rate() {
     let mut bench = Bench::new();
     let refused = (0..1000)

@@ -131,6 +131,12 @@ impl Engine {
         }
     }
 
+    /// Whether no cache is to have the flow for now: it did not take it, or a packet of it could not be sent.
+    pub fn is_refused(&mut self, tuple: &FiveTuple, now: Instant) -> bool {
+        let flow = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id));
+        flow.is_some_and(|flow| flow.cache.is_refused(self.routes_since, now))
+    }
+
     /// The cache did not take the flow: it is noted again only after a while, or when routes have changed.
     pub fn not_cached(&mut self, tuple: &FiveTuple, now: Instant) {
         if let Some(flow) = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id)) {
@@ -138,7 +144,7 @@ impl Engine {
         }
     }
 
-    /// A packet through `mapping` could not be sent, by a firewall's will perhaps: no cache is to send the flow's next ones.
+    /// A packet through `mapping` could not be sent, by a firewall's will perhaps: no cache is to send the flow's next ones, or to keep it.
     pub fn not_sent(&mut self, mapping: MappingId, destination: SocketAddr, now: Instant) {
         let Some(source) = self.mappings.get(mapping).map(|mapping| mapping.internal) else { return };
         self.not_cached(&FiveTuple { protocol: protocol::UDP, source, destination }, now);
@@ -160,7 +166,8 @@ impl Engine {
         }
         let Some(flow) = self.flows.get_mut(id) else { return };
         let state = &mut flow.cache;
-        if state.noted_sent || state.is_refused(self.routes_since, now) {
+        // A cache that has the flow hears of it all the same: it waits for the packets that it left to us.
+        if state.noted_sent || !state.cached && state.is_refused(self.routes_since, now) {
             return;
         }
         state.noted_sent = true;

@@ -90,7 +90,7 @@ impl Bulk {
             let now = self.core.clock.now();
             for event in &events {
                 match event.token() {
-                    WAKER => self.obey(now),
+                    WAKER => self.obey(),
                     ALARM => self.core.tunnel.lock().alarm.rang(),
                     TUNNEL => self.opener.ready = true,
                     _ => self.intake.iter_mut().for_each(|intake| intake.ready = true),
@@ -113,8 +113,10 @@ impl Bulk {
     }
 
     /// Does what the control plane asked.
-    fn obey(&mut self, now: Instant) {
+    fn obey(&mut self) {
         while let Ok(command) = self.inbox.try_recv() {
+            // What was tried before the command was given counts as tried before.
+            let now = self.core.clock.now();
             match command {
                 Command::Swap(snapshot, reply) => {
                     let _ = reply.send(self.swap(snapshot));

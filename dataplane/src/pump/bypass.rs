@@ -194,13 +194,14 @@ impl Bypass {
                     }
                 }
                 core.counters.count_drop(DropReason::SendFailed);
-                unsent.extend(run.get(place).map(|out| Unsent::Mapped(mapping, out.destination)));
+                let refused = run.get(place).filter(|_| !is_full(error));
+                unsent.extend(refused.map(|out| Unsent::Mapped(mapping, out.destination)));
                 Retry::No
             });
         }
     }
 
-    /// What could not be sent since this was asked last.
+    /// What could not be sent since this was asked last, but for want of room.
     pub(super) fn take_unsent(&mut self) -> impl Iterator<Item = Unsent> {
         self.unsent.drain(..)
     }
@@ -220,7 +221,8 @@ impl Bypass {
                 sender.load(std::iter::once(datagram)).send(socket.as_fd(), |_, error| {
                     tracing::debug!(%error, "a packet under the physical address was not sent");
                     core.counters.count_drop(DropReason::SendFailed);
-                    unsent.extend(packet.headers.five_tuple().map(Unsent::Whole));
+                    let refused = packet.headers.five_tuple().filter(|_| !is_full(error));
+                    unsent.extend(refused.map(Unsent::Whole));
                     Retry::No
                 });
             };
@@ -274,6 +276,11 @@ impl Bypass {
         }
         count == BATCH
     }
+}
+
+/// Whether there was no room for a packet: the next one may have some.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN))
 }
 
 fn socket_of(sockets: &[Option<(MappingId, Socket)>], mapping: MappingId) -> Option<(MappingId, &Socket)> {

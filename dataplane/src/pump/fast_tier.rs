@@ -110,7 +110,9 @@ impl FastTier {
             let entry = self.entries.get(&tuple);
             match (note, entry) {
                 (Note::Sent, None) => self.install(&tuple, engine, now),
-                (Note::Sent, Some(entry)) if entry.leaving => self.remove(&tuple, engine),
+                (Note::Sent, Some(entry)) if entry.leaving || engine.is_refused(&tuple, now) => {
+                    self.remove(&tuple, engine);
+                }
                 (Note::Sent, Some(_)) => self.unsettle(tuple, Direction::Outbound, now),
                 (Note::Received, Some(entry)) if !entry.leaving => {
                     self.unsettle(tuple, Direction::Inbound, now);

@@ -16,6 +16,7 @@ mod machine;
 #[path = "../marked/mod.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod marked;
+mod refusals;
 
 use std::fs;
 use std::net::{IpAddr, UdpSocket};
