@@ -7,7 +7,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use packet::protocol;
+use packet::{Dscp, Tos, protocol};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// More than the kernel says about one route.
@@ -43,9 +43,9 @@ impl Routes {
         Ok(Self { netlink, any: UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?, mark, asked: 0 })
     }
 
-    /// Of a packet from `source`, which is this machine's. An error: nowhere (`RTM_GETROUTE`, rtnetlink(7)).
-    /// Ports of 0 say nothing about the protocol.
-    pub(crate) fn to(&mut self, destination: SocketAddr, source: SocketAddr) -> io::Result<Hop> {
+    /// Of a packet from `source`, which is this machine's, with this DSCP: rules may go by it. An error: nowhere (`RTM_GETROUTE`,
+    /// rtnetlink(7)). Ports of 0 say nothing about the protocol.
+    pub(crate) fn to(&mut self, destination: SocketAddr, source: SocketAddr, dscp: Dscp) -> io::Result<Hop> {
         let mut message = RouteMessage::default();
         let (family, length) = match destination.ip() {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -54,6 +54,7 @@ impl Routes {
         message.header.address_family = family;
         message.header.destination_prefix_length = length;
         message.header.source_prefix_length = length;
+        message.header.tos = Tos::default().with_dscp(dscp).0;
         message.attributes = vec![
             RouteAttribute::Destination(address(destination.ip())),
             RouteAttribute::Source(address(source.ip())),
@@ -162,7 +163,8 @@ mod tests {
     fn what_leads_to_this_machine_is_no_way_out() {
         let mut routes = Routes::open(0).unwrap();
         for local in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
-            let error = routes.to(SocketAddr::new(local, 20_000), SocketAddr::new(local, 5_000)).unwrap_err();
+            let (there, here) = (SocketAddr::new(local, 20_000), SocketAddr::new(local, 5_000));
+            let error = routes.to(there, here, Dscp::DEFAULT).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::HostUnreachable, "{local}: {error}");
         }
     }
@@ -170,6 +172,6 @@ mod tests {
     #[test]
     fn an_address_that_is_not_ours_is_no_source() {
         let documentation = SocketAddr::from(([192, 0, 2, 1], 0));
-        assert!(Routes::open(0).unwrap().to(documentation, documentation).is_err());
+        assert!(Routes::open(0).unwrap().to(documentation, documentation, Dscp::EF).is_err());
     }
 }

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
-use packet::FiveTuple;
+use packet::{Dscp, FiveTuple, Tos};
 
 use super::looks::Looks;
 use crate::clock::Clock;
@@ -89,7 +89,7 @@ impl FastTier {
         for (anywhere, source) in ways {
             let Some(source) = source else { continue };
             let (anywhere, source) = (SocketAddr::new(anywhere, 0), SocketAddr::new(source, 0));
-            if let Ok(hop) = self.routes.to(anywhere, source)
+            if let Ok(hop) = self.routes.to(anywhere, source, Dscp::DEFAULT)
                 && hop.interface != self.tun
                 && let Err(error) = self.kernel.attach(hop.interface)
             {
@@ -216,9 +216,10 @@ impl FastTier {
 
     fn try_install(&mut self, flow: &Cacheable) -> Result<Entry, String> {
         let remote = flow.tuple.destination;
+        let dscp = flow.mark.apply(Tos::default()).dscp();
         let hop = self
             .routes
-            .to(remote, flow.external)
+            .to(remote, flow.external, dscp)
             .map_err(|error| format!("no route to {}: {error}", remote.ip()))?;
         if hop.interface == self.tun {
             return Err(format!("the route to {} leads into the TUN", remote.ip()));

@@ -10,6 +10,7 @@
 
 mod call;
 mod capture;
+mod changes;
 #[path = "../machine/mod.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod machine;
@@ -20,14 +21,15 @@ mod refusals;
 
 use std::fs;
 use std::net::{IpAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use call::{Call, PATIENCE, SETTLED, STUN, feature, flow, is_in_kernel, machine_with_fast_path, set_options};
+use capture::Capture;
+use changes::{add_cable, without_media};
 use dataplane::DropReason;
-use machine::{MEDIA_V4, V4, V6, ip};
-use policy::{Config, Path, Snapshot};
+use machine::{FWMARK, MEDIA_V4, V4, V6, ip};
+use policy::Path;
 
 #[test]
 fn the_second_packet_and_all_later_ones_are_the_kernels() {
@@ -130,11 +132,7 @@ fn a_call_that_a_new_policy_forbids_is_cut_in_the_kernel_too() {
     let Some(machine) = machine_with_fast_path() else { return };
     let (mut call, external) = Call::in_kernel(&machine);
 
-    let without_media = machine::CONFIG
-        .replace("52.129.96.0/20", "52.129.112.0/20")
-        .replace("2001:db8:96::/64", "2001:db8:97::/64");
-    let (config, _) = Config::parse(&without_media, "test.toml").unwrap();
-    assert_eq!(machine.pump.swap(Arc::new(Snapshot::compile(&config))).unwrap(), 1);
+    assert_eq!(machine.pump.swap(without_media()).unwrap(), 1);
     let packet = call.next();
     call.app.send_to(&packet, call.remote).unwrap();
     call.far.send_to(b"answer", external).unwrap();
@@ -186,6 +184,20 @@ fn a_call_is_the_kernels_beside_a_flow_that_is_never_quiet() {
         }
     });
     Call::in_kernel(&machine);
+}
+
+#[test]
+fn the_kernel_takes_the_way_that_routes_give_to_the_calls_mark() {
+    let Some(machine) = machine_with_fast_path() else { return };
+    add_cable(&machine);
+    ip("route add default via 192.168.88.1 table 200");
+    // What a rule's TOS is held against has lost the upper three bits: of EF it is this (`fib_dscp_masked_match` in linux/net/ip_fib.h).
+    ip(&format!("rule add fwmark {FWMARK} tos 0x18 table 200 priority 50"));
+    let (mut call, _) = Call::in_kernel(&machine);
+    let wires = ["other", "wan"].map(|wire| machine.far.run(move || Capture::start(wire)));
+    call.there_and_back();
+    let taken = wires.map(|wire| wire.waiting().any(|seen| seen.destination == call.remote));
+    assert_eq!(taken, [true, false]);
 }
 
 #[test]
