@@ -1,7 +1,7 @@
 //! What the tunnel's rules take of the sets that fail closed, in words that a firewall knows: addresses and ports.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
 };
 
@@ -12,10 +12,10 @@ use crate::{
     rule::{Protocols, Rule},
 };
 
-/// Addresses of a set no rule of which lets anything break out, and what of the traffic to them belongs into the tunnel.
+/// A set no rule of which lets anything break out, and what of the traffic to it belongs into the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guarded {
-    /// The set's addresses by longest prefix, or those learned for it: ascending ranges that neither overlap nor touch.
+    /// The set's addresses by longest prefix: ascending ranges that neither overlap nor touch.
     pub v4: Vec<RangeInclusive<Ipv4Addr>>,
     pub v6: Vec<RangeInclusive<Ipv6Addr>>,
     pub traffic: Traffic,
@@ -52,36 +52,16 @@ impl Guarded {
             Path::Bypass | Path::Reject => Traffic::of(rules.filter(|rule| rule.path == Path::Tunnel)),
         };
         let is_its = |owner: &Owner| owner.set == set;
-        let v4 = v4.owned().filter(|(_, _, owner)| is_its(owner)).map(|(from, to, _)| (from, to));
-        let v6 = v6.owned().filter(|(_, _, owner)| is_its(owner)).map(|(from, to, _)| (from, to));
-        Self::if_any(v4, v6, traffic)
-    }
-
-    /// The learned addresses, ascending, of a set whose rules are `rules`. What no rule takes is a stranger's, also where
-    /// the policy tunnels what is unmatched.
-    pub(crate) fn of_learned<'a>(
-        addresses: &[IpAddr],
-        rules: impl Iterator<Item = &'a Rule>,
-    ) -> Option<Self> {
-        let v4 = addresses.iter().filter_map(|address| match address {
-            IpAddr::V4(address) => Some((address.to_bits(), address.to_bits())),
-            IpAddr::V6(_) => None,
-        });
-        let v6 = addresses.iter().filter_map(|address| match address {
-            IpAddr::V4(_) => None,
-            IpAddr::V6(address) => Some((address.to_bits(), address.to_bits())),
-        });
-        Self::if_any(v4, v6, Traffic::of(rules.filter(|rule| rule.path == Path::Tunnel)))
-    }
-
-    fn if_any(
-        v4: impl Iterator<Item = (u32, u32)>,
-        v6: impl Iterator<Item = (u128, u128)>,
-        traffic: Traffic,
-    ) -> Option<Self> {
-        let v4 = join(v4).map(|(from, to)| Ipv4Addr::from_bits(from)..=Ipv4Addr::from_bits(to)).collect();
-        let v6 = join(v6).map(|(from, to)| Ipv6Addr::from_bits(from)..=Ipv6Addr::from_bits(to)).collect();
-        (traffic != Traffic::default()).then_some(Self { v4, v6, traffic })
+        let guarded = Self {
+            v4: join(v4.owned().filter(|(_, _, owner)| is_its(owner)).map(|(from, to, _)| (from, to)))
+                .map(|(from, to)| Ipv4Addr::from_bits(from)..=Ipv4Addr::from_bits(to))
+                .collect(),
+            v6: join(v6.owned().filter(|(_, _, owner)| is_its(owner)).map(|(from, to, _)| (from, to)))
+                .map(|(from, to)| Ipv6Addr::from_bits(from)..=Ipv6Addr::from_bits(to))
+                .collect(),
+            traffic,
+        };
+        (guarded.traffic != Traffic::default()).then_some(guarded)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use crate::{Guarded, Traffic, rule::Rule, snapshot::CompiledSet};
+use crate::{Traffic, rule::Rule, snapshot::CompiledSet};
 
 /// An address that some name under a set's domains was found to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,13 +34,12 @@ pub(crate) struct LearnedTable {
 }
 
 impl LearnedTable {
-    /// Leaves out what is of no set that learns; of two sets with the same address, the first keeps it. With the table comes
-    /// what of the traffic belongs into the tunnel.
+    /// Leaves out what is of no set that learns; of two sets with the same address, the first keeps it.
     pub(crate) fn compile<'a>(
         learned: impl Iterator<Item = &'a Learned>,
         sets: &[CompiledSet],
         rules: &[Rule],
-    ) -> (Self, Vec<Guarded>) {
+    ) -> Self {
         let learning: HashMap<&str, u32> = (0..)
             .zip(sets)
             .filter(|(_, set)| set.learns())
@@ -56,15 +55,11 @@ impl LearnedTable {
         for (address, set) in &owners {
             by_set.entry(*set).or_default().push(*address);
         }
-        let mut table = Self { owners, sets: Vec::with_capacity(by_set.len()) };
-        let mut guarded = Vec::with_capacity(by_set.len());
-        for (at, addresses) in by_set {
-            let Some(set) = sets.get(at as usize) else { continue };
-            let of_set = set.rules_in(rules);
-            guarded.extend(Guarded::of_learned(&addresses, of_set.clone()));
-            table.sets.push(LearnedSet { set: set.name.clone(), addresses, traffic: Traffic::of(of_set) });
-        }
-        (table, guarded)
+        let learned = |(at, addresses): (u32, Vec<IpAddr>)| {
+            let set = sets.get(at as usize)?;
+            Some(LearnedSet { set: set.name.clone(), addresses, traffic: Traffic::of(set.rules_in(rules)) })
+        };
+        Self { sets: by_set.into_iter().filter_map(learned).collect(), owners }
     }
 
     /// The index of the set that an address was learned for.
@@ -169,10 +164,6 @@ domains = ["phones.mypurecloud.com"]
         assert_eq!(set.traffic, traffic);
         assert!(traffic.holds(protocol::TCP, Some(443)) && !traffic.holds(protocol::TCP, Some(444)));
         assert!(!traffic.holds(protocol::ICMP, None) && !traffic.holds(protocol::UDP, None));
-
-        let guarded = snapshot.guarded().last().unwrap();
-        assert_eq!(guarded.v4, vec!["198.51.100.6".parse().unwrap()..="198.51.100.7".parse().unwrap()]);
-        assert_eq!(guarded.traffic, traffic);
     }
 
     #[test]
@@ -188,7 +179,6 @@ domains = ["phones.mypurecloud.com"]
         assert!(snapshot.learned().is_empty(), "{:?}", snapshot.learned());
         let voice = Facts::udp("52.129.96.9:20000".parse().unwrap(), Dscp::EF, Content::Rtp);
         assert_eq!(snapshot.classify(&voice).path, Path::Bypass);
-        assert_eq!(snapshot.guarded().len(), 2, "signaling's prefix and the tunnel's DNS server");
     }
 
     #[test]
@@ -203,23 +193,18 @@ domains = ["phones.mypurecloud.com"]
             ("phones", &Traffic { icmp: true, ..Default::default() })
         );
         assert!(set.takes(set.addresses[0], protocol::ICMP, None));
-        assert!(
-            snapshot.guarded().iter().all(|guarded| !guarded.traffic.icmp),
-            "nothing of it is for the tunnel"
-        );
     }
 
     #[test]
     fn other_ports_of_a_learned_address_are_a_strangers_whatever_matches_no_rule() {
         let snapshot = snapshot("[policy]\nunmatched = \"tunnel\"\n")
             .with_learned(&[learned("198.51.100.7", "genesys-signaling")]);
-        let [configured, .., learned] = snapshot.guarded() else { panic!("{:?}", snapshot.guarded()) };
-        assert!(configured.traffic.holds(protocol::TCP, Some(22)));
+        assert!(snapshot.guarded()[0].traffic.holds(protocol::TCP, Some(22)));
+        let [learned] = snapshot.learned() else { panic!("{:?}", snapshot.learned()) };
         assert!(
             !learned.traffic.holds(protocol::TCP, Some(22))
                 && learned.traffic.holds(protocol::TCP, Some(443))
         );
-        assert_eq!(learned.traffic, snapshot.learned()[0].traffic);
     }
 
     #[test]

@@ -31,9 +31,7 @@ pub struct Snapshot {
     rules: Arc<[Rule]>,
     unmatched: Path,
     captured: Arc<[Captured]>,
-    /// Of the configured prefixes, then of the learned addresses.
-    guarded: Vec<Guarded>,
-    guarded_by_prefix: usize,
+    guarded: Arc<[Guarded]>,
     /// In none of `prefixes`.
     learned: LearnedTable,
 }
@@ -140,7 +138,7 @@ impl Snapshot {
             .flat_map(|set| set.prefixes.iter().map(move |prefix| (*prefix, fail(set))));
 
         let (v4, v6) = (PrefixTable::new(family(true)), PrefixTable::new(family(false)));
-        let guarded: Vec<Guarded> = (0..)
+        let guarded = (0..)
             .zip(&sets)
             .filter_map(|(at, set)| Guarded::of(at, set.rules_in(&policy.rules), policy.unmatched, &v4, &v6))
             .collect();
@@ -156,7 +154,6 @@ impl Snapshot {
             v6,
             domains: domains.into(),
             captured: aggregate(captured).into(),
-            guarded_by_prefix: guarded.len(),
             guarded,
             learned: LearnedTable::default(),
             rules: policy.rules.clone().into(),
@@ -170,8 +167,6 @@ impl Snapshot {
     /// sets with the same address, the first keeps it.
     pub fn with_learned(&self, learned: &[Learned]) -> Self {
         let free = learned.iter().filter(|learned| self.owner(learned.address).is_none());
-        let (learned, guarded) = LearnedTable::compile(free, &self.sets, &self.rules);
-        let by_prefix = self.guarded.iter().take(self.guarded_by_prefix).cloned();
         Self {
             sets: self.sets.clone(),
             prefixes: self.prefixes.clone(),
@@ -181,9 +176,8 @@ impl Snapshot {
             rules: self.rules.clone(),
             unmatched: self.unmatched,
             captured: self.captured.clone(),
-            guarded: by_prefix.chain(guarded).collect(),
-            guarded_by_prefix: self.guarded_by_prefix,
-            learned,
+            guarded: self.guarded.clone(),
+            learned: LearnedTable::compile(free, &self.sets, &self.rules),
         }
     }
 
@@ -229,8 +223,8 @@ impl Snapshot {
             || self.learned().iter().any(|set| set.takes(destination, protocol, port))
     }
 
-    /// What of the sets that fail closed belongs into the tunnel: for each set the addresses of its prefixes, and apart from
-    /// them those learned.
+    /// What of the sets that fail closed belongs into the tunnel, a set each: of their configured prefixes. All that is
+    /// [`Snapshot::learned`] fails closed too.
     pub fn guarded(&self) -> &[Guarded] {
         &self.guarded
     }
