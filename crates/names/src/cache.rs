@@ -103,3 +103,88 @@ fn size(key: &Key, answer: &Answer) -> usize {
     // The name stands in both the map and the order.
     OVERHEAD + 2 * key.0.len() + records
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::RData;
+    use hickory_proto::rr::rdata::A;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAX_ENTRIES: usize = 6;
+    const MAX_BYTES: usize = 6000;
+    const NAMES: usize = 10;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Put { name: usize, ttl: u64, records: usize },
+        Pass(u64),
+        Clear,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            8 => (0..NAMES, 0..20_u64, 0..30_usize).prop_map(|(name, ttl, records)| Step::Put { name, ttl, records }),
+            4 => (0..12_u64).prop_map(Step::Pass),
+            1 => Just(Step::Clear),
+        ]
+    }
+
+    fn key(name: usize) -> Key {
+        (format!("{name}.example.com").into(), RecordType::A)
+    }
+
+    fn answer(ttl: u64, records: usize) -> Arc<Answer> {
+        let records = vec![RData::A(A::new(203, 0, 113, 1)); records];
+        Arc::new(Answer { records, ttl: Duration::from_secs(ttl), ..Answer::empty() })
+    }
+
+    proptest! {
+        #[test]
+        fn it_knows_the_last_answer_within_its_ttl_and_its_bounds(steps in prop::collection::vec(step(), 1..80)) {
+            let mut cache = Cache::new(MAX_ENTRIES, MAX_BYTES);
+            let mut now = Instant::now();
+            let mut last: HashMap<usize, (Arc<Answer>, Instant)> = HashMap::new();
+            for step in steps {
+                match step {
+                    Step::Put { name, ttl, records } => {
+                        let answer = answer(ttl, records);
+                        cache.put(key(name), answer.clone(), now);
+                        last.insert(name, (answer, now + Duration::from_secs(ttl)));
+                        let fits = ttl > 0 && size(&key(name), &last[&name].0) <= MAX_BYTES;
+                        prop_assert_eq!(cache.get(&key(name), now).is_some(), fits);
+                    }
+                    Step::Pass(seconds) => now += Duration::from_secs(seconds),
+                    Step::Clear => {
+                        cache.clear();
+                        last.clear();
+                        prop_assert!(cache.is_empty());
+                    }
+                }
+                for name in 0..NAMES {
+                    if let Some((answer, remaining)) = cache.get(&key(name), now) {
+                        let (expected, expires) = &last[&name];
+                        prop_assert!(Arc::ptr_eq(&answer, expected));
+                        prop_assert_eq!(now + remaining, *expires);
+                        prop_assert!(!remaining.is_zero());
+                    }
+                }
+                prop_assert!(cache.len() <= MAX_ENTRIES && cache.bytes() <= MAX_BYTES);
+                prop_assert_eq!(cache.order.len(), cache.len());
+                prop_assert_eq!(cache.bytes(), cache.entries.values().map(|entry| entry.bytes).sum::<usize>());
+            }
+        }
+    }
+
+    #[test]
+    fn full_it_forgets_what_expires_first() {
+        let mut cache = Cache::new(3, MAX_BYTES);
+        let now = Instant::now();
+        for (name, ttl) in [(0, 30), (1, 10), (2, 20), (3, 40)] {
+            cache.put(key(name), answer(ttl, 1), now);
+        }
+        let known: Vec<_> = (0..4).filter(|name| cache.get(&key(*name), now).is_some()).collect();
+        assert_eq!(known, [0, 2, 3]);
+    }
+}
