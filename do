@@ -54,7 +54,7 @@ install_linker() {
 install_peers() {
     missing=
     for pair in wireguard-go:wireguard-go turnserver:coturn sipp:sip-tester nft:nftables ip:iproute2 clang:clang \
-        dnsmasq:dnsmasq-base curl:curl python3:python3; do
+        dnsmasq:dnsmasq-base curl:curl python3:python3 dbus-daemon:dbus-daemon; do
         PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
     done
     python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
@@ -66,6 +66,9 @@ install_peers() {
         python3 -m venv "$venv"
         "$venv/bin/pip" install --quiet --requirement crates/breakout/tests/peers/requirements.txt
     fi
+    debian_peer openresolv
+    debian_peer resolvconf
+    debian_peer systemd-resolved libsystemd-shared
     cargo_peer gotatun gotatun-cli 0.10.2
     cargo_peer boringtun-cli boringtun-cli 0.7.1
 }
@@ -75,21 +78,48 @@ apt_install() {
     why=$1
     shift
     command -v apt-get >/dev/null || fail "missing: $* ($why); install them with this system's package manager"
-    as_root=
-    if [ "$(id -u)" -ne 0 ]; then
-        command -v sudo >/dev/null || fail "missing: $* ($why); install them as root"
-        as_root=sudo
-    fi
     say "installing $* ($why)"
     case " $* " in
     *" coturn "*)
         # Tests start their own; the package's service would open a TURN server on this machine.
-        ! command -v systemctl >/dev/null || $as_root systemctl --quiet mask coturn.service
+        ! command -v systemctl >/dev/null || as_root systemctl --quiet mask coturn.service
         ;;
     esac
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq update </dev/null >&2
-    $as_root env DEBIAN_FRONTEND=noninteractive \
+    apt_update
+    as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -qq install --yes --no-install-recommends "$@" </dev/null >&2
+}
+
+apt_update() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq update </dev/null >&2
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+        return
+    fi
+    command -v sudo >/dev/null || fail "this needs root: $*"
+    sudo "$@"
+}
+
+# debian_peer PACKAGE...: unpacks packages into a directory with the first one's name, unless it is there. Installed they
+# would take over this machine's /etc/resolv.conf.
+debian_peer() {
+    ! [ -d "$peers/debian/$1" ] || return 0
+    command -v apt-get >/dev/null || fail "missing: Debian's packages $*, which tests unpack and run"
+    say "unpacking $*"
+    debs=$(mktemp -d)
+    new=$peers/debian/$1.new
+    rm -rf "$new"
+    mkdir -p "$new"
+    (
+        cd "$debs"
+        apt-get -qq download "$@" >&2 || { apt_update && apt-get -qq download "$@" >&2; }
+        for deb in *.deb; do dpkg -x "$deb" "$new"; done
+    )
+    rm -r "$debs"
+    mv "$new" "$peers/debian/$1"
 }
 
 # cargo_peer PROGRAM CRATE VERSION: builds a program unless it is there.

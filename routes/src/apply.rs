@@ -213,6 +213,11 @@ impl Routes {
         &self.netlink
     }
 
+    /// The state directory, to be used by [`Dns`](crate::dns::Dns) too.
+    pub fn state(&mut self) -> &mut State {
+        &mut self.state
+    }
+
     /// The TUN's index.
     pub fn tun(&self) -> u32 {
         self.tun
@@ -329,9 +334,9 @@ async fn take_back_others(
     and_kill_switch: bool,
 ) -> Result<(), Error> {
     let is_stale = |undo: &Undo| match undo {
-        Undo::Tun { index, .. } => *index != tun,
+        Undo::Tun { index, .. } | Undo::ResolvedLink { index, .. } => *index != tun,
         Undo::Table { .. } => and_kill_switch,
-        Undo::Routing | Undo::RpFilter { .. } => false,
+        Undo::Routing | Undo::RpFilter { .. } | Undo::ResolvConf { .. } | Undo::ResolvconfEntry => false,
     };
     let mut stale: Vec<Undo> = state.journal.undo().iter().filter(|undo| is_stale(undo)).cloned().collect();
     if and_kill_switch {

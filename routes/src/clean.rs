@@ -7,6 +7,7 @@ use tracing::warn;
 use crate::{
     Error, State, Undo,
     change::{self, Present},
+    dns,
     kill_switch::TABLES,
     netlink::{self, Netlink},
     nft,
@@ -24,6 +25,8 @@ pub struct Cleaned {
     pub kill_switch: bool,
     /// Whether the TUN stood: a child of the daemon's may have kept it.
     pub tun: bool,
+    /// Whether names led to the daemon's resolver.
+    pub dns: bool,
 }
 
 /// Undoes what a daemon that is gone has left in the calling thread's network namespace.
@@ -33,7 +36,8 @@ pub async fn clean(state_directory: &Path) -> Result<Cleaned, Error> {
     take_back_all(&Netlink::new()?, &mut state).await
 }
 
-/// Removes, in the calling thread's network namespace, whatever keeps signaling closed: the kill switch, routes and rules.
+/// Removes, in the calling thread's namespaces, whatever keeps signaling closed: the kill switch, routes and rules, and what
+/// has names lead to a resolver that is gone.
 /// Asks neither lock nor journal. Goes on after an error; answers with what was removed, and with the errors.
 pub async fn open_up() -> (Cleaned, Vec<Error>) {
     let mut errors = Vec::new();
@@ -49,7 +53,11 @@ pub async fn open_up() -> (Cleaned, Vec<Error>) {
         errors.push(error);
         Cleaned::default()
     });
-    (Cleaned { kill_switch, ..cleaned }, errors)
+    let dns = dns::undo_unnoted().await.unwrap_or_else(|error| {
+        errors.push(error);
+        false
+    });
+    (Cleaned { kill_switch, dns, ..cleaned }, errors)
 }
 
 /// Undoes all that is noted, the last first, and what carries our name or number even if the journal is lost. Goes on after
@@ -62,7 +70,8 @@ pub(crate) async fn take_back_all(netlink: &Netlink, state: &mut State) -> Resul
         cleaned.routes += more.routes;
     });
     let table = remove_kill_switch().map(|removed| cleaned.kill_switch |= removed);
-    noted.and(routing).and(table).map(|()| cleaned)
+    let dns = dns::undo_unnoted().await.map(|undone| cleaned.dns |= undone);
+    noted.and(routing).and(table).and(dns).map(|()| cleaned)
 }
 
 /// Undoes what is noted, the last first, but for `kept`.
@@ -110,6 +119,9 @@ pub(crate) async fn take_back(netlink: &Netlink, undo: &Undo, cleaned: &mut Clea
             cleaned.sysctls += usize::from(sysctl::restore(*index, *was, &netlink.links().await?)?);
         }
         Undo::Table { name } => cleaned.kill_switch |= remove_table(name)?,
+        Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::ResolvedLink { .. } => {
+            cleaned.dns |= dns::undo(undo).await?;
+        }
     }
     Ok(())
 }

@@ -31,6 +31,13 @@ pub enum Error {
     TunGone(String),
     #[error("cannot raise the kill switch: {0}; leave `kill_switch` out of [routes] to go without")]
     KillSwitch(nft::Error),
+    #[error(
+        "cannot change /etc/resolv.conf: {0}; if it is immutable `chattr -i /etc/resolv.conf` lifts that; without `dns` in \
+         [tunnel] it is let be"
+    )]
+    ResolvConf(io::Error),
+    #[error("cannot take our entry from resolvconf: {0}; `resolvconf -d lo.breakout` does it by hand")]
+    Resolvconf(io::Error),
     #[error("cannot remove the firewall's table: {0}")]
     Firewall(nft::Error),
     #[error("{}", with_remedy(.0))]

@@ -1,7 +1,8 @@
 //! The journal: what is to be undone, on disk before it is done.
 //!
-//! Another kind of change becomes a variant of [`Undo`]; `take_back` in `clean.rs` says how it is undone. Nothing that is
-//! noted here outlives the machine's run, so that another boot's journal is void.
+//! Another kind of change becomes a variant of [`Undo`]; `take_back` in `clean.rs` says how it is undone. What is noted here
+//! does not outlive the machine's run, so that another boot's journal is void; /etc/resolv.conf, which does, says itself
+//! what was there.
 
 use std::{
     fmt,
@@ -13,7 +14,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, crash_point};
+use crate::{Error, crash_point, dns};
 
 const FILE: &str = "undo.json";
 const VERSION: u32 = 1;
@@ -30,6 +31,12 @@ pub enum Undo {
     RpFilter { name: String, index: u32, was: u8 },
     /// Delete a table of nftables' `inet` family.
     Table { name: String },
+    /// Put this back at /etc/resolv.conf, unless somebody else has put something there since.
+    ResolvConf { before: dns::Entry },
+    /// Take our entry from resolvconf(8).
+    ResolvconfEntry,
+    /// Take back what systemd-resolved was told of the TUN. It forgets it with the link.
+    ResolvedLink { name: String, index: u32 },
 }
 
 /// What a journal holds. Changed only together with the file.
@@ -95,6 +102,20 @@ impl Journal {
         self.save_unless(before).inspect_err(|_| self.content.undo.truncate(before))
     }
 
+    /// Notes what is about to change in place of an older note of the same: others have changed it since.
+    pub fn renew(&mut self, undo: Undo) -> Result<(), Error> {
+        let before = self.content.undo.clone();
+        match self.content.undo.iter_mut().find(|noted| noted.is_of_the_same(&undo)) {
+            Some(noted) if *noted == undo => return Ok(()),
+            Some(noted) => *noted = undo,
+            None => self.content.undo.push(undo),
+        }
+        self.save().map_err(|source| {
+            self.content.undo = before;
+            Error::Directory { path: self.path.clone(), source }
+        })
+    }
+
     /// Forgets what is undone or gone.
     pub fn forget(&mut self, is_done: impl Fn(&Undo) -> bool) -> Result<(), Error> {
         let before = self.content.undo.len();
@@ -138,6 +159,7 @@ impl Undo {
     fn is_of_the_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::RpFilter { index, .. }, Self::RpFilter { index: other, .. }) => index == other,
+            (Self::ResolvConf { .. }, Self::ResolvConf { .. }) => true,
             (one, other) => one == other,
         }
     }
@@ -153,6 +175,9 @@ impl fmt::Display for Undo {
             }
             Self::RpFilter { name, was, .. } => write!(f, "set rp_filter of {name} to {was}"),
             Self::Table { name } => write!(f, "delete the nftables table inet {name}"),
+            Self::ResolvConf { .. } => write!(f, "put /etc/resolv.conf back as it was"),
+            Self::ResolvconfEntry => write!(f, "take Breakout's entry from resolvconf"),
+            Self::ResolvedLink { name, .. } => write!(f, "revert systemd-resolved's settings of {name}"),
         }
     }
 }
@@ -178,6 +203,26 @@ mod tests {
         assert_eq!(Journal::read(directory.path()).unwrap().undo(), kept);
         journal.forget(|_| true).unwrap();
         assert!(!directory.path().join(FILE).exists());
+    }
+
+    #[test]
+    fn a_renewed_note_takes_the_olders_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |content: &str| Undo::ResolvConf {
+            before: dns::Entry::File {
+                content: content.as_bytes().to_vec().into(),
+                mode: 0o644,
+                user: 0,
+                group: 0,
+            },
+        };
+        let mut journal = Journal::read(directory.path()).unwrap();
+        journal.renew(file("a")).unwrap();
+        journal.note([Undo::Routing]).unwrap();
+        journal.note([file("b")]).unwrap();
+        assert_eq!(journal.undo(), [file("a"), Undo::Routing]);
+        journal.renew(file("b")).unwrap();
+        assert_eq!(Journal::read(directory.path()).unwrap().undo(), [file("b"), Undo::Routing]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Getting packets to the TUN: addresses, routes, rules, sysctls, firewall; and putting all of it back.
+//! Getting packets to the TUN: addresses, routes, rules, sysctls, firewall, DNS; and putting all of it back.
 //! Also the small netlink and nftables pieces that the lab builds its internet with.
 //!
 //! [`State::open`] says that nobody else is at work, [`Routes::apply`] sends the captured prefixes into the TUN, [`Routes::learn`]
@@ -11,6 +11,7 @@ mod change;
 mod clean;
 pub mod connections;
 mod crash_point;
+pub mod dns;
 mod error;
 mod ip_protocol;
 mod journal;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod attempt;
+pub mod etc;
 pub mod world;
 
 use std::{

@@ -1,0 +1,338 @@
+//! How the machine's applications come to ask the daemon's resolver.
+//!
+//! Where /etc/resolv.conf leads to systemd-resolved, that is told to ask it for the policy's domains; where resolvconf(8)
+//! keeps the file, it gets an entry that stands alone; else the file itself is replaced, and put back again. All paths are
+//! those of the calling thread's mount namespace.
+
+mod file;
+mod resolv_conf;
+mod resolvconf;
+mod resolved;
+mod watch;
+
+use std::{
+    fmt,
+    future::pending,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+use tracing::warn;
+
+use crate::{Error, State, Undo, journal::Journal, netlink::Netlink};
+use resolved::Resolved;
+use watch::Watch;
+
+pub use file::{Entry, Text};
+
+/// Where the resolver listens for whoever reads /etc/resolv.conf. It is this machine whatever becomes of the TUN.
+pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 51, 82, 53);
+
+/// Where systemd-resolved lists the servers that it asks itself (systemd-resolved(8)).
+const UPLINKS: &str = "/run/systemd/resolve/resolv.conf";
+/// Who replaces the file may do so in several steps.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// What applications are to come to ask.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The TUN's name and index.
+    pub link: String,
+    pub index: u32,
+    /// The address of the TUN where the resolver listens, beside [`LOOPBACK`]: as a link's server systemd-resolved 248 to 251
+    /// cannot reach any other address of the loopback than 127.0.0.1.
+    pub on_link: IpAddr,
+    /// Each stands for itself and all names below it.
+    pub domains: Vec<String>,
+}
+
+/// By what means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// systemd-resolved asks for the policy's names, and for no others.
+    Resolved,
+    /// All names are asked at the resolver; resolvconf(8) has been told.
+    Resolvconf,
+    /// All names are asked at the resolver; /etc/resolv.conf was replaced.
+    File,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    pub mode: Mode,
+    pub why: String,
+}
+
+/// Applications ask the resolver until [`Dns::tear_down`]. Dropped without that, as in a crash, they go on asking it: with
+/// [`Mode::Resolved`] until the TUN is gone, else until it is undone.
+#[derive(Debug)]
+pub struct Dns {
+    settings: Settings,
+    report: Report,
+    before: Vec<SocketAddr>,
+    resolved: Option<Resolved>,
+    watch: Option<Watch>,
+    due: Option<Instant>,
+}
+
+impl Dns {
+    /// To be called when the TUN is up and the resolver listens. On an error all is as before, be it as a crash has left it.
+    pub async fn set_up(state: &mut State, settings: Settings) -> Result<Self, Error> {
+        let was_noted = state.journal.undo().iter().any(is_about_dns);
+        let watch = Watch::new().inspect_err(|error| warn!("cannot watch /etc/resolv.conf: {error}")).ok();
+        let report = Report { mode: Mode::File, why: String::new() };
+        let mut dns = Self { settings, report, before: Vec::new(), resolved: None, watch, due: None };
+        match dns.reach(state).await {
+            Ok(_) => Ok(dns),
+            Err(error) => {
+                if !was_noted {
+                    // What cannot be taken back stays noted; the error that led here is the one to tell.
+                    drop(put_back(state).await);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Only systemd-resolved has to know them.
+    pub async fn set_domains(&mut self, state: &mut State, domains: Vec<String>) -> Result<(), Error> {
+        self.settings.domains = domains;
+        self.reach(state).await.map(drop)
+    }
+
+    /// The servers that names were asked at before, and others than the policy's still are: at most three, and never the
+    /// resolver itself. May be others after each [`Dns::repair`].
+    pub fn before(&self) -> Vec<SocketAddr> {
+        self.before.clone()
+    }
+
+    /// Resolves when somebody may have changed something; then call [`Dns::repair`]. Safe to drop in between.
+    pub async fn changed(&mut self) {
+        loop {
+            let file = async {
+                match &self.watch {
+                    Some(watch) => watch.changed().await,
+                    None => pending().await,
+                }
+            };
+            let resolved = async {
+                match &mut self.resolved {
+                    Some(resolved) => resolved.came_or_went().await,
+                    None => pending().await,
+                }
+            };
+            let due = async {
+                match self.due {
+                    Some(due) => sleep_until(due).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {
+                    self.due = None;
+                    return;
+                }
+                () = resolved => {}
+                watched = file => if let Err(error) = watched {
+                    warn!("cannot watch /etc/resolv.conf any more: {error}");
+                    self.watch = None;
+                    continue;
+                },
+            }
+            self.due.get_or_insert_with(|| Instant::now() + SETTLE);
+        }
+    }
+
+    /// Puts back what others have changed; what they wrote into /etc/resolv.conf is the new state before. Answers with what was changed.
+    pub async fn repair(&mut self, state: &mut State) -> Result<Vec<String>, Error> {
+        self.reach(state).await
+    }
+
+    pub fn report(&self) -> Report {
+        self.report.clone()
+    }
+
+    /// Leaves all as it was found, or as others have made it since.
+    pub async fn tear_down(self, state: &mut State) -> Result<(), Error> {
+        drop(self);
+        put_back(state).await.map(drop)
+    }
+
+    /// Finds the mode and goes there: the new is in place before the old goes.
+    async fn reach(&mut self, state: &mut State) -> Result<Vec<String>, Error> {
+        let journal = &mut state.journal;
+        let found = Entry::look().map_err(Error::ResolvConf)?;
+        let others = file::others(journal, &found);
+        let mut changed = Vec::new();
+
+        // Programs can ask it past /etc/resolv.conf (nss-resolve(8), D-Bus): it is told wherever it runs.
+        let told = self.tell_resolved(journal).await?;
+        if told == Ok(true) {
+            changed.push(format!("systemd-resolved's settings of {}", self.settings.link));
+        }
+        let content = others.content();
+        let not_resolved = match &told {
+            Ok(_) if resolv_conf::leads_to_stub(&content) => {
+                let why =
+                    "/etc/resolv.conf leads to systemd-resolved, which asks for the policy's domains only";
+                self.settle(Mode::Resolved, why, &content, &others);
+                take_back(journal, |undo| matches!(undo, Undo::ResolvConf { .. } | Undo::ResolvconfEntry))
+                    .await?;
+                return Ok(changed);
+            }
+            Ok(_) => "/etc/resolv.conf does not lead to systemd-resolved".to_owned(),
+            Err(why) => format!("systemd-resolved cannot be used ({why})"),
+        };
+
+        let not_resolvconf = if found == others && resolvconf::keeps(&found) {
+            journal.note([Undo::ResolvconfEntry])?;
+            match resolvconf::reach(LOOPBACK.into()).await {
+                Ok((beside, is_new)) => {
+                    let why = format!("{not_resolved}; resolvconf keeps it");
+                    self.settle(Mode::Resolvconf, &why, &beside, &others);
+                    if is_new {
+                        changed.push("our entry of resolvconf".to_owned());
+                    }
+                    return Ok(changed);
+                }
+                Err(why) => {
+                    take_back(journal, |undo| *undo == Undo::ResolvconfEntry).await?;
+                    format!("resolvconf cannot be used ({why})")
+                }
+            }
+        } else {
+            "resolvconf does not keep it".to_owned()
+        };
+
+        let (others, is_foreign) = file::take(journal, LOOPBACK.into())?;
+        if is_foreign {
+            changed.push("our /etc/resolv.conf".to_owned());
+        }
+        let why = format!("{not_resolved}; {not_resolvconf}");
+        self.settle(Mode::File, &why, &others.content(), &others);
+        Ok(changed)
+    }
+
+    fn settle(&mut self, mode: Mode, why: &str, content: &[u8], others: &Entry) {
+        self.report = Report { mode, why: why.to_owned() };
+        self.before = servers(content);
+        self.before.retain(|server| server.ip() != self.settings.on_link);
+        if let Some(watch) = &mut self.watch {
+            watch.follow(others).unwrap_or_else(|error| warn!("cannot watch /etc/resolv.conf: {error}"));
+        }
+    }
+
+    /// Whether it was told something new, or why it cannot be.
+    async fn tell_resolved(&mut self, journal: &mut Journal) -> Result<Result<bool, String>, Error> {
+        let resolved = match self.resolved.take() {
+            Some(resolved) => resolved,
+            None => match Resolved::connect().await {
+                Ok(resolved) => resolved,
+                Err(why) => return Ok(Err(why)),
+            },
+        };
+        let resolved = self.resolved.insert(resolved);
+        if !resolved.runs().await {
+            return Ok(Err("it does not run".to_owned()));
+        }
+        let Settings { link, index, on_link, domains } = &self.settings;
+        journal.note([Undo::ResolvedLink { name: link.clone(), index: *index }])?;
+        Ok(resolved.tell(*index, *on_link, domains).await)
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resolved => "systemd-resolved",
+            Self::Resolvconf => "resolvconf",
+            Self::File => file::PATH,
+        })
+    }
+}
+
+/// Undoes what is noted of DNS, be it a dead run's. Whether there was anything to do.
+pub async fn put_back(state: &mut State) -> Result<bool, Error> {
+    take_back(&mut state.journal, is_about_dns).await
+}
+
+/// The servers that names were asked at before a dead run came, if names still lead to it and so nowhere; `None`: they do
+/// not.
+pub async fn left_before() -> Option<Vec<SocketAddr>> {
+    let found = Entry::look().ok()?;
+    if found.is_ours() {
+        return Some(servers(&resolv_conf::before(&found.content())?.content()));
+    }
+    let named = resolv_conf::nameservers(&found.content());
+    if named.iter().all(|server| server.ip() != LOOPBACK) {
+        return None;
+    }
+    Some(servers(&resolvconf::beside_ours().await.unwrap_or_default()))
+}
+
+/// How [`crate::clean`] undoes one note. Whether there was anything to do.
+pub(crate) async fn undo(undo: &Undo) -> Result<bool, Error> {
+    match undo {
+        Undo::ResolvConf { before } => file::give_back(before),
+        Undo::ResolvconfEntry => resolvconf::remove().await.map_err(Error::Resolvconf),
+        Undo::ResolvedLink { name, index } => revert_link(name, *index).await,
+        _ => Ok(false),
+    }
+}
+
+/// Takes back, without the journal, what would have names lead nowhere. Whether there was anything.
+pub(crate) async fn undo_unnoted() -> Result<bool, Error> {
+    let file = file::give_back_unnoted();
+    let entry = resolvconf::remove().await.map_err(Error::Resolvconf);
+    Ok(file? | entry?)
+}
+
+async fn take_back(journal: &mut Journal, which: impl Fn(&Undo) -> bool) -> Result<bool, Error> {
+    let noted: Vec<Undo> = journal.undo().iter().filter(|noted| which(noted)).cloned().collect();
+    let mut has_changed = false;
+    let mut result = Ok(());
+    for noted in noted.into_iter().rev() {
+        let undone = match undo(&noted).await {
+            Ok(changed) => {
+                has_changed |= changed;
+                journal.forget(|undo| *undo == noted)
+            }
+            Err(error) => Err(error),
+        };
+        result = result.and(undone.inspect_err(|error| warn!("could not {noted}: {error}")));
+    }
+    result.map(|()| has_changed)
+}
+
+fn is_about_dns(undo: &Undo) -> bool {
+    matches!(undo, Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::ResolvedLink { .. })
+}
+
+/// The link takes its settings with it, so that a resolver that cannot be reached needs no second attempt.
+async fn revert_link(name: &str, index: u32) -> Result<bool, Error> {
+    let links = Netlink::new()?.links().await?;
+    if !links.iter().any(|link| link.index == index && link.name == name) {
+        return Ok(false);
+    }
+    let reverted = match Resolved::connect().await {
+        Ok(resolved) if resolved.runs().await => resolved.revert(index).await,
+        Ok(_) => Err("it does not run".to_owned()),
+        Err(why) => Err(why),
+    };
+    Ok(reverted.inspect_err(|why| warn!("systemd-resolved keeps its settings of {name}: {why}")).is_ok())
+}
+
+/// Whom `content` has asked. systemd-resolved may ask us again, as it reads /etc/resolv.conf too: its own servers are asked
+/// in its place.
+fn servers(content: &[u8]) -> Vec<SocketAddr> {
+    let mut servers = resolv_conf::nameservers(content);
+    if servers.iter().any(resolv_conf::is_stub) {
+        let uplinks = file::read(Path::new(UPLINKS)).map(|content| resolv_conf::nameservers(&content));
+        servers.retain(|server| !resolv_conf::is_stub(server));
+        servers.extend(uplinks.unwrap_or_default());
+    }
+    servers.retain(|server| server.ip() != LOOPBACK);
+    servers
+}

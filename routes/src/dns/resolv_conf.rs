@@ -1,0 +1,174 @@
+//! What a resolv.conf(5) says, and what we say in ours.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+
+use nix::net::if_::if_nametoindex;
+
+use super::file::Entry;
+
+/// Servers that the C library asks (`MAXNS`, resolv.h).
+const SERVERS_MAX: usize = 3;
+const PORT: u16 = 53;
+/// Where systemd-resolved listens (systemd-resolved(8)).
+const STUBS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
+
+const SIGNATURE: &str = "# Written by Breakout";
+const EXPLANATION: &str = "\
+: it answers the names of its policy through the tunnel and passes on all others.
+# `breakout down` puts back what was here; when no daemon runs, `breakout state clean` does.
+";
+const BEFORE: &str = "# before: ";
+
+/// The servers that the C library would ask: the first three, or the machine itself if there is none.
+pub fn nameservers(content: &[u8]) -> Vec<SocketAddr> {
+    let servers: Vec<_> = named(content).take(SERVERS_MAX).collect();
+    if servers.is_empty() { vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT)] } else { servers }
+}
+
+pub fn has_nameservers(content: &[u8]) -> bool {
+    named(content).next().is_some()
+}
+
+/// Whether whoever follows it asks systemd-resolved and nobody else.
+pub fn leads_to_stub(content: &[u8]) -> bool {
+    nameservers(content).iter().all(is_stub)
+}
+
+pub fn is_stub(server: &SocketAddr) -> bool {
+    STUBS.contains(&server.ip())
+}
+
+pub fn is_ours(content: &[u8]) -> bool {
+    content.starts_with(SIGNATURE.as_bytes())
+}
+
+/// A file that names only `server`; how names are completed and asked for stays. A second server would be asked when the
+/// first one refuses, in the clear.
+pub fn ours(server: IpAddr, before: &Entry) -> Vec<u8> {
+    let mut text = format!("{SIGNATURE}{EXPLANATION}nameserver {server}\n").into_bytes();
+    for line in kept(&before.content()) {
+        text.extend_from_slice(line);
+        text.push(b'\n');
+    }
+    // JSON has no line breaks of its own. Nothing in an entry can fail to become JSON.
+    let entry = serde_json::to_string(before).unwrap_or_default();
+    text.extend_from_slice(format!("{BEFORE}{entry}\n").as_bytes());
+    text
+}
+
+/// What was there before ours, by its own account.
+pub fn before(ours: &[u8]) -> Option<Entry> {
+    let entry = ours.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(BEFORE.as_bytes()))?;
+    serde_json::from_slice(entry).ok()
+}
+
+/// The lines about other things than servers.
+pub fn kept(content: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let is_kept =
+        |keyword: &[u8]| [b"search".as_slice(), b"domain", b"options", b"sortlist"].contains(&keyword);
+    directives(content).filter(move |(keyword, _)| is_kept(keyword)).map(|(_, line)| line)
+}
+
+fn named(content: &[u8]) -> impl Iterator<Item = SocketAddr> {
+    let lines = directives(content).filter(|(keyword, _)| *keyword == b"nameserver");
+    lines.filter_map(|(_, line)| server(line))
+}
+
+/// Keywords, which stand at a line's beginning, each with its whole line.
+fn directives(content: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    content.split(|byte| *byte == b'\n').filter_map(|line| Some((line.split(is_space).next()?, line)))
+}
+
+fn server(line: &[u8]) -> Option<SocketAddr> {
+    let value = line.split(is_space).filter(|word| !word.is_empty()).nth(1)?;
+    let value = std::str::from_utf8(value).ok()?;
+    if let Ok(address) = value.parse() {
+        return Some(SocketAddr::new(address, PORT));
+    }
+    let (address, zone) = value.split_once('%')?;
+    let scope = zone.parse().ok().or_else(|| if_nametoindex(zone).ok())?;
+    Some(SocketAddrV6::new(address.parse().ok()?, PORT, 0, scope).into())
+}
+
+fn is_space(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file(content: &[u8]) -> Entry {
+        Entry::File { content: content.to_vec().into(), mode: 0o640, user: 7, group: 8 }
+    }
+
+    #[test]
+    fn servers_are_those_the_c_library_asks() {
+        let of =
+            |text: &str| nameservers(text.as_bytes()).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(of("nameserver 10.0.0.1\n"), ["10.0.0.1:53"]);
+        assert_eq!(
+            of(
+                "# nameserver 1.1.1.1\n nameserver 2.2.2.2\nnameserver\t 10.0.0.1  # the first\r\nnameserver fd00::1"
+            ),
+            ["10.0.0.1:53", "[fd00::1]:53"]
+        );
+        assert_eq!(of("nameserver fe80::1%lo\nnameserver fe80::2%7\n"), ["[fe80::1%1]:53", "[fe80::2%7]:53"]);
+        assert_eq!(
+            of(
+                "nameserver 1.0.0.1\nnameserver 1.0.0.2\nnameserver x\nnameserver 1.0.0.3\nnameserver 1.0.0.4"
+            )
+            .len(),
+            3
+        );
+        for nobody in
+            ["", "nameserver\n", "nameserver localhost", "nameservers 10.0.0.1", "nameserver fe80::1%nowhere"]
+        {
+            assert_eq!(of(nobody), ["127.0.0.1:53"], "{nobody}");
+        }
+        assert!(leads_to_stub(b"nameserver 127.0.0.53\noptions edns0 trust-ad\n"));
+        assert!(!leads_to_stub(b"nameserver 127.0.0.53\nnameserver 10.0.0.1\n"));
+        assert!(!leads_to_stub(b""));
+    }
+
+    #[test]
+    fn ours_names_nobody_else_and_keeps_the_rest() {
+        let before = file(b"nameserver 10.0.0.1\n# domain a\nsearch corp.example\noptions ndots:2 edns0\nsortlist 10.0.0.0\nnameserver fd00::1");
+        let ours = ours(IpAddr::V4(super::super::LOOPBACK), &before);
+        let text = String::from_utf8(ours.clone()).unwrap();
+        assert!(is_ours(&ours) && text.ends_with('\n'), "{text}");
+        let plain: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            plain,
+            ["nameserver 127.51.82.53", "search corp.example", "options ndots:2 edns0", "sortlist 10.0.0.0"]
+        );
+        assert!(
+            text.lines()
+                .any(|line| line.starts_with("# before: ") && line.contains(r"nameserver 10.0.0.1\n"))
+        );
+    }
+
+    #[test]
+    fn what_was_there_is_in_ours() {
+        for entry in [Entry::Missing, Entry::Link { target: b"../run/x\xff y".to_vec().into() }] {
+            assert_eq!(before(&ours(IpAddr::V4(super::super::LOOPBACK), &entry)), Some(entry));
+        }
+        assert_eq!(before(b"nameserver 10.0.0.1\n"), None);
+        assert_eq!(before(b"# before: {\"file\":{}}\n"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_come_back(content: Vec<u8>, lines in "((nameserver|search|options|# before:)[ -~]{0,12}\n){0,6}") {
+            for content in [content, lines.into_bytes()] {
+                let entry = file(&content);
+                let text = ours(IpAddr::V4(super::super::LOOPBACK), &entry);
+                prop_assert_eq!(before(&text), Some(entry));
+                prop_assert_eq!(nameservers(&text), [SocketAddr::new(super::super::LOOPBACK.into(), PORT)]);
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Who writes /etc/resolv.conf is noticed by inotify(7).
+
+use std::{
+    ffi::OsString,
+    io,
+    os::fd::{AsFd, AsRawFd, RawFd},
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor},
+};
+use tokio::io::unix::AsyncFd;
+
+use super::{
+    file::{Entry, PATH},
+    resolvconf,
+};
+
+#[derive(Debug)]
+pub struct Watch {
+    inotify: AsyncFd<Descriptor>,
+    /// What counts in the directories that have more.
+    names: Vec<OsString>,
+    /// The directories that have nothing else.
+    entries: Vec<WatchDescriptor>,
+}
+
+#[derive(Debug)]
+struct Descriptor(Inotify);
+
+impl AsRawFd for Descriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl Watch {
+    pub fn new() -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        #[expect(
+            deprecated,
+            reason = "what replaces it is unsafe, for descriptors that close or change; this one does neither while it lives"
+        )]
+        let inotify = AsyncFd::new(Descriptor(inotify))?;
+        Ok(Self { inotify, names: Vec::new(), entries: Vec::new() })
+    }
+
+    /// Watches the path, where `others` leads if it is a link, and the directories of resolvconf's entries: to be called again
+    /// after each change.
+    pub fn follow(&mut self, others: &Entry) -> io::Result<()> {
+        let paths = [Some(Path::new(PATH).to_owned()), others.target()];
+        self.names.clear();
+        for path in paths.into_iter().flatten() {
+            self.names.extend(path.file_name().map(ToOwned::to_owned));
+            if let Some(directory) = path.parent() {
+                self.add(directory)?;
+            }
+            // A mount's directory tells nothing of it.
+            self.add(&path)?;
+        }
+        self.entries.clear();
+        for directory in resolvconf::ENTRIES {
+            let added = self.add(Path::new(directory))?;
+            self.entries.extend(added);
+        }
+        Ok(())
+    }
+
+    /// Resolves when there was a change. Safe to drop in between.
+    pub async fn changed(&self) -> io::Result<()> {
+        loop {
+            let mut ready = self.inotify.readable().await?;
+            let events = match ready.get_inner().0.read_events() {
+                Ok(events) => events,
+                Err(Errno::EAGAIN) => {
+                    ready.clear_ready();
+                    continue;
+                }
+                Err(errno) => return Err(errno.into()),
+            };
+            if events.iter().any(|event| self.is_about_it(event)) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_about_it(&self, event: &InotifyEvent) -> bool {
+        let is_named = || event.name.as_ref().is_none_or(|name| self.names.contains(name));
+        !event.mask.contains(AddWatchFlags::IN_IGNORED) && (self.entries.contains(&event.wd) || is_named())
+    }
+
+    /// `None` if there is nothing.
+    fn add(&self, path: &Path) -> io::Result<Option<WatchDescriptor>> {
+        let changes = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVE;
+        match self.inotify.get_ref().0.add_watch(path, changes) {
+            Err(Errno::ENOENT) => Ok(None),
+            added => Ok(Some(added?)),
+        }
+    }
+}

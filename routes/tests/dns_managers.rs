@@ -1,0 +1,413 @@
+//! Others keep /etc/resolv.conf: resolvconf(8), Debian's and openresolv, and systemd-resolved. The real ones, from Debian's
+//! packages, in a mount namespace.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may"
+)]
+
+mod common;
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::{fs::symlink, process::ExitStatusExt},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use common::{
+    etc::{
+        self, RESOLV_CONF, Server, getent, live_and_die, look, package, plain_lines, replace, servers,
+        settings, soon, with_own_etc,
+    },
+    open_tun, run,
+};
+use routes::{
+    Leftovers, State, Undo, clean,
+    dns::{self, Dns, Mode, Settings},
+    netlink::Netlink,
+    open_up,
+};
+
+const DHCP: &str = "nameserver 10.0.0.1\nsearch corp.example\noptions edns0\n";
+const ALONE: [&str; 3] = ["nameserver 127.51.82.53", "search corp.example", "options edns0"];
+/// Far more than there are.
+const MANY_STEPS: u64 = 300;
+const TUN: &str = "tun0";
+
+#[test]
+fn openresolv_gets_an_entry_that_stands_alone() {
+    let Some(package) = package("openresolv") else { return };
+    with_own_etc(async || {
+        install(&package);
+        fs::write("/etc/resolvconf.conf", "resolv_conf=/etc/resolv.conf\n").unwrap();
+        resolvconf(&["-a", "eth0.dhcp"], DHCP);
+        is_kept_by_resolvconf().await;
+    });
+}
+
+#[test]
+fn debians_resolvconf_gets_an_entry_that_stands_alone() {
+    let Some(package) = package("resolvconf") else { return };
+    with_own_etc(async || {
+        install(&package);
+        run(["cp", "-a", package.join("etc/resolvconf").to_str().unwrap(), "/etc/"]);
+        fs::create_dir_all("/run/resolvconf/interface").unwrap();
+        symlink("/run/resolvconf/resolv.conf", RESOLV_CONF).unwrap();
+        resolvconf(&["--enable-updates"], "");
+        resolvconf(&["-a", "eth0.dhcp"], DHCP);
+        is_kept_by_resolvconf().await;
+    });
+}
+
+/// One that does not put our entry alone is passed over.
+#[test]
+fn a_resolvconf_that_leads_to_another_resolver_is_passed_over() {
+    let Some(package) = package("openresolv") else { return };
+    with_own_etc(async || {
+        install(&package);
+        fs::write("/etc/resolvconf.conf", "resolv_conf=/etc/resolv.conf\nname_servers=127.0.0.1\n").unwrap();
+        resolvconf(&["-a", "eth0.dhcp"], DHCP);
+        let before = look();
+        let directory = tempfile::tempdir().unwrap();
+        let mut state = State::open(directory.path()).unwrap();
+        let dns = Dns::set_up(&mut state, settings()).await.unwrap();
+        let report = dns.report();
+        assert_eq!(report.mode, Mode::File);
+        assert!(
+            report.why.contains("resolvconf cannot be used (it does not put its exclusive entry alone)"),
+            "{}",
+            report.why
+        );
+        assert_eq!(servers(&dns), ["127.0.0.1:53"]);
+        assert!(!resolvconf(&["-l"], "").contains("lo.breakout"));
+        assert!(matches!(
+            Leftovers::look(directory.path()).unwrap().undo.as_slice(),
+            [Undo::ResolvConf { .. }]
+        ));
+        dns.tear_down(&mut state).await.unwrap();
+        assert_eq!(look(), before);
+    });
+}
+
+async fn is_kept_by_resolvconf() {
+    let before = look();
+    let listed = resolvconf(&["-l"], "");
+    let as_before = |after: &str| {
+        assert_eq!(look(), before, "{after}");
+        assert_eq!(resolvconf(&["-l"], ""), listed, "{after}");
+        assert_eq!(
+            plain_lines(RESOLV_CONF).iter().find(|line| line.starts_with("name")).unwrap(),
+            "nameserver 10.0.0.1"
+        );
+    };
+    as_before("the control");
+    let directory = tempfile::tempdir().unwrap();
+    let mut state = State::open(directory.path()).unwrap();
+    let set_up = async |state: &mut State| {
+        let dns = Dns::set_up(state, settings()).await.unwrap();
+        assert_eq!(dns.report().mode, Mode::Resolvconf, "{}", dns.report().why);
+        assert_eq!(servers(&dns), ["10.0.0.1:53"]);
+        let mut lines = plain_lines(RESOLV_CONF);
+        lines.sort();
+        lines.dedup();
+        let mut alone = ALONE.map(str::to_owned);
+        alone.sort();
+        assert_eq!(lines, alone);
+        dns
+    };
+
+    let mut dns = set_up(&mut state).await;
+    assert_eq!(Leftovers::look(directory.path()).unwrap().undo, [Undo::ResolvconfEntry]);
+    assert_eq!(dns.repair(&mut state).await.unwrap(), Vec::<String>::new());
+    dns.tear_down(&mut state).await.unwrap();
+    as_before("down");
+
+    // Crashes, and what follows them.
+    drop(set_up(&mut state).await);
+    assert_eq!(dns::left_before().await.unwrap(), ["10.0.0.1:53".parse().unwrap()]);
+    drop(set_up(&mut state).await);
+    drop(state);
+    assert!(clean(directory.path()).await.unwrap().dns);
+    as_before("clean");
+    let mut state = State::open(directory.path()).unwrap();
+    drop(set_up(&mut state).await);
+    assert!(open_up().await.0.dns);
+    as_before("panic-off");
+
+    // Others come, and take ours away.
+    let mut dns = set_up(&mut state).await;
+    resolvconf(&["-a", "wlan0.dhcp"], "nameserver 10.0.0.2\n");
+    while servers(&dns) != ["10.0.0.1:53", "10.0.0.2:53"] {
+        soon(dns.changed()).await;
+        dns.repair(&mut state).await.unwrap();
+    }
+    resolvconf(&["-d", "wlan0.dhcp"], "");
+    resolvconf(&["-d", "lo.breakout"], "");
+    let mut repaired = Vec::new();
+    while repaired.is_empty() {
+        soon(dns.changed()).await;
+        repaired = dns.repair(&mut state).await.unwrap();
+    }
+    assert_eq!(repaired, ["our entry of resolvconf"]);
+    assert_eq!(servers(&dns), ["10.0.0.1:53"]);
+    dns.tear_down(&mut state).await.unwrap();
+    drop(state);
+    as_before("others");
+
+    let mut deaths = 0;
+    for step in 1..MANY_STEPS {
+        let directory = tempfile::tempdir().unwrap();
+        let status = live_and_die(directory.path(), step);
+        let state = directory.path().join("state");
+        if status.success() {
+            break;
+        }
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "step {step}");
+        deaths = step;
+        if step % 2 == 0 {
+            clean(&state).await.unwrap();
+        } else {
+            let mut state = State::open(&state).unwrap();
+            let dns = set_up(&mut state).await;
+            dns.tear_down(&mut state).await.unwrap();
+        }
+        as_before(&format!("step {step}"));
+        assert_eq!(Leftovers::look(&state).unwrap().undo, [], "step {step}");
+    }
+    assert!((8..MANY_STEPS - 1).contains(&deaths), "{deaths} steps: not all are there, or they have no end");
+    println!("died at each of {deaths} steps");
+}
+
+#[test]
+fn life() {
+    etc::live(async |_, _, _| {});
+}
+
+#[test]
+fn systemd_resolved_asks_us_for_the_policys_domains_only() {
+    let Some(package) = package("systemd-resolved") else { return };
+    if !common::has("dbus-daemon") {
+        println!("skipped, because there is no dbus-daemon");
+        return;
+    }
+    with_own_etc(async || {
+        let mut resolved = Resolved::start(&package);
+        symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
+        let before = look();
+        let (theirs, ours) = (Server::new([10, 0, 0, 1].into()), Server::new([10, 99, 0, 1].into()));
+        let goes = |name: &str, to_us: bool| {
+            let answer = getent(name);
+            let expected = if to_us { "10.99.0.1 " } else { "10.0.0.1 " };
+            assert!(answer.starts_with(expected), "{name}: {answer}");
+            assert_eq!((theirs.was_asked_for(name), ours.was_asked_for(name)), (!to_us, to_us), "{name}");
+        };
+        goes("control.mypurecloud.com", false);
+
+        let settings = resolved.settings().await;
+        let directory = tempfile::tempdir().unwrap();
+        let mut state = State::open(directory.path()).unwrap();
+        let mut dns = Dns::set_up(&mut state, settings.clone()).await.unwrap();
+        let report = dns.report();
+        assert_eq!(report.mode, Mode::Resolved, "{}", report.why);
+        assert_eq!(servers(&dns), ["10.0.0.1:53"]);
+        assert_eq!(look(), before);
+        let undo = Undo::ResolvedLink { name: TUN.to_owned(), index: settings.index };
+        assert_eq!(Leftovers::look(directory.path()).unwrap().undo, [undo]);
+        goes("api.mypurecloud.com", true);
+        goes("mypurecloud.com", true);
+        goes("api.mypurecloud.com.example", false);
+        // Its cache was flushed.
+        assert!(getent("control.mypurecloud.com").starts_with("10.99.0.1 "));
+        goes("api.pure.cloud", false);
+        assert_eq!(dns.repair(&mut state).await.unwrap(), Vec::<String>::new());
+        let domains = vec!["mypurecloud.com".to_owned(), "usw2.pure.cloud".to_owned()];
+        dns.set_domains(&mut state, domains).await.unwrap();
+        goes("api.usw2.pure.cloud", true);
+
+        // Somebody takes it away.
+        resolved.ctl(&["revert", TUN]);
+        let repaired = dns.repair(&mut state).await.unwrap();
+        assert_eq!(repaired, ["systemd-resolved's settings of tun0"]);
+        goes("reverted.mypurecloud.com", true);
+
+        // Somebody leads past it, and back to it.
+        replace("nameserver 10.0.0.1\n");
+        while dns.report().mode != Mode::File {
+            soon(dns.changed()).await;
+            dns.repair(&mut state).await.unwrap();
+        }
+        assert_eq!(plain_lines(RESOLV_CONF), ["nameserver 127.51.82.53"]);
+        assert_eq!(servers(&dns), ["10.0.0.1:53"]);
+        fs::remove_file(RESOLV_CONF).unwrap();
+        symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
+        while dns.report().mode != Mode::Resolved {
+            soon(dns.changed()).await;
+            dns.repair(&mut state).await.unwrap();
+        }
+        assert_eq!(look(), before);
+        goes("back.mypurecloud.com", true);
+
+        // It dies and is started again.
+        resolved.kill();
+        while dns.report().mode != Mode::File {
+            soon(dns.changed()).await;
+            dns.repair(&mut state).await.unwrap();
+        }
+        assert_eq!(servers(&dns), ["10.0.0.1:53"], "where it would have asked");
+        resolved.spawn();
+        while dns.report().mode != Mode::Resolved {
+            soon(dns.changed()).await;
+            dns.repair(&mut state).await.unwrap();
+        }
+        assert_eq!(look(), before);
+        goes("again.mypurecloud.com", true);
+
+        dns.tear_down(&mut state).await.unwrap();
+        assert_eq!(Leftovers::look(directory.path()).unwrap().undo, []);
+        assert_eq!(look(), before);
+        goes("down.mypurecloud.com", false);
+
+        // A crash: the link takes it along.
+        drop(Dns::set_up(&mut state, settings).await.unwrap());
+        goes("up.mypurecloud.com", true);
+        drop(state);
+        assert!(clean(directory.path()).await.unwrap().dns);
+        goes("cleaned.mypurecloud.com", false);
+        drop(resolved);
+    });
+}
+
+/// D-Bus, systemd-resolved, and a TUN to be told of.
+struct Resolved {
+    bus: Child,
+    daemon: Child,
+    package: std::path::PathBuf,
+    tun: Option<std::os::fd::OwnedFd>,
+}
+
+impl Resolved {
+    fn start(package: &Path) -> Self {
+        let mut users = fs::OpenOptions::new().append(true).open("/etc/passwd").unwrap();
+        users.write_all(b"systemd-resolve:x:982:982::/:/usr/sbin/nologin\n").unwrap();
+        let mut groups = fs::OpenOptions::new().append(true).open("/etc/group").unwrap();
+        groups.write_all(b"systemd-resolve:x:982:\n").unwrap();
+        fs::create_dir("/etc/systemd").unwrap();
+        fs::write(
+            "/etc/systemd/resolved.conf",
+            "[Resolve]\nDNS=10.0.0.1\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\n",
+        )
+        .unwrap();
+        run(["ip", "address", "add", "10.0.0.1/32", "dev", "lo"]);
+        let tun = open_tun(TUN);
+        run(["ip", "address", "add", "10.99.0.1/32", "dev", TUN]);
+        run(["ip", "link", "set", TUN, "up"]);
+
+        for directory in ["/run/dbus", "/run/systemd"] {
+            fs::create_dir(directory).unwrap();
+        }
+        fs::write("/run/bus.conf", BUS).unwrap();
+        let bus =
+            Command::new("dbus-daemon").args(["--nofork", "--config-file=/run/bus.conf"]).spawn().unwrap();
+        eventually(|| Path::new("/run/dbus/system_bus_socket").exists());
+        let daemon = spawn(package);
+        Self { bus, daemon, package: package.to_owned(), tun: Some(tun) }
+    }
+
+    fn kill(&mut self) {
+        self.daemon.kill().unwrap();
+        self.daemon.wait().unwrap();
+    }
+
+    fn spawn(&mut self) {
+        self.daemon = spawn(&self.package);
+    }
+
+    async fn settings(&self) -> Settings {
+        assert!(self.tun.is_some());
+        let index = Netlink::new().unwrap().link_index(TUN).await.unwrap();
+        Settings {
+            link: TUN.to_owned(),
+            index,
+            on_link: "10.99.0.1".parse().unwrap(),
+            domains: vec!["mypurecloud.com".to_owned()],
+        }
+    }
+
+    fn ctl(&self, arguments: &[&str]) {
+        assert!(command(&self.package, "usr/bin/resolvectl").args(arguments).status().unwrap().success());
+    }
+}
+
+impl Drop for Resolved {
+    fn drop(&mut self) {
+        for child in [&mut self.daemon, &mut self.bus] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+const BUS: &str = r#"<busconfig>
+  <type>system</type>
+  <listen>unix:path=/run/dbus/system_bus_socket</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_type="method_call"/>
+    <allow send_destination="*"/>
+    <allow receive_sender="*"/>
+  </policy>
+</busconfig>
+"#;
+
+/// Until it answers on D-Bus.
+fn spawn(package: &Path) -> Child {
+    let program = ["usr/lib", "lib"].map(|lib| format!("{lib}/systemd/systemd-resolved"));
+    let program = program.iter().find(|program| package.join(program).exists()).unwrap();
+    let daemon = command(package, program).spawn().unwrap();
+    eventually(|| {
+        let mut ctl = command(package, "usr/bin/resolvectl");
+        ctl.arg("status").stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    });
+    daemon
+}
+
+/// A program of the package's, with the library of the same version.
+fn command(package: &Path, program: &str) -> Command {
+    let libraries = package.join(format!("usr/lib/{}-linux-gnu/systemd", std::env::consts::ARCH));
+    let mut command = Command::new(package.join(program));
+    command.env("LD_LIBRARY_PATH", libraries);
+    command
+}
+
+fn eventually(is_so: impl Fn() -> bool) {
+    for _ in 0..400 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("it never came");
+}
+
+/// The package's programs where they look for each other.
+fn install(package: &Path) {
+    for directory in ["sbin", "lib"] {
+        let lower = format!("lowerdir={}:/usr/{directory}", package.join(directory).display());
+        run(["mount", "-t", "overlay", "-o", &lower, "overlay", &format!("/usr/{directory}")]);
+    }
+}
+
+fn resolvconf(arguments: &[&str], input: &str) -> String {
+    let mut command = Command::new("/usr/sbin/resolvconf");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+}
