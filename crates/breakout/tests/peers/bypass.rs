@@ -251,7 +251,9 @@ path = "tunnel"
     scene.directory.write("breakout.toml", &text).unwrap();
     let (behind, (wire, cut)) = scene.behind_gateway(|| {
         scene.on_wire(|| {
+            let asked = SystemTime::now();
             let text = said(&scene.breakout(&["reload"]));
+            eprintln!("the call is cut within {:?}", asked.elapsed().unwrap());
             let cut = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
             assert!(text.contains("1 live flow"), "{text}");
             sleep(Duration::from_secs(2));
