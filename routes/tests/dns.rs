@@ -193,6 +193,10 @@ fn it_is_put_back_without_the_journal() {
 
             crash().await;
             let mut state = State::open(directory.path()).unwrap();
+            assert!(dns::put_back(&mut state).await.unwrap());
+            assert_eq!(look(), before, "{kind}");
+
+            crash().await;
             let dns = Dns::set_up(&mut state, settings()).await.unwrap();
             dns.tear_down(&mut state).await.unwrap();
             assert_eq!(look(), before, "{kind}");

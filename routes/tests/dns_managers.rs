@@ -272,6 +272,19 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         assert_eq!(look(), before);
         goes("down.mypurecloud.com", false);
 
+        // A crash while it did not run, and the journal lost.
+        resolved.kill();
+        let lost = tempfile::tempdir().unwrap();
+        let dns = Dns::set_up(&mut State::open(lost.path()).unwrap(), settings.clone()).await.unwrap();
+        assert_eq!(dns.report().mode, Mode::File);
+        drop(dns);
+        assert_eq!(plain_lines(RESOLV_CONF)[0], "nameserver 127.51.82.53");
+        resolved.spawn();
+        let dns = Dns::set_up(&mut state, settings.clone()).await.unwrap();
+        assert_eq!((dns.report().mode, look()), (Mode::Resolved, before.clone()));
+        goes("lost.mypurecloud.com", true);
+        dns.tear_down(&mut state).await.unwrap();
+
         // A crash: the link takes it along.
         drop(Dns::set_up(&mut state, settings).await.unwrap());
         goes("up.mypurecloud.com", true);

@@ -180,6 +180,7 @@ impl Dns {
                 self.settle(Mode::Resolved, why, &content, &others);
                 take_back(journal, |undo| matches!(undo, Undo::ResolvConf { .. } | Undo::ResolvconfEntry))
                     .await?;
+                undo_unnoted().await?;
                 return Ok(changed);
             }
             Ok(_) => "/etc/resolv.conf does not lead to systemd-resolved".to_owned(),
@@ -253,9 +254,12 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Undoes what is noted of DNS, be it a dead run's. Whether there was anything to do.
+/// Undoes what is noted of DNS, be it a dead run's, and what one left that ran before the machine was started again. Whether
+/// there was anything to do.
 pub async fn put_back(state: &mut State) -> Result<bool, Error> {
-    take_back(&mut state.journal, is_about_dns).await
+    let noted = take_back(&mut state.journal, is_about_dns).await;
+    let unnoted = undo_unnoted().await;
+    Ok(noted? | unnoted?)
 }
 
 /// The servers that names were asked at before a dead run came, if names still lead to it and so nowhere; `None`: they do
