@@ -1,7 +1,5 @@
 //! Longest-prefix match: all prefixes, flattened into disjoint ranges that are searched by bisection.
 
-use std::sync::Arc;
-
 use ipnet::IpNet;
 
 /// Which prefix, and which set, a range of addresses belongs to.
@@ -12,12 +10,12 @@ pub(crate) struct Owner {
 }
 
 /// The ranges of one address family, and an index whose size follows their number: it cuts the space between the first
-/// and the last range into equal buckets, so that a search sees a few ranges only. A clone shares them.
-#[derive(Clone, Debug)]
+/// and the last range into equal buckets, so that a search sees a few ranges only.
+#[derive(Debug)]
 pub(crate) struct PrefixTable<A> {
-    ranges: Arc<[Range<A>]>,
+    ranges: Vec<Range<A>>,
     /// For each bucket the range that holds its first address; one more at the end.
-    buckets: Arc<[u32]>,
+    buckets: Vec<u32>,
     shift: u32,
 }
 
@@ -36,7 +34,7 @@ impl<A: Copy + Ord + Into<u128> + TryFrom<u128>> PrefixTable<A> {
             .filter_map(|(start, owner)| Some(Range { start: A::try_from(start).ok()?, owner }))
             .collect();
         let (buckets, shift) = index(&ranges);
-        Self { ranges: ranges.into(), buckets: buckets.into(), shift }
+        Self { ranges, buckets, shift }
     }
 
     pub(crate) fn lookup(&self, address: A) -> Option<Owner> {

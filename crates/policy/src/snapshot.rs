@@ -21,19 +21,25 @@ use crate::{
 /// A compiled policy: immutable, shared, and all that any enforcer asks.
 #[derive(Debug)]
 pub struct Snapshot {
-    sets: Arc<[CompiledSet]>,
+    compiled: Arc<Compiled>,
+    /// In no configured prefix.
+    learned: LearnedTable,
+}
+
+/// What the configuration alone says.
+#[derive(Debug)]
+struct Compiled {
+    sets: Vec<CompiledSet>,
     /// By [`Owner::prefix`].
-    prefixes: Arc<[IpNet]>,
+    prefixes: Vec<IpNet>,
     v4: PrefixTable<u32>,
     v6: PrefixTable<u128>,
     /// Each with the index of its set, by name.
-    domains: Arc<[(String, u32)]>,
-    rules: Arc<[Rule]>,
+    domains: Vec<(String, u32)>,
+    rules: Vec<Rule>,
     unmatched: Path,
-    captured: Arc<[Captured]>,
-    guarded: Arc<[Guarded]>,
-    /// In none of `prefixes`.
-    learned: LearnedTable,
+    captured: Vec<Captured>,
+    guarded: Vec<Guarded>,
 }
 
 #[derive(Debug)]
@@ -148,18 +154,18 @@ impl Snapshot {
             .flat_map(|(at, set)| set.domains.iter().map(move |domain| (domain.clone(), at)))
             .collect();
         domains.sort();
-        Self {
+        let compiled = Compiled {
             prefixes: owned.iter().map(|(net, _)| *net).collect(),
             v4,
             v6,
-            domains: domains.into(),
-            captured: aggregate(captured).into(),
+            domains,
+            captured: aggregate(captured),
             guarded,
-            learned: LearnedTable::default(),
-            rules: policy.rules.clone().into(),
+            rules: policy.rules.clone(),
             unmatched: policy.unmatched,
-            sets: sets.into(),
-        }
+            sets,
+        };
+        Self { compiled: Arc::new(compiled), learned: LearnedTable::default() }
     }
 
     /// This policy with these addresses in their sets, in place of those learned before. Left out is an address that a
@@ -167,18 +173,8 @@ impl Snapshot {
     /// sets with the same address, the first keeps it.
     pub fn with_learned(&self, learned: &[Learned]) -> Self {
         let free = learned.iter().filter(|learned| self.owner(learned.address).is_none());
-        Self {
-            sets: self.sets.clone(),
-            prefixes: self.prefixes.clone(),
-            v4: self.v4.clone(),
-            v6: self.v6.clone(),
-            domains: self.domains.clone(),
-            rules: self.rules.clone(),
-            unmatched: self.unmatched,
-            captured: self.captured.clone(),
-            guarded: self.guarded.clone(),
-            learned: LearnedTable::compile(free, &self.sets, &self.rules),
-        }
+        let learned = LearnedTable::compile(free, &self.compiled.sets, &self.compiled.rules);
+        Self { compiled: self.compiled.clone(), learned }
     }
 
     /// Judges a flow's first packet: longest prefix over all sets, then the first rule that matches.
@@ -188,16 +184,16 @@ impl Snapshot {
 
     /// The name a rule has in the configuration; `unmatched` for the policy's last word.
     pub fn rule_name(&self, rule: RuleId) -> &str {
-        self.rules.get(usize::from(rule.0)).map_or(UNMATCHED, |rule| &rule.name)
+        self.compiled.rules.get(usize::from(rule.0)).map_or(UNMATCHED, |rule| &rule.name)
     }
 
     /// The set that holds an address, by longest prefix; the address itself is the prefix where it was learned.
     pub fn set_of(&self, address: IpAddr) -> Option<(&str, IpNet)> {
         let (set, prefix) = match self.owner(address) {
-            Some(owner) => (owner.set, *self.prefixes.get(owner.prefix as usize)?),
+            Some(owner) => (owner.set, *self.compiled.prefixes.get(owner.prefix as usize)?),
             None => (self.learned.set(address)?, IpNet::from(address)),
         };
-        Some((&self.sets.get(set as usize)?.name, prefix))
+        Some((&self.compiled.sets.get(set as usize)?.name, prefix))
     }
 
     /// Whether an address is in its set because a name has it.
@@ -208,7 +204,7 @@ impl Snapshot {
     /// All configured prefixes that are routed into the TUN, aggregated, none inside another of the same kind. The longest
     /// prefix that holds an address says how it fails.
     pub fn captured(&self) -> &[Captured] {
-        &self.captured
+        &self.compiled.captured
     }
 
     /// What besides [`Snapshot::captured`] is routed into the TUN, by address and port; all of it fails closed.
@@ -219,35 +215,35 @@ impl Snapshot {
     /// Whether packets like this are routed into the TUN.
     pub fn is_routed(&self, facts: &Facts) -> bool {
         let Facts { destination, protocol, port, .. } = *facts;
-        self.captured.iter().any(|captured| captured.prefix.contains(&destination))
+        self.compiled.captured.iter().any(|captured| captured.prefix.contains(&destination))
             || self.learned().iter().any(|set| set.takes(destination, protocol, port))
     }
 
     /// What of the sets that fail closed belongs into the tunnel, a set each: of their configured prefixes. All that is
     /// [`Snapshot::learned`] fails closed too.
     pub fn guarded(&self) -> &[Guarded] {
-        &self.guarded
+        &self.compiled.guarded
     }
 
     /// The domains that are asked for through the tunnel, each with its set, by name. One stands for itself and every name
     /// below it.
     pub fn domains(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.domains.iter().filter_map(|(domain, set)| Some((domain.as_str(), self.set_name(*set)?)))
+        self.compiled.domains.iter().filter_map(|(domain, set)| Some((domain.as_str(), self.set_name(*set)?)))
     }
 
     /// The longest domain that covers a name, and its set. Any case will do, and a dot at the end.
     pub fn set_for_name(&self, name: &str) -> Option<(&str, &str)> {
         let name = domain::normal(name);
         let at = domain::upward(&name).find_map(|above| {
-            self.domains.binary_search_by_key(&above, |(domain, _)| domain.as_str()).ok()
+            self.compiled.domains.binary_search_by_key(&above, |(domain, _)| domain.as_str()).ok()
         })?;
-        let (domain, set) = self.domains.get(at)?;
+        let (domain, set) = self.compiled.domains.get(at)?;
         Some((domain, self.set_name(*set)?))
     }
 
     /// All sets, by name.
     pub fn sets(&self) -> impl Iterator<Item = SetView<'_>> {
-        self.sets.iter().map(|set| SetView {
+        self.compiled.sets.iter().map(|set| SetView {
             name: &set.name,
             prefixes: &set.prefixes,
             domains: &set.domains,
@@ -257,9 +253,9 @@ impl Snapshot {
 
     /// All rules, in the order they are tried.
     pub fn rules(&self) -> impl Iterator<Item = RuleView<'_>> {
-        self.rules.iter().map(|rule| RuleView {
+        self.compiled.rules.iter().map(|rule| RuleView {
             name: &rule.name,
-            to: rule.to.iter().filter_map(|set| Some(self.sets.get(*set)?.name.as_str())).collect(),
+            to: rule.to.iter().filter_map(|set| Some(self.compiled.sets.get(*set)?.name.as_str())).collect(),
             protocol: rule.protocols.to_string(),
             ports: rule.ports.as_ref().map(ToString::to_string),
             when: rule.when.name(),
@@ -273,37 +269,48 @@ impl Snapshot {
 
     /// The path of what reaches the TUN and matches no rule.
     pub fn unmatched(&self) -> Path {
-        self.unmatched
+        self.compiled.unmatched
     }
 
     pub(crate) fn walk(&self, facts: &Facts, trace: &mut impl Trace) -> Verdict {
         trace.set(self, facts);
-        let set = match self.owner(facts.destination) {
-            Some(owner) => Some(owner.set),
-            None => self.learned.set(facts.destination),
-        };
-        let set = set.and_then(|set| self.sets.get(set as usize));
+        match self.owner(facts.destination) {
+            Some(owner) => self.walk_set(Some(owner.set), facts, trace),
+            None => self.walk_learned(facts, trace),
+        }
+    }
+
+    /// Apart, so that it costs nothing where a prefix holds the address, which is what the pump mostly asks.
+    #[cold]
+    #[inline(never)]
+    fn walk_learned(&self, facts: &Facts, trace: &mut impl Trace) -> Verdict {
+        self.walk_set(self.learned.set(facts.destination), facts, trace)
+    }
+
+    #[inline(always)]
+    fn walk_set(&self, set: Option<u32>, facts: &Facts, trace: &mut impl Trace) -> Verdict {
+        let set = set.and_then(|set| self.compiled.sets.get(set as usize));
         for &id in set.map_or(&[][..], |set| &set.rules) {
-            let Some(rule) = self.rules.get(usize::from(id)) else { continue };
+            let Some(rule) = self.compiled.rules.get(usize::from(id)) else { continue };
             let result = rule.check(facts);
             trace.rule(rule, facts, result);
             if result.is_ok() {
                 return Verdict { path: rule.path, rule: RuleId(id), mark: rule.mark };
             }
         }
-        trace.unmatched(self.unmatched);
-        Verdict { path: self.unmatched, rule: RuleId(u16::MAX), mark: Mark::Keep }
+        trace.unmatched(self.compiled.unmatched);
+        Verdict { path: self.compiled.unmatched, rule: RuleId(u16::MAX), mark: Mark::Keep }
     }
 
     fn owner(&self, address: IpAddr) -> Option<Owner> {
         match address {
-            IpAddr::V4(address) => self.v4.lookup(address.to_bits()),
-            IpAddr::V6(address) => self.v6.lookup(address.to_bits()),
+            IpAddr::V4(address) => self.compiled.v4.lookup(address.to_bits()),
+            IpAddr::V6(address) => self.compiled.v6.lookup(address.to_bits()),
         }
     }
 
     fn set_name(&self, set: u32) -> Option<&str> {
-        Some(&self.sets.get(set as usize)?.name)
+        Some(&self.compiled.sets.get(set as usize)?.name)
     }
 }
 
