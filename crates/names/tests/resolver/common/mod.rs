@@ -5,6 +5,7 @@ mod learner;
 mod reply;
 mod server;
 
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ pub use server::{Act, Asked, DnsServer};
 pub const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// For what must happen soon, on a machine that does much else.
 pub const SOON: Duration = Duration::from_secs(20);
+
+const BINDS: usize = 20;
 
 /// The policy's names: `example.com` and all below.
 pub fn is_asked(name: &str) -> bool {
@@ -40,7 +43,11 @@ impl Scene {
 
     pub fn with(settings: Settings, verdict: Verdict) -> Self {
         let (sender, receiver) = mpsc::channel(16);
-        let resolver = Resolver::bind(settings, is_asked, sender).unwrap();
+        // The port that the system draws for UDP may be a connection's of another test.
+        let resolver = iter::repeat_with(|| Resolver::bind(settings.clone(), is_asked, sender.clone()))
+            .take(BINDS)
+            .find_map(Result::ok)
+            .expect("a port that is free by UDP and TCP");
         let handle = resolver.handle();
         Self { handle, learner: Learner::start(receiver, verdict), running: tokio::spawn(resolver.run()) }
     }

@@ -54,11 +54,10 @@ impl DnsServer {
     pub async fn start(script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static) -> Self {
         let script: Script = Arc::new(script);
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let udp = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let (udp, tcp) = bound().await;
         let address = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(address).await.unwrap();
         let running = [
-            tokio::spawn(serve_udp(udp, script.clone(), asked.clone())),
+            tokio::spawn(serve_udp(Arc::new(udp), script.clone(), asked.clone())),
             tokio::spawn(serve_tcp(tcp, script, asked.clone())),
         ];
         Self { address, asked, running }
@@ -86,6 +85,16 @@ impl DnsServer {
 impl Drop for DnsServer {
     fn drop(&mut self) {
         self.running.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// By UDP and TCP at one port: the system draws it for UDP, and a connection of another test may have it.
+async fn bound() -> (UdpSocket, TcpListener) {
+    loop {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+            return (udp, tcp);
+        }
     }
 }
 
