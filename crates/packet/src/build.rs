@@ -164,23 +164,23 @@ pub fn tcp_reset(original: &Packet<'_>, out: &mut [u8]) -> Option<usize> {
 }
 
 /// The two ends of a packet to be written.
-struct Route {
-    source: IpAddr,
-    destination: IpAddr,
+pub(crate) struct Route {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
 }
 
 impl Route {
-    fn header_len(&self) -> usize {
+    pub(crate) fn header_len(&self) -> usize {
         if self.destination.is_ipv4() { 20 } else { 40 }
     }
 
-    fn pseudo_header(&self, protocol: u8, len: u16) -> Sum {
+    pub(crate) fn pseudo_header(&self, protocol: u8, len: u16) -> Sum {
         checksum::pseudo_header(self.source, self.destination, protocol, u32::from(len))
     }
 
     /// Writes the IP header for `len` bytes behind it; returns the buffer's rest. `None` if the families differ, `out` is too small or
     /// the packet would be too long.
-    fn write<'a>(
+    pub(crate) fn write<'a>(
         &self,
         out: &'a mut [u8],
         protocol: u8,

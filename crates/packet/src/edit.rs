@@ -1,7 +1,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::checksum::{self, Sum};
-use crate::{Dscp, Ecn, Headers, Packet, ParseError, Tos, Transport};
+use crate::{Dscp, Ecn, Headers, Packet, ParseError, TcpFlags, Tos, Transport};
 
 /// In which state a packet's transport checksum is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +124,36 @@ impl<'a> PacketMut<'a> {
         true
     }
 
+    /// Lowers the MSS that a TCP SYN offers to what fits into `mtu` bytes of IP packet, options aside (RFC 6691 §2). One that offers less, or
+    /// does not say, is left alone. Whether it was changed.
+    pub fn clamp_mss(&mut self, mtu: u16) -> bool {
+        const TCP_HEADER: u16 = 20;
+        let ip_header = if self.headers.source.is_ipv4() { 20 } else { 40 };
+        let Some(at) = self.mss_at() else { return false };
+        let (old, new): ([u8; 2], u16) = (self.read(at), mtu.saturating_sub(ip_header + TCP_HEADER));
+        if u16::from_be_bytes(old) <= new {
+            return false;
+        }
+        let [high, low] = new.to_be_bytes();
+        let change = if at.is_multiple_of(2) {
+            Sum::default().replace(old, [high, low])
+        } else {
+            // Half of each of two words of the sum. The header has an even length, so the second one is whole.
+            let [before, _, _, behind] = self.read(at - 1);
+            let [old_high, old_low] = old;
+            Sum::default().replace([before, old_high, old_low, behind], [before, high, low, behind])
+        };
+        self.write(at, [high, low]);
+        // A partial checksum holds the pseudo header's sum only.
+        if self.checksum == Checksum::Complete
+            && let Some(checksum_at) = self.checksum_at()
+        {
+            let field = u16::from_be_bytes(self.read(checksum_at));
+            self.write_checksum(checksum_at, checksum::update(field, change));
+        }
+        true
+    }
+
     /// Computes a partial transport checksum to completion; one that is complete is left alone. `false`, without a change, where that
     /// cannot be: in a fragment, whose checksum covers bytes that are not here, and in protocols other than UDP, TCP and ICMP.
     pub fn complete_checksum(&mut self) -> bool {
@@ -172,6 +202,25 @@ impl<'a> PacketMut<'a> {
             },
         };
         self.write_checksum(at, field);
+    }
+
+    /// Where a SYN's MSS is (RFC 9293 §3.2).
+    fn mss_at(&self) -> Option<usize> {
+        const OPTIONS_AT: usize = 20;
+        let Transport::Tcp { flags, .. } = self.headers.transport else { return None };
+        if !flags.has(TcpFlags::SYN) || self.headers.fragment.is_some() {
+            return None;
+        }
+        let mut at = usize::from(self.headers.transport_at) + OPTIONS_AT;
+        loop {
+            at += match *self.bytes.get(at..usize::from(self.headers.payload_at))? {
+                [2, 4, _, _, ..] => return Some(at + 2),
+                // A single byte of padding; all others state their length.
+                [1, ..] => 1,
+                [kind, len @ 2..=u8::MAX, ..] if kind > 1 => usize::from(len),
+                _ => return None,
+            };
+        }
     }
 
     /// Where the transport's checksum field is.

@@ -152,4 +152,12 @@ impl Icmp {
         };
         is_echo.then_some((self.rest >> 16) as u16)
     }
+
+    pub(crate) fn is_echo_request(self, protocol: u8) -> bool {
+        self.kind == if protocol == protocol::ICMP { 8 } else { 128 }
+    }
+
+    pub(crate) fn is_echo_reply(self, protocol: u8) -> bool {
+        self.kind == if protocol == protocol::ICMP { 0 } else { 129 }
+    }
 }

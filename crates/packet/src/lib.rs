@@ -7,13 +7,17 @@
 pub mod build;
 pub mod checksum;
 mod dscp;
+mod echo;
 mod edit;
 mod encapsulation;
 mod headers;
+mod mss;
 mod parse;
 
 pub use dscp::{Dscp, ParseDscpError, Tos};
+pub use echo::{Echo, may_be_icmp};
 pub use edit::{Checksum, PacketMut};
 pub use encapsulation::{Ecn, OuterDscp, ParseOuterDscpError, decapsulate};
 pub use headers::{FiveTuple, Fragment, Headers, Icmp, TcpFlags, Transport, protocol};
+pub use mss::clamp_mss;
 pub use parse::{Packet, ParseError};

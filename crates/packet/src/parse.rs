@@ -1,6 +1,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::{FiveTuple, Fragment, Headers, Icmp, TcpFlags, Tos, Transport, protocol};
+use crate::{Echo, FiveTuple, Fragment, Headers, Icmp, TcpFlags, Tos, Transport, protocol};
 
 /// A well-formed IP packet, borrowed.
 #[derive(Clone, Copy, Debug)]
@@ -102,15 +102,7 @@ impl<'a> Packet<'a> {
     /// The flow that an ICMP error is about, as its sender wrote it, from the quoted header (which may be cut short
     /// behind the ports); `None` if this is no ICMP error or the quote is unusable.
     pub fn quoted(&self) -> Option<FiveTuple> {
-        if !matches!(self.headers.transport, Transport::Icmp(icmp) if icmp.is_error) {
-            return None;
-        }
-        let quote = self.payload();
-        let ip = Ip::parse(quote).ok()?;
-        if ip.source.is_ipv4() != self.headers.source.is_ipv4() || ip.is_later_fragment() {
-            return None;
-        }
-        let segment = quote.get(ip.transport_at..)?;
+        let (ip, segment) = self.quote()?;
         let (source, destination) = match ip.protocol {
             protocol::UDP | protocol::TCP => ports(segment.first_chunk()?),
             protocol::ICMP | protocol::ICMPV6 => {
@@ -125,6 +117,50 @@ impl<'a> Packet<'a> {
             source: (ip.source, source).into(),
             destination: (ip.destination, destination).into(),
         })
+    }
+
+    /// The echo that this packet asks for.
+    pub fn echo_request(&self) -> Option<Echo> {
+        let Headers { source, destination, protocol, .. } = self.headers;
+        let icmp = self.icmp().filter(|icmp| icmp.is_echo_request(protocol))?;
+        Some(Echo::named(source, destination, icmp))
+    }
+
+    /// The echo request that this packet answers, be it with a reply or with an ICMP error about it.
+    pub fn answered_echo(&self) -> Option<Echo> {
+        let Headers { source, destination, protocol, .. } = self.headers;
+        if let Some(icmp) = self.icmp().filter(|icmp| icmp.is_echo_reply(protocol)) {
+            return Some(Echo::named(destination, source, icmp));
+        }
+        let (ip, segment) = self.quote()?;
+        if !matches!(ip.protocol, protocol::ICMP | protocol::ICMPV6) {
+            return None;
+        }
+        match ip.icmp(segment).ok()? {
+            (Transport::Icmp(icmp), _) if icmp.is_echo_request(ip.protocol) => {
+                Some(Echo::named(ip.source, ip.destination, icmp))
+            }
+            _ => None,
+        }
+    }
+
+    fn icmp(&self) -> Option<Icmp> {
+        match self.headers.transport {
+            Transport::Icmp(icmp) => Some(icmp),
+            _ => None,
+        }
+    }
+
+    /// The packet that an ICMP error quotes: its headers, and its transport's part as far as it is there.
+    fn quote(&self) -> Option<(Ip, &'a [u8])> {
+        self.icmp().filter(|icmp| icmp.is_error)?;
+        let quote = self.payload();
+        let ip = Ip::parse(quote).ok()?;
+        if ip.source.is_ipv4() != self.headers.source.is_ipv4() || ip.is_later_fragment() {
+            return None;
+        }
+        let segment = quote.get(ip.transport_at..)?;
+        Some((ip, segment))
     }
 }
 

@@ -7,6 +7,7 @@
 )]
 
 mod encapsulation;
+mod path;
 mod properties;
 mod support;
 mod tables;
