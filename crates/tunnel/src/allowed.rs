@@ -15,6 +15,13 @@ impl AllowedIps {
     pub(crate) fn peer(&self, address: IpAddr) -> Option<usize> {
         self.0.iter().find(|(prefix, _)| prefix.contains(&address)).map(|(_, peer)| *peer)
     }
+
+    /// What of a peer's is one address each.
+    pub(crate) fn addresses(&self, peer: usize) -> impl Iterator<Item = IpAddr> {
+        let own = self.0.iter().filter(move |(_, whose)| *whose == peer);
+        own.filter(|(prefix, _)| prefix.prefix_len() == prefix.max_prefix_len())
+            .map(|(prefix, _)| prefix.addr())
+    }
 }
 
 /// The source address of an IP packet.

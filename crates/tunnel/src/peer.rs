@@ -46,7 +46,7 @@ pub struct PeerConfig {
 pub struct Peer {
     tunn: Tunn,
     limiter: Arc<RateLimiter>,
-    mtu: usize,
+    mtu: u16,
     sessions: Sessions,
     attempt: Option<Attempt>,
     timers: Timers,
@@ -83,7 +83,7 @@ impl Peer {
         Self {
             tunn,
             limiter,
-            mtu: usize::from(config.mtu),
+            mtu: config.mtu,
             sessions: Sessions::default(),
             attempt: None,
             timers: Timers::new(config.keepalive, now),
@@ -98,6 +98,16 @@ impl Peer {
             unconfirmed: 0,
             stats: Stats::default(),
         }
+    }
+
+    /// As set last.
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// Padding never makes a packet larger than this from now on; packets that are, are not padded.
+    pub fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = mtu;
     }
 
     /// Seals the packet in the first `length` bytes of `packet` into `out`.
@@ -300,8 +310,10 @@ impl Peer {
         if length == 0 || length > MAX_DATAGRAM - DATAGRAM_OVERHEAD {
             return Err(SealError::Length(length));
         }
-        let need =
-            length.next_multiple_of(16).min(length.max(self.mtu)).min(MAX_DATAGRAM - DATAGRAM_OVERHEAD);
+        let need = length
+            .next_multiple_of(16)
+            .min(length.max(self.mtu.into()))
+            .min(MAX_DATAGRAM - DATAGRAM_OVERHEAD);
         let have = packet.len();
         let padded = packet.get_mut(..need).ok_or(SealError::Padding { need, have })?;
         if let Some(padding) = padded.get_mut(length..) {

@@ -143,6 +143,16 @@ impl Responder {
         Some(Route { peer, endpoint: self.endpoint(peer) })
     }
 
+    /// How many there are.
+    pub fn peers(&self) -> usize {
+        self.members.len()
+    }
+
+    /// The single addresses among a peer's allowed_ips.
+    pub fn addresses(&self, peer: usize) -> impl Iterator<Item = IpAddr> {
+        self.allowed.addresses(peer)
+    }
+
     /// Whether packets from `source` may come from this peer.
     pub fn allowed(&self, peer: usize, source: IpAddr) -> bool {
         self.allowed.peer(source) == Some(peer)
