@@ -1,8 +1,10 @@
 //! Our own responder's pump: TUN on one side, WireGuard peers on the other.
 
+mod paths;
+
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -10,22 +12,29 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use packet::{OuterDscp, PacketMut, Tos, decapsulate};
+use packet::{OuterDscp, Packet, PacketMut, Tos, build, clamp_mss, decapsulate, may_be_icmp};
+use paths::Paths;
 use socket2::Socket;
 use tunnel::{Opened, Responder, Sealed};
 
-use crate::BATCH;
 use crate::clock::{Alarm, Clock};
-use crate::io::sockets;
-use crate::io::tun::{Record, Tun, VNET_HEADER};
+use crate::io::error_queue;
+use crate::io::sockets::{self, Discover};
+use crate::io::tun::{COMPLETE, Record, Tun, VNET_HEADER};
 use crate::offload::Segments;
+use crate::path_mtu::LARGE;
 use crate::pump::{OnExit, PumpError, io_error, outcome};
 use crate::tun_writer::TunWriter;
 use crate::wire::{Inbox, Outbox, UdpSegmentation};
+use crate::{BATCH, fit};
 
 pub struct GatewaySetup {
     pub tun: Tun,
     pub responder: Responder,
+    /// The gateway's own, inside the tunnel.
+    pub addresses: Vec<IpAddr>,
+    /// The TUN's, in bytes: the most that a peer's path may be found to carry.
+    pub mtu: u16,
     /// Where peers reach it.
     pub listen: SocketAddr,
     /// Of the tunnel's own packets.
@@ -47,7 +56,8 @@ impl Gateway {
         let stop = Arc::new(AtomicBool::new(false));
         let poll = Poll::new().map_err(io_error("opening an epoll"))?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?);
-        let socket = sockets::listening(setup.listen, 0).map_err(io_error("opening the gateway's port"))?;
+        let socket = sockets::listening(setup.listen, 0, Discover::On)
+            .map_err(io_error("opening the gateway's port"))?;
         let clock = Clock::start();
         let alarm = Alarm::new(clock).map_err(io_error("opening a timer"))?;
         let watched =
@@ -67,7 +77,9 @@ impl Gateway {
             stop: Arc::clone(&stop),
             tun,
             tun_ready: true,
+            paths: Paths::new(&setup.responder, &setup.addresses, setup.mtu),
             responder: setup.responder,
+            listen: setup.listen,
             outbox: Outbox::new(segmentation, setup.outer_dscp),
             inbox: Inbox::new(&socket, true),
             socket,
@@ -110,6 +122,8 @@ const ALARM: Token = Token(3);
 const RECORD: usize = VNET_HEADER + 65_535 + 15;
 /// A turn of what goes to peers ends here even if it has few packets: about 0.2 ms of cipher, for which what comes from them waits.
 const TURN_BYTES: usize = 128 << 10;
+/// More than a socket's buffer holds, each counts as 768 bytes or more.
+const MAX_ERRORS: usize = 4096;
 
 struct Worker {
     poll: Poll,
@@ -119,6 +133,8 @@ struct Worker {
     tun: Tun,
     tun_ready: bool,
     responder: Responder,
+    paths: Paths,
+    listen: SocketAddr,
     socket: Socket,
     outbox: Outbox,
     inbox: Inbox,
@@ -132,7 +148,8 @@ impl Worker {
         let mut events = Events::with_capacity(16);
         let mut now = self.clock.now();
         while !self.stop.load(Ordering::Relaxed) {
-            self.alarm.ring_at(self.responder.deadline(), now);
+            let probe = self.paths.deadline(&self.responder, now);
+            self.alarm.ring_at(self.responder.deadline().into_iter().chain(probe).min(), now);
             let busy = self.tun_ready || self.peers_ready;
             match self.poll.poll(&mut events, busy.then_some(Duration::ZERO)) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
@@ -140,14 +157,19 @@ impl Worker {
                 }
                 _ => {}
             }
+            let mut has_errors = false;
             for event in &events {
                 self.tun_ready |= event.token() == TUN;
                 self.peers_ready |= event.token() == PEERS;
+                has_errors |= event.token() == PEERS && event.is_error();
                 if event.token() == ALARM {
                     self.alarm.rang();
                 }
             }
             now = self.clock.now();
+            if has_errors {
+                self.hear_errors(now);
+            }
             if self.tun_ready {
                 self.take_from_tun(now)?;
             }
@@ -155,6 +177,7 @@ impl Worker {
                 self.take_from_peers(now);
             }
             self.meet_deadlines(now);
+            self.follow_paths(now);
         }
         Ok(())
     }
@@ -188,9 +211,16 @@ impl Worker {
         if segmentation.is_none() && !packet.complete_checksum() {
             return None;
         }
+        let route = self.responder.route(packet.headers().destination)?;
+        let (endpoint, mtu) = (route.endpoint?, self.paths.mtu(route.peer));
+        packet.clamp_mss(mtu);
+        if let Some(mtu) = fit::too_big(&packet.as_packet(), segmentation, mtu) {
+            return tell_too_big(&packet.as_packet(), mtu, &self.tun);
+        }
         let headers = *packet.headers();
-        let route = self.responder.route(headers.destination)?;
-        let endpoint = route.endpoint?;
+        if headers.len as usize > LARGE {
+            self.paths.used(route.peer, now);
+        }
         let peer = self.responder.peer_mut(route.peer)?;
         let (outbox, socket) = (&mut self.outbox, &self.socket);
         let mut seal = |room: &mut [u8], length| {
@@ -223,7 +253,7 @@ impl Worker {
         let (count, more) = self.inbox.receive(&self.socket);
         self.peers_ready = more;
         for place in 0..count {
-            let mut heard = None;
+            let (mut heard, mut large) = (None, false);
             if let Some((from, tos, datagrams)) = self.inbox.message(place) {
                 for datagram in datagrams {
                     if self.writer.is_full() {
@@ -239,6 +269,13 @@ impl Worker {
                     match opened {
                         Opened::Packet(packet) => {
                             let length = packet.len();
+                            large |= length > LARGE;
+                            if let Some(peer) = peer {
+                                if may_be_icmp(packet) && is_answer(&mut self.paths, peer, packet, now) {
+                                    continue;
+                                }
+                                clamp_mss(packet, self.paths.mtu(peer));
+                            }
                             if decapsulate(packet, tos) {
                                 self.writer.push(length);
                             }
@@ -251,6 +288,12 @@ impl Worker {
                 }
             }
             if let Some(peer) = heard {
+                if let Some(from) = self.responder.endpoint(peer) {
+                    self.paths.heard(peer, from, now);
+                }
+                if large {
+                    self.paths.used(peer, now);
+                }
                 self.flush(peer, now);
             }
         }
@@ -286,6 +329,57 @@ impl Worker {
         }
         self.outbox.send(&self.socket);
     }
+
+    /// Sends probes of the paths' MTUs, and applies what was found.
+    fn follow_paths(&mut self, now: Instant) {
+        let like = self.listen.ip();
+        for _ in 0..BATCH {
+            let Some((probe, endpoint)) = self.paths.on_deadline(&mut self.responder, now) else { break };
+            let (otherwise, _) = self.paths.fragments();
+            let send = || {
+                self.outbox.send_now(&probe, endpoint, &self.socket);
+            };
+            if let Err(error) = sockets::probing(&self.socket, like, otherwise, send) {
+                tracing::debug!(%error, "no probe of a path's MTU");
+            }
+        }
+        if !self.paths.apply(&mut self.responder) {
+            return;
+        }
+        // A path that is too narrow refuses large sends in one call.
+        self.outbox.segmentation().offer_again();
+        let (mode, least) = self.paths.fragments();
+        let marked = match like {
+            IpAddr::V4(_) => sockets::discover(&self.socket, mode, like),
+            IpAddr::V6(_) => sockets::fragment_v6(&self.socket, least),
+        };
+        if let Err(error) = marked {
+            tracing::warn!(%error, "large packets may be lost on the way to a peer");
+        }
+    }
+
+    /// Empties the socket's error queue.
+    fn hear_errors(&mut self, now: Instant) {
+        for _ in 0..MAX_ERRORS {
+            let Some(error) = error_queue::take(self.socket.as_fd(), &mut []) else { return };
+            if let Some(mtu) = error.path_mtu() {
+                self.paths.told(error.destination, mtu, now);
+            }
+        }
+    }
+}
+
+/// In the name of the packet's destination; back to its sender by way of the TUN.
+fn tell_too_big(packet: &Packet<'_>, mtu: u16, tun: &Tun) -> Option<()> {
+    let mut record = [0; VNET_HEADER + build::MAX_REFUSAL];
+    let (header, out) = record.split_first_chunk_mut::<VNET_HEADER>()?;
+    *header = COMPLETE;
+    let len = build::too_big(packet, mtu.into(), packet.headers().destination, out)?;
+    tun.queue().write(record.get(..VNET_HEADER + len)?).ok()
+}
+
+fn is_answer(paths: &mut Paths, peer: usize, packet: &[u8], now: Instant) -> bool {
+    Packet::parse(packet).is_ok_and(|packet| paths.is_answer(peer, &packet, now))
 }
 
 /// Without room for one more datagram, what is sealed is sent first.

@@ -37,6 +37,11 @@ pub struct TunnelReport {
     pub last_received: Option<Duration>,
     pub sent_bytes: u64,
     pub received_bytes: u64,
+    /// The largest packet in the tunnel, and the largest that its path carries, in bytes.
+    pub mtu: u16,
+    pub path_mtu: u16,
+    /// How the path's is known, in a phrase.
+    pub path_mtu_known: String,
     /// What the peer's silence or its answers suggest, in a sentence with a remedy.
     pub trouble: Option<String>,
 }

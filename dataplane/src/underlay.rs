@@ -10,6 +10,8 @@ pub struct Underlay {
     pub addresses: Vec<IpAddr>,
     /// Whether a route to the gateway exists.
     pub gateway_reachable: bool,
+    /// The largest packet that the interface or the route towards the gateway takes, in bytes; `None`: not known.
+    pub gateway_mtu: Option<u32>,
 }
 
 impl Underlay {

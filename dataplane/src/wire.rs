@@ -9,6 +9,7 @@ use socket2::Socket;
 
 use crate::Feature;
 use crate::buffers::Buffers;
+use crate::io::error_queue;
 use crate::io::probe;
 use crate::io::receive::Receiver;
 use crate::io::send::{Datagram, Retry, Sender};
@@ -56,6 +57,10 @@ impl Outbox {
         Self { sender: Sender::new(), sealed: SealedBatch::new(), dscp, segmentation }
     }
 
+    pub(crate) fn segmentation(&self) -> &UdpSegmentation {
+        &self.segmentation
+    }
+
     /// Whether to [`Outbox::send`] before anything else is sealed.
     pub(crate) fn is_full(&self) -> bool {
         self.sealed.is_full()
@@ -76,26 +81,27 @@ impl Outbox {
         if self.sealed.is_empty() {
             return 0;
         }
-        let mut failed = 0;
+        let mut failures = Failures::default();
         let unsegmented = self
             .sender
-            .send_all(socket.as_fd(), self.sealed.datagrams(), |_, error| not_sent(error, &mut failed));
-        if let Some(error) = unsegmented {
+            .send_all(socket.as_fd(), self.sealed.datagrams(), |place, error| failures.note(place, error));
+        // What became too large for the path on its way here says nothing of the next batch.
+        if let Some(error) = unsegmented.filter(|error| error.raw_os_error() != Some(libc::EMSGSIZE)) {
             self.segmentation.refused(&error);
         }
         self.sealed.clear();
-        failed
+        failures.count
     }
 
     /// Sends one datagram without a packet inside at once. Returns how many sends failed.
     pub(crate) fn send_now(&mut self, payload: &[u8], destination: SocketAddr, socket: &Socket) -> usize {
         let tos = self.dscp.encapsulated(None);
         let datagram = Datagram { payload, destination, tos, ttl: None, segment: None };
-        let mut failed = 0;
+        let mut failures = Failures::default();
         self.sender
             .load(std::iter::once(datagram))
-            .send(socket.as_fd(), |_, error| not_sent(error, &mut failed));
-        failed
+            .send(socket.as_fd(), |place, error| failures.note(place, error));
+        failures.count
     }
 }
 
@@ -187,10 +193,24 @@ impl Switch {
     }
 }
 
-fn not_sent(error: &io::Error, failed: &mut usize) -> Retry {
-    tracing::debug!(%error, "a tunnel datagram was not sent");
-    *failed += 1;
-    Retry::No
+/// Of one batch's sends.
+#[derive(Default)]
+struct Failures {
+    count: usize,
+    tried_again: Option<usize>,
+}
+
+impl Failures {
+    /// An earlier datagram's error may have been reported in place of this one's.
+    fn note(&mut self, place: usize, error: &io::Error) -> Retry {
+        if error_queue::may_be_anothers(error) && self.tried_again != Some(place) {
+            self.tried_again = Some(place);
+            return Retry::Yes;
+        }
+        tracing::debug!(%error, "a tunnel datagram was not sent");
+        self.count += 1;
+        Retry::No
+    }
 }
 
 #[cfg(test)]
@@ -198,10 +218,11 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::io::sockets::Discover;
 
     #[test]
     fn a_refusal_is_every_senders_until_it_is_offered_again() {
-        let socket = sockets::tunnel(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
+        let socket = sockets::tunnel(Ipv4Addr::LOCALHOST.into(), 0, Discover::Off).unwrap();
         let segmentation = UdpSegmentation::new(&socket, true);
         assert!(segmentation.is_on());
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
@@ -226,7 +247,7 @@ mod tests {
 
     #[test]
     fn what_is_switched_off_is_not_offered_again() {
-        let socket = sockets::tunnel(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
+        let socket = sockets::tunnel(Ipv4Addr::LOCALHOST.into(), 0, Discover::Off).unwrap();
         let segmentation = UdpSegmentation::new(&socket, false);
         segmentation.offer_again();
         assert!(!segmentation.is_on());

@@ -190,7 +190,9 @@ fn start_gateway(agent: &PrivateKey, private_key: PrivateKey, outer_dscp: OuterD
     let responder = Responder::new(private_key, vec![peer], Instant::now()).unwrap();
     let listen = (Ipv4Addr::LOCALHOST, GATEWAY_PORT).into();
     let on_exit = Box::new(|result: Result<(), _>| result.unwrap());
-    Gateway::start(GatewaySetup { tun, responder, listen, outer_dscp, on_exit }).unwrap()
+    let addresses = Vec::new();
+    Gateway::start(GatewaySetup { tun, responder, addresses, mtu: 1420, listen, outer_dscp, on_exit })
+        .unwrap()
 }
 
 fn app(address: IpAddr, port: u16) -> UdpSocket {

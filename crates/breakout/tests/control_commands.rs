@@ -224,6 +224,8 @@ fn status() -> Status {
             last_received_seconds: None,
             sent_bytes: 1434,
             received_bytes: 0,
+            path_mtu: 1480,
+            path_mtu_known: "as a router on the way says".to_owned(),
             trouble: Some("is the key right?".to_owned()),
         },
         underlay: Underlay { v4: Some("192.168.1.20".to_owned()), v6: None, gateway_reachable: true },

@@ -74,6 +74,7 @@ pub struct Interface {
     pub name: String,
     /// Address and prefix length.
     pub addresses: Vec<String>,
+    /// The largest packet in the tunnel, in bytes; the link itself has at least 1280.
     pub mtu: u16,
 }
 
@@ -89,6 +90,10 @@ pub struct Tunnel {
     pub last_received_seconds: Option<f64>,
     pub sent_bytes: u64,
     pub received_bytes: u64,
+    /// The largest packet that the path to the gateway carries, in bytes.
+    pub path_mtu: u16,
+    /// How that is known, in a phrase.
+    pub path_mtu_known: String,
     /// What seems wrong, and what to do.
     pub trouble: Option<String>,
 }

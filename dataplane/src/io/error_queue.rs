@@ -32,6 +32,18 @@ pub(crate) enum Cause {
     Other,
 }
 
+impl SendError {
+    /// The largest packet that the path to its destination carries, IP header included, if that is what the error says.
+    pub(crate) fn path_mtu(&self) -> Option<u32> {
+        let (kind, code) = if self.destination.is_ipv4() { (3, 4) } else { (2, 0) };
+        match self.cause {
+            Cause::TooBig { mtu } => Some(mtu),
+            Cause::Icmp { kind: found, code: and, rest, .. } if (found, and) == (kind, code) => Some(rest),
+            Cause::Icmp { .. } | Cause::Other => None,
+        }
+    }
+}
+
 /// Takes the oldest error off a socket's queue, its datagram's payload into `payload`; `None` when the queue is empty. As long as it is not,
 /// the kernel makes each error the socket's pending one as the one before is taken.
 pub(crate) fn take(socket: BorrowedFd<'_>, payload: &mut [u8]) -> Option<SendError> {

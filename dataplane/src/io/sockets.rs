@@ -26,19 +26,22 @@ pub(crate) fn raise_descriptor_limit() -> usize {
     usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
 
-/// The tunnel's socket, on any address and port. Its datagrams may be fragmented on the way, as the kernel's WireGuard allows too.
-pub(crate) fn tunnel(like: IpAddr, fwmark: u32) -> io::Result<Socket> {
+/// The tunnel's socket, on any address and port.
+pub(crate) fn tunnel(like: IpAddr, fwmark: u32, path_mtu: Discover) -> io::Result<Socket> {
     let any: IpAddr = match like {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    listening(SocketAddr::new(any, 0), fwmark)
+    listening(SocketAddr::new(any, 0), fwmark, path_mtu)
 }
 
-/// A gateway's socket. `fwmark` 0: none.
-pub(crate) fn listening(address: SocketAddr, fwmark: u32) -> io::Result<Socket> {
+/// A gateway's socket. `fwmark` 0: none. Where the path's MTU is discovered, errors wait in its error queue.
+pub(crate) fn listening(address: SocketAddr, fwmark: u32, path_mtu: Discover) -> io::Result<Socket> {
     let socket = udp(address.ip(), fwmark)?;
-    set(&socket, Discover::Off, address.ip())?;
+    discover(&socket, path_mtu, address.ip())?;
+    if path_mtu != Discover::Off {
+        report_errors(&socket, address.ip())?;
+    }
     grow_buffers(&socket, TUNNEL_BUFFER);
     report_tos(&socket, address.ip())?;
     socket.bind(&address.into())?;
@@ -58,9 +61,10 @@ pub(crate) fn segments_datagrams(socket: &Socket) -> io::Result<()> {
 /// A mapping's socket on `address`, at `port` if it is free.
 pub(crate) fn mapping(address: IpAddr, port: u16, fwmark: u32) -> io::Result<Socket> {
     let socket = udp(address, fwmark)?;
-    set(&socket, Discover::On, address)?;
+    discover(&socket, Discover::On, address)?;
     grow_buffers(&socket, MAPPING_BUFFER);
-    report_errors_and_marks(&socket, address)?;
+    report_errors(&socket, address)?;
+    report_marks(&socket, address)?;
     if socket.bind(&SocketAddr::new(address, port).into()).is_err() {
         socket.bind(&SocketAddr::new(address, 0).into())?;
     }
@@ -88,27 +92,54 @@ fn udp(like: IpAddr, fwmark: u32) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Path MTU discovery by the kernel.
-#[derive(Clone, Copy)]
-enum Discover {
-    On,
+/// Path MTU discovery by the kernel (ip(7), IP_MTU_DISCOVER).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Discover {
+    /// Routers fragment what is too large.
     Off,
+    /// DF is set, but on what the kernel knows to be too large: that it fragments itself.
+    On,
+    /// DF is set on all, whatever the kernel knows.
+    Probe,
 }
 
-fn set(socket: &Socket, discover: Discover, like: IpAddr) -> io::Result<()> {
-    let (level, name, on, off) = match like {
-        IpAddr::V4(_) => {
-            (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_WANT, libc::IP_PMTUDISC_DONT)
-        }
-        IpAddr::V6(_) => {
-            (libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT, libc::IPV6_PMTUDISC_DONT)
-        }
+pub(crate) fn discover(socket: &Socket, discover: Discover, like: IpAddr) -> io::Result<()> {
+    let (level, name, values) = match like {
+        IpAddr::V4(_) => (
+            libc::SOL_IP,
+            libc::IP_MTU_DISCOVER,
+            [libc::IP_PMTUDISC_DONT, libc::IP_PMTUDISC_WANT, libc::IP_PMTUDISC_PROBE],
+        ),
+        IpAddr::V6(_) => (
+            libc::SOL_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            [libc::IPV6_PMTUDISC_DONT, libc::IPV6_PMTUDISC_WANT, libc::IPV6_PMTUDISC_PROBE],
+        ),
     };
+    let [off, on, probe] = values;
     let value = match discover {
-        Discover::On => on,
         Discover::Off => off,
+        Discover::On => on,
+        Discover::Probe => probe,
     };
     set_option(socket, level, name, value)
+}
+
+/// Runs `send` so that all it sends has DF set and is as large as it is: the kernel may know of a narrow place that is no longer on the way.
+pub(crate) fn probing(
+    socket: &Socket,
+    like: IpAddr,
+    otherwise: Discover,
+    send: impl FnOnce(),
+) -> io::Result<()> {
+    discover(socket, Discover::Probe, like)?;
+    send();
+    discover(socket, otherwise, like)
+}
+
+/// Has the kernel cut IPv6 packets to `mtu` bytes (IPV6_MTU, at least 1280): only their sender may, and it may not know. `None`: as it knows.
+pub(crate) fn fragment_v6(socket: &Socket, mtu: Option<u16>) -> io::Result<()> {
+    set_option(socket, libc::SOL_IPV6, libc::IPV6_MTU, mtu.unwrap_or_default().into())
 }
 
 fn report_tos(socket: &Socket, like: IpAddr) -> io::Result<()> {
@@ -118,13 +149,19 @@ fn report_tos(socket: &Socket, like: IpAddr) -> io::Result<()> {
     }
 }
 
-fn report_errors_and_marks(socket: &Socket, like: IpAddr) -> io::Result<()> {
+fn report_marks(socket: &Socket, like: IpAddr) -> io::Result<()> {
     report_tos(socket, like)?;
-    let options = match like {
-        IpAddr::V4(_) => [(libc::SOL_IP, libc::IP_RECVERR), (libc::SOL_IP, libc::IP_RECVTTL)],
-        IpAddr::V6(_) => [(libc::SOL_IPV6, libc::IPV6_RECVERR), (libc::SOL_IPV6, libc::IPV6_RECVHOPLIMIT)],
-    };
-    options.into_iter().try_for_each(|(level, name)| set_option(socket, level, name, 1))
+    match like {
+        IpAddr::V4(_) => set_option(socket, libc::SOL_IP, libc::IP_RECVTTL, 1),
+        IpAddr::V6(_) => set_option(socket, libc::SOL_IPV6, libc::IPV6_RECVHOPLIMIT, 1),
+    }
+}
+
+fn report_errors(socket: &Socket, like: IpAddr) -> io::Result<()> {
+    match like {
+        IpAddr::V4(_) => set_option(socket, libc::SOL_IP, libc::IP_RECVERR, 1),
+        IpAddr::V6(_) => set_option(socket, libc::SOL_IPV6, libc::IPV6_RECVERR, 1),
+    }
 }
 
 /// Beyond the system's limit where we may; what the system grants otherwise will do.

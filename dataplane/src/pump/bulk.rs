@@ -14,11 +14,13 @@ use super::core::Core;
 use super::fast_tier::FEATURE;
 use super::intake::Intake;
 use super::opener::Opener;
+use super::prober::Prober;
 use super::sealer::Sealer;
 use super::to_tun::ToTun;
 use super::{Command, PumpError, io_error};
-use crate::io::sockets;
+use crate::io::sockets::{self, Discover};
 use crate::io::tun::{Queue, Tun};
+use crate::path_mtu::PathMtu;
 use crate::{DropReason, Feature, FlowReport};
 
 const WAKER: Token = Token(0);
@@ -31,13 +33,13 @@ pub(super) struct Bulk {
     poll: Poll,
     core: Arc<Core>,
     inbox: Receiver<Command>,
-    fwmark: u32,
     tun: Tun,
     /// `None` where the voice thread reads the only queue.
     intake: Option<Intake>,
     to_tun: ToTun,
     sealer: Sealer,
     opener: Opener,
+    prober: Prober,
     /// Those of the voice thread.
     voice_features: Vec<Feature>,
 }
@@ -46,11 +48,11 @@ impl Bulk {
     pub(super) fn new(
         core: Arc<Core>,
         inbox: Receiver<Command>,
-        fwmark: u32,
         tun: Tun,
         queue: Option<Queue>,
         sealer: Sealer,
         opener: Opener,
+        prober: Prober,
     ) -> Result<(Self, Arc<Waker>), PumpError> {
         let poll = Poll::new().map_err(io_error("opening an epoll"))?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?;
@@ -69,12 +71,12 @@ impl Bulk {
             poll,
             core,
             inbox,
-            fwmark,
             tun,
             intake: queue.map(Intake::new),
             to_tun,
             sealer,
             opener,
+            prober,
             voice_features: Vec::new(),
         };
         Ok((bulk, Arc::new(waker)))
@@ -88,13 +90,20 @@ impl Bulk {
             let busy = self.opener.ready || self.intake.as_ref().is_some_and(|intake| intake.ready);
             wait(&mut self.poll, &mut events, busy)?;
             let now = self.core.clock.now();
+            let mut has_errors = false;
             for event in &events {
                 match event.token() {
                     WAKER => self.obey(),
                     ALARM => self.core.tunnel.lock().alarm.rang(),
-                    TUNNEL => self.opener.ready = true,
+                    TUNNEL => {
+                        self.opener.ready = true;
+                        has_errors |= event.is_error();
+                    }
                     _ => self.intake.iter_mut().for_each(|intake| intake.ready = true),
                 }
+            }
+            if has_errors {
+                self.prober.hear_errors(&self.core, now);
             }
             if let Some(intake) = self.intake.as_mut().filter(|intake| intake.ready) {
                 intake.read()?;
@@ -107,7 +116,9 @@ impl Bulk {
             if self.opener.ready {
                 self.opener.receive(&self.core, &mut self.tun, &mut self.sealer, now);
             }
-            self.sealer.meet_deadlines(&self.core, &mut self.to_tun, now);
+            if self.sealer.meet_deadlines(&self.core, &mut self.to_tun, now) {
+                self.prober.follow(&self.core, &mut self.sealer, now);
+            }
         }
         Ok(())
     }
@@ -125,6 +136,7 @@ impl Bulk {
                     let mut tunnel = self.core.tunnel.lock();
                     tunnel.peer.set_underlay(underlay.gateway_reachable, now);
                     tunnel.segmentation.offer_again();
+                    tunnel.path.network_changed(underlay.gateway_mtu, now);
                     tunnel.set_alarm(now);
                     drop(tunnel);
                     let mut judge = self.core.engine.lock();
@@ -140,7 +152,7 @@ impl Bulk {
                 }
                 Command::Routes => self.core.engine.lock().routes_changed(now),
                 Command::Endpoint(endpoint, reply) => {
-                    let _ = reply.send(self.move_to(endpoint));
+                    let _ = reply.send(self.move_to(endpoint, now));
                 }
                 Command::Flows(reply) => {
                     let _ = reply.send(self.flows(now));
@@ -180,11 +192,13 @@ impl Bulk {
     }
 
     /// On an error the tunnel stays where it was.
-    fn move_to(&mut self, endpoint: SocketAddr) -> Result<(), PumpError> {
-        let stays = endpoint.is_ipv4() == self.core.tunnel.lock().endpoint.is_ipv4();
+    fn move_to(&mut self, endpoint: SocketAddr, now: Instant) -> Result<(), PumpError> {
+        let tunnel = self.core.tunnel.lock();
+        let (stays, path) = (endpoint.is_ipv4() == tunnel.endpoint.is_ipv4(), discover(&tunnel.path));
+        drop(tunnel);
         let other_socket = match stays {
             true => None,
-            false => Some(Arc::new(open_socket(endpoint, self.fwmark)?)),
+            false => Some(Arc::new(open_socket(endpoint, self.core.fwmark, path)?)),
         };
         if let Some(socket) = &other_socket {
             watch(&self.poll, socket.as_raw_fd(), TUNNEL)?;
@@ -194,7 +208,7 @@ impl Bulk {
         if let Some(socket) = other_socket {
             tunnel.socket = socket;
         }
-        tunnel.endpoint = endpoint;
+        tunnel.heard_at(endpoint, now);
         tunnel.segmentation.offer_again();
         Ok(())
     }
@@ -210,8 +224,16 @@ impl Bulk {
     }
 }
 
-pub(super) fn open_socket(endpoint: SocketAddr, fwmark: u32) -> Result<Socket, PumpError> {
-    sockets::tunnel(endpoint.ip(), fwmark).map_err(io_error("opening the tunnel's socket"))
+pub(super) fn open_socket(
+    endpoint: SocketAddr,
+    fwmark: u32,
+    path_mtu: Discover,
+) -> Result<Socket, PumpError> {
+    sockets::tunnel(endpoint.ip(), fwmark, path_mtu).map_err(io_error("opening the tunnel's socket"))
+}
+
+pub(super) fn discover(path: &PathMtu) -> Discover {
+    if path.discovers() { Discover::On } else { Discover::Off }
 }
 
 pub(super) fn watch(poll: &Poll, fd: i32, token: Token) -> Result<(), PumpError> {

@@ -1,8 +1,9 @@
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use packet::Packet;
 use socket2::Socket;
 use tunnel::{Peer, State};
 
@@ -10,6 +11,7 @@ use super::fast_tier::FastTier;
 use crate::clock::{Alarm, Clock};
 use crate::engine::{Engine, MappingId};
 use crate::lock::PiMutex;
+use crate::path_mtu::PathMtu;
 use crate::wire::UdpSegmentation;
 use crate::{Counters, TunnelReport};
 
@@ -20,7 +22,11 @@ pub(super) struct Core {
     pub(super) tunnel: PiMutex<Tunnel>,
     pub(super) counters: Arc<Counters>,
     /// The largest packet the tunnel carries, in bytes; the TUN itself takes at least IPv6's 1280.
-    pub(super) mtu: u32,
+    mtu: AtomicU16,
+    /// The TUN's own.
+    pub(super) addresses: Vec<IpAddr>,
+    /// SO_MARK of our own sockets.
+    pub(super) fwmark: u32,
     stopped: AtomicBool,
 }
 
@@ -36,6 +42,9 @@ pub(super) struct Judge {
 pub(super) struct Tunnel {
     pub(super) peer: Peer,
     pub(super) endpoint: SocketAddr,
+    pub(super) path: PathMtu,
+    /// From which address of ours to whom probes of the path are sent; `None`: none are.
+    pub(super) probed: Option<(IpAddr, IpAddr)>,
     pub(super) socket: Arc<Socket>,
     pub(super) segmentation: Arc<UdpSegmentation>,
     pub(super) alarm: Alarm,
@@ -47,16 +56,28 @@ impl Core {
         engine: Judge,
         tunnel: Tunnel,
         counters: Arc<Counters>,
-        mtu: u16,
+        addresses: Vec<IpAddr>,
+        fwmark: u32,
     ) -> Arc<Self> {
         Arc::new(Self {
             clock,
             engine: PiMutex::new(engine),
+            mtu: AtomicU16::new(tunnel.path.mtu()),
             tunnel: PiMutex::new(tunnel),
             counters,
-            mtu: mtu.into(),
+            addresses,
+            fwmark,
             stopped: AtomicBool::new(false),
         })
+    }
+
+    pub(super) fn mtu(&self) -> u16 {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    /// Packets that were judged before may still be sealed.
+    pub(super) fn set_mtu(&self, mtu: u16) {
+        self.mtu.store(mtu, Ordering::Relaxed);
     }
 
     pub(super) fn stop(&self) {
@@ -118,7 +139,33 @@ impl Judge {
 impl Tunnel {
     /// To be called before the lock is given back: whoever changed the deadline, the bulk thread meets it.
     pub(super) fn set_alarm(&mut self, now: Instant) {
-        self.alarm.ring_at(self.peer.deadline(), now);
+        let probe = self.path.deadline().filter(|_| self.is_up(now));
+        self.alarm.ring_at(self.peer.deadline().into_iter().chain(probe).min(), now);
+    }
+
+    /// The peer is heard at `endpoint`: from now on it is answered there.
+    pub(super) fn heard_at(&mut self, endpoint: SocketAddr, now: Instant) {
+        if self.endpoint != endpoint {
+            self.endpoint = endpoint;
+            self.path.peer_moved(endpoint.is_ipv4(), now);
+        }
+    }
+
+    /// Takes in what a packet out of the tunnel says of the path, if it answers one of our probes.
+    pub(super) fn is_answer(&mut self, packet: &Packet<'_>, now: Instant) -> bool {
+        packet.answered_echo().is_some_and(|echo| {
+            self.probed == Some((echo.source, echo.destination))
+                && self.path.answered(echo.id, echo.sequence, now)
+        })
+    }
+
+    pub(super) fn is_probe_due(&self, now: Instant) -> bool {
+        self.path.deadline().is_some_and(|due| due <= now)
+    }
+
+    /// Whether what is sealed leaves at once.
+    pub(super) fn is_up(&self, now: Instant) -> bool {
+        matches!(self.peer.state(now), State::Up { .. })
     }
 
     pub(super) fn report(&self, now: Instant) -> TunnelReport {
@@ -137,6 +184,9 @@ impl Tunnel {
             last_received: ago(stats.last_received),
             sent_bytes: stats.sent_bytes,
             received_bytes: stats.received_bytes,
+            mtu: self.path.mtu(),
+            path_mtu: self.path.outer(),
+            path_mtu_known: self.path.to_string(),
             trouble: self.peer.trouble(now).map(|trouble| trouble.to_string()),
         }
     }

@@ -13,8 +13,7 @@ use super::{PumpError, io_error};
 use crate::buffers::Buffers;
 use crate::engine::{Action, Engine};
 use crate::io::tun::{Queue, Record, VNET_HEADER};
-use crate::offload::Segmentation;
-use crate::{BATCH, DropReason};
+use crate::{BATCH, DropReason, fit};
 
 /// One packet of any size with its virtio header, and room behind it for the tunnel's padding. Pages that are never used cost nothing.
 const RECORD: usize = VNET_HEADER + 65_535 + 15;
@@ -29,6 +28,8 @@ pub(super) struct Intake {
     pub(super) records: Buffers,
     lengths: [usize; BATCH],
     count: usize,
+    /// The largest packet the tunnel carries, as of this batch.
+    mtu: u16,
     pub(super) for_tunnel: Vec<Plain>,
     pub(super) for_bypass: Vec<Outgoing>,
     pub(super) whole: Vec<Whole>,
@@ -38,7 +39,8 @@ pub(super) struct Intake {
 /// What the sender of a packet is told.
 enum Answer {
     Refused(Action),
-    TooBig,
+    /// With what the tunnel carries, in bytes.
+    TooBig(u16),
 }
 
 impl Intake {
@@ -49,6 +51,7 @@ impl Intake {
             records: Buffers::new(BATCH, RECORD),
             lengths: [0; BATCH],
             count: 0,
+            mtu: 0,
             for_tunnel: Vec::with_capacity(BATCH),
             for_bypass: Vec::with_capacity(BATCH),
             whole: Vec::with_capacity(BATCH),
@@ -90,24 +93,25 @@ impl Intake {
         self.for_tunnel.clear();
         self.for_bypass.clear();
         self.whole.clear();
+        self.mtu = core.mtu();
         let mut judge = core.engine.lock();
         for place in 0..self.count {
             self.judge_one(place, &mut judge.engine, core, &mut reserve, now);
         }
         judge.set_alarm(now);
         drop(judge);
-        self.answer(core, to_tun);
+        self.answer(to_tun);
     }
 
     /// Writes to the TUN, which takes a system call each, so not under the engine's lock.
-    fn answer(&mut self, core: &Core, to_tun: &mut ToTun) {
+    fn answer(&mut self, to_tun: &mut ToTun) {
         for (place, answer) in self.answers.drain(..) {
             let length = self.lengths.get(place).copied().unwrap_or_default();
             let packet = self.records.get(place).get(VNET_HEADER..length).unwrap_or_default();
             let Ok(packet) = Packet::parse(packet) else { continue };
             match answer {
                 Answer::Refused(action) => to_tun.refuse(action, &packet),
-                Answer::TooBig => to_tun.too_big(&packet, core.mtu),
+                Answer::TooBig(mtu) => to_tun.too_big(&packet, mtu.into()),
             }
         }
     }
@@ -138,11 +142,14 @@ impl Intake {
                 false => engine.unreserved(packet.headers(), now),
             };
         }
+        if action == Action::Tunnel {
+            packet.clamp_mss(self.mtu);
+            if let Some(mtu) = fit::too_big(&packet.as_packet(), segmentation, self.mtu) {
+                return self.answers.push((place, Answer::TooBig(mtu)));
+            }
+        }
         let headers = *packet.headers();
         match action {
-            Action::Tunnel if largest(&headers, segmentation) > core.mtu => {
-                self.answers.push((place, Answer::TooBig));
-            }
             // Segments get checksums of their own.
             Action::Tunnel if segmentation.is_some() || packet.complete_checksum() => {
                 self.for_tunnel.push(Plain { place, headers, segmentation });
@@ -159,13 +166,6 @@ impl Intake {
             Action::Drop | Action::Reserve { .. } => {}
         }
     }
-}
-
-/// The length of the largest packet that it becomes, headers included.
-fn largest(headers: &Headers, segmentation: Option<Segmentation>) -> u32 {
-    segmentation.map_or(headers.len, |segmentation| {
-        headers.len.min(u32::from(headers.payload_at) + u32::from(segmentation.size))
-    })
 }
 
 fn payload_in_record(headers: &Headers) -> Range<usize> {

@@ -7,6 +7,7 @@ mod fast_tier;
 mod intake;
 mod looks;
 mod opener;
+mod prober;
 mod sealer;
 mod to_tun;
 mod voice;
@@ -19,7 +20,7 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use packet::OuterDscp;
-use policy::{FastPathUse, Snapshot};
+use policy::{Fail, FastPathUse, Snapshot};
 use tunnel::Peer;
 
 use crate::clock::{Alarm, Clock};
@@ -27,12 +28,14 @@ use crate::engine::{Engine, Limits};
 use crate::fast_path::Unavailable;
 use crate::io::realtime::RealTime;
 use crate::io::sockets;
+use crate::path_mtu::PathMtu;
 use crate::wire::UdpSegmentation;
 use crate::{Counters, Feature, FlowReport, Tun, TunnelReport, Underlay};
 use bulk::Bulk;
 use core::{Core, Judge, Tunnel};
 use fast_tier::FastTier;
 use opener::Opener;
+use prober::Prober;
 use sealer::Sealer;
 use voice::Voice;
 
@@ -41,8 +44,7 @@ pub struct Setup {
     pub tun: Tun,
     /// The TUN's own addresses.
     pub addresses: Vec<IpAddr>,
-    /// The largest packet the tunnel carries, in bytes.
-    pub mtu: u16,
+    pub mtu: Mtu,
     pub peer: Peer,
     pub endpoint: SocketAddr,
     pub snapshot: Arc<Snapshot>,
@@ -56,6 +58,16 @@ pub struct Setup {
     /// Called once, by a thread of the pump, when it has ended and the TUN is gone: `Ok` after [`Handle::stop`].
     pub on_exit: OnExit,
 }
+
+/// The largest packet that the tunnel carries, in bytes.
+pub enum Mtu {
+    Fixed(u16),
+    /// What the path to the gateway carries, at first [`tunnel_mtu`](crate::tunnel_mtu) of the underlay's; a thread of the pump tells of each
+    /// other size.
+    Discovered(Tell),
+}
+
+pub type Tell = Box<dyn Fn(u16) + Send>;
 
 /// Which offloads may be used, where the kernel has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +121,14 @@ impl Pump {
         let counters = Arc::new(Counters::default());
         let (commands, inbox) = unbounded();
         let offload = setup.offload;
-        let socket = Arc::new(bulk::open_socket(setup.endpoint, setup.fwmark)?);
+        let clock = Clock::start();
+        let (now, v4) = (clock.now(), setup.endpoint.is_ipv4());
+        let (path, tell): (_, Tell) = match setup.mtu {
+            Mtu::Fixed(mtu) => (PathMtu::fixed(mtu, v4, now), Box::new(|_| {})),
+            Mtu::Discovered(tell) => (PathMtu::begin(setup.underlay.gateway_mtu, v4, now), tell),
+        };
+        let probed = probed(&setup.addresses, &setup.snapshot);
+        let socket = Arc::new(bulk::open_socket(setup.endpoint, setup.fwmark, bulk::discover(&path))?);
         let segmentation = UdpSegmentation::new(&socket, offload.udp);
         let mut tun = setup.tun;
         if offload.tun {
@@ -121,10 +140,9 @@ impl Pump {
             Err(error) => (only()?, None, Err(error)),
         };
 
-        let clock = Clock::start();
         let mut engine = Engine::new(
             setup.snapshot,
-            setup.addresses,
+            setup.addresses.clone(),
             setup.underlay.clone(),
             limits(),
             Arc::clone(&counters),
@@ -148,23 +166,27 @@ impl Pump {
             Tunnel {
                 peer: setup.peer,
                 endpoint: setup.endpoint,
+                path,
+                probed,
                 socket: Arc::clone(&socket),
                 alarm: Alarm::new(clock).map_err(io_error("opening a timer"))?,
                 segmentation: Arc::clone(&segmentation),
             },
             Arc::clone(&counters),
-            setup.mtu,
+            setup.addresses,
+            setup.fwmark,
         );
         let mut tunnel = core.tunnel.lock();
+        tunnel.peer.set_mtu(core.mtu());
         tunnel.peer.set_underlay(setup.underlay.gateway_reachable, clock.now());
         tunnel.set_alarm(clock.now());
         drop(tunnel);
         let sealer = || Sealer::new(Arc::clone(&segmentation), setup.outer_dscp);
-        let voice = Voice::new(Arc::clone(&core), setup.fwmark, voice_queue, sealer())?;
+        let voice = Voice::new(Arc::clone(&core), voice_queue, sealer())?;
         let voice_waker = voice.waker();
         let opener = Opener::new(&socket, offload.udp);
-        let (bulk, waker) =
-            Bulk::new(Arc::clone(&core), inbox, setup.fwmark, tun, bulk_queue, sealer(), opener)?;
+        let prober = Prober::new(tell);
+        let (bulk, waker) = Bulk::new(Arc::clone(&core), inbox, tun, bulk_queue, sealer(), opener, prober)?;
 
         let (voice, features) = start_voice(voice, own_queue, Arc::clone(&core), Arc::clone(&waker))?;
         let end = EndsWithMe { core, other: voice_waker };
@@ -314,6 +336,18 @@ fn start_bulk(
 /// How a thread's work ended, also when it panicked.
 pub(crate) fn outcome(work: impl FnOnce() -> Result<(), PumpError>) -> Result<(), PumpError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(PumpError::Panicked))
+}
+
+/// Between whom the path is probed: from an address of ours to one that the gateway would forward to, of what fails closed if there is such.
+fn probed(addresses: &[IpAddr], snapshot: &Snapshot) -> Option<(IpAddr, IpAddr)> {
+    let captured = || snapshot.captured().iter();
+    let (closed, open) =
+        (captured().filter(|it| it.fail == Fail::Closed), captured().filter(|it| it.fail != Fail::Closed));
+    closed.chain(open).find_map(|captured| {
+        let destination = captured.prefix.hosts().next()?;
+        let source = addresses.iter().find(|own| own.is_ipv4() == destination.is_ipv4())?;
+        Some((*source, destination))
+    })
 }
 
 /// Each mapping holds a descriptor; some are left to the rest of the process.

@@ -1,13 +1,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use packet::decapsulate;
+use packet::{Echo, Packet, clamp_mss, decapsulate, may_be_icmp};
 use socket2::Socket;
 use tunnel::Opened;
 
-use super::core::Core;
+use super::core::{Core, Tunnel};
 use super::sealer::Sealer;
 use crate::io::tun::Tun;
+use crate::path_mtu::LARGE;
 use crate::tun_writer::TunWriter;
 use crate::wire::Inbox;
 use crate::{DropReason, Feature};
@@ -17,11 +18,17 @@ pub(super) struct Opener {
     pub(super) ready: bool,
     inbox: Inbox,
     writer: TunWriter,
+    /// The gateway's probes of the path to here, to be answered.
+    asked: Vec<Echo>,
 }
+
+/// Probes that are answered of one batch: the gateway sends two a second.
+const MAX_ASKED: usize = 8;
 
 impl Opener {
     pub(super) fn new(socket: &Socket, offload: bool) -> Self {
-        Self { ready: true, inbox: Inbox::new(socket, offload), writer: TunWriter::new() }
+        let (inbox, writer) = (Inbox::new(socket, offload), TunWriter::new());
+        Self { ready: true, inbox, writer, asked: Vec::with_capacity(MAX_ASKED) }
     }
 
     pub(super) fn feature(&self) -> Feature {
@@ -38,6 +45,7 @@ impl Opener {
         let socket = Arc::clone(&core.tunnel.lock().socket);
         let (count, more) = self.inbox.receive(&socket);
         self.ready = more;
+        let (mtu, mut large) = (core.mtu(), false);
         for place in 0..count {
             let Some((from, tos, datagrams)) = self.inbox.message(place) else { continue };
             let mut tunnel = core.tunnel.lock();
@@ -57,11 +65,18 @@ impl Opener {
                 };
                 // Roaming: from now on the peer is answered where it is.
                 if opened.is_authentic() {
-                    tunnel.endpoint = from;
+                    tunnel.heard_at(from, now);
                 }
                 match opened {
                     Opened::Packet(packet) => {
                         let length = packet.len();
+                        large |= length > LARGE;
+                        if may_be_icmp(packet)
+                            && is_of_the_path(packet, &mut self.asked, &mut tunnel, core, now)
+                        {
+                            continue;
+                        }
+                        clamp_mss(packet, mtu);
                         match decapsulate(packet, tos) {
                             true => self.writer.push(length),
                             false => core.counters.count_drop(DropReason::Congested),
@@ -71,10 +86,35 @@ impl Opener {
                     Opened::Keepalive | Opened::Nothing => {}
                 }
             }
+            if large {
+                tunnel.path.used(now);
+            }
             tunnel.set_alarm(now);
         }
         pass_on(&mut self.writer, core, tun, now);
         sealer.flush(core, now);
+        self.asked.drain(..).for_each(|echo| sealer.answer(&echo, core, now));
+    }
+}
+
+/// Whether a packet is about the path and nobody else's: the answer to a probe of ours, or the gateway's probe.
+fn is_of_the_path(
+    packet: &[u8],
+    asked: &mut Vec<Echo>,
+    tunnel: &mut Tunnel,
+    core: &Core,
+    now: Instant,
+) -> bool {
+    let Ok(packet) = Packet::parse(packet) else { return false };
+    let request = packet.echo_request().filter(|echo| core.addresses.contains(&echo.destination));
+    match request {
+        Some(echo) => {
+            if asked.len() < MAX_ASKED {
+                asked.push(echo);
+            }
+            true
+        }
+        None => tunnel.is_answer(&packet, now),
     }
 }
 

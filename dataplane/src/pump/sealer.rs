@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use packet::{Headers, OuterDscp, Packet, Tos};
+use packet::{Echo, Headers, OuterDscp, Packet, Tos};
 use policy::Path;
 use socket2::Socket;
 use tunnel::Sealed;
@@ -13,11 +13,14 @@ use crate::buffers::Buffers;
 use crate::io::tun::VNET_HEADER;
 use crate::lock::Guard;
 use crate::offload::{Segment, Segmentation, Segments};
+use crate::path_mtu::LARGE;
 use crate::wire::{Outbox, UdpSegmentation};
 use crate::{BATCH, DropReason};
 
 /// What is sealed before the peer is given to a thread that waits for it, and up to one super-packet more: 128 KiB at 1.2 GB/s are 0.1 ms.
 const HELD_BYTES: usize = 64 << 10;
+/// Of an answer to a probe.
+const TTL: u8 = 64;
 
 /// A thread's way into the tunnel: packets are sealed under the peer's lock and sent without it.
 pub(super) struct Sealer {
@@ -50,7 +53,7 @@ impl Sealer {
             return;
         }
         let mut tunnel = self.lock(core, now);
-        let mut held = 0;
+        let (mut held, mut large) = (0, false);
         for packet in packets {
             if held >= HELD_BYTES {
                 drop(tunnel);
@@ -58,6 +61,7 @@ impl Sealer {
                 held = 0;
             }
             held += packet.headers.len as usize;
+            large |= packet.headers.len as usize > LARGE;
             let Some(room) = records.get_mut(packet.place).get_mut(VNET_HEADER..) else { continue };
             let (length, tos) = (packet.headers.len as usize, packet.headers.tos);
             let Some(segmentation) = packet.segmentation else {
@@ -74,6 +78,9 @@ impl Sealer {
                 self.seal(&mut tunnel, segment, tos, core, to_tun, now);
             }
         }
+        if large {
+            tunnel.path.used(now);
+        }
         tunnel.set_alarm(now);
         let socket = Arc::clone(&tunnel.socket);
         drop(tunnel);
@@ -85,7 +92,8 @@ impl Sealer {
         self.lock(core, now).set_alarm(now);
     }
 
-    pub(super) fn meet_deadlines(&mut self, core: &Core, to_tun: &mut ToTun, now: Instant) {
+    /// Whether the path's discovery has something to do, too.
+    pub(super) fn meet_deadlines(&mut self, core: &Core, to_tun: &mut ToTun, now: Instant) -> bool {
         let mut tunnel = self.lock(core, now);
         for _ in 0..BATCH {
             if tunnel.peer.deadline().is_none_or(|due| due > now) {
@@ -99,6 +107,32 @@ impl Sealer {
         }
         while let Some(packet) = tunnel.peer.take_refused() {
             refuse(&packet, core, to_tun, now);
+        }
+        tunnel.set_alarm(now);
+        let wants_prober = tunnel.is_probe_due(now) || tunnel.path.mtu() != core.mtu();
+        let socket = Arc::clone(&tunnel.socket);
+        drop(tunnel);
+        self.send_sealed(&socket, core);
+        wants_prober
+    }
+
+    /// Sends one datagram, which may be larger than the path carries.
+    pub(super) fn send_probe(&mut self, datagram: &[u8], to: SocketAddr, socket: &Socket) {
+        self.outbox.send_now(datagram, to, socket);
+    }
+
+    /// Answers the gateway's probe of the path, with as little as an answer can be.
+    pub(super) fn answer(&mut self, echo: &Echo, core: &Core, now: Instant) {
+        let mut packet = [0; 48];
+        let len = if echo.source.is_ipv4() { 28 } else { 48 };
+        if !packet.get_mut(..len).is_some_and(|out| echo.reply(TTL, out)) {
+            return;
+        }
+        let tunnel = self.lock(core, now);
+        let mut tunnel = self.make_room(tunnel, core, now);
+        if let Ok(Sealed::Datagram(datagram)) = tunnel.peer.seal(&mut packet, len, self.outbox.room(), now) {
+            let len = datagram.len();
+            self.outbox.push(len, Some(Tos(0)), tunnel.endpoint);
         }
         tunnel.set_alarm(now);
         let socket = Arc::clone(&tunnel.socket);
@@ -196,7 +230,8 @@ mod tests {
     use super::*;
     use crate::clock::{Alarm, Clock};
     use crate::engine::{Engine, Limits};
-    use crate::io::sockets;
+    use crate::io::sockets::{self, Discover};
+    use crate::path_mtu::PathMtu;
     use crate::{Counters, Underlay};
 
     const CONFIG: &str = r#"
@@ -238,7 +273,7 @@ cidrs = ["203.0.113.0/24"]
             let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             let endpoint = socket.local_addr().unwrap();
-            let own = Arc::new(sockets::tunnel(endpoint.ip(), 0).unwrap());
+            let own = Arc::new(sockets::tunnel(endpoint.ip(), 0, Discover::Off).unwrap());
             let segmentation = UdpSegmentation::new(&own, true);
             let (config, _) = Config::parse(CONFIG, "test.toml").unwrap();
             let counters = Arc::new(Counters::default());
@@ -253,13 +288,15 @@ cidrs = ["203.0.113.0/24"]
             let tunnel = Tunnel {
                 peer: peer(&agent, &gateway, 1),
                 endpoint,
+                path: PathMtu::fixed(1420, true, clock.now()),
+                probed: None,
                 socket: own,
                 segmentation: Arc::clone(&segmentation),
                 alarm: alarm(),
             };
             let judge = Judge { engine, fast: Err("not in this test".to_owned()), alarm: alarm() };
             Self {
-                core: Core::new(clock, judge, tunnel, Arc::clone(&counters), 1420),
+                core: Core::new(clock, judge, tunnel, Arc::clone(&counters), Vec::new(), 0),
                 gateway: peer(&gateway, &agent, 2),
                 socket,
                 sealer: Sealer::new(segmentation, OuterDscp::ZERO),

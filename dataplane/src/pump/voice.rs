@@ -41,7 +41,7 @@ pub(super) struct Voice {
 }
 
 impl Voice {
-    pub(super) fn new(core: Arc<Core>, fwmark: u32, queue: Queue, sealer: Sealer) -> Result<Self, PumpError> {
+    pub(super) fn new(core: Arc<Core>, queue: Queue, sealer: Sealer) -> Result<Self, PumpError> {
         let poll = Poll::new().map_err(io_error("opening an epoll"))?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?;
         watch(&poll, core.engine.lock().alarm.as_raw_fd(), ALARM)?;
@@ -52,7 +52,7 @@ impl Voice {
             intake: Intake::new(queue),
             to_tun: ToTun::new(own, Arc::clone(&core.counters)),
             sealer,
-            bypass: Bypass::open(fwmark),
+            bypass: Bypass::open(core.fwmark),
             core,
             waker: Arc::new(waker),
             next_warning: None,

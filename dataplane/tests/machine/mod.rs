@@ -7,7 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use dataplane::{DropReason, Handle, Offload, Pump, Setup, Tun, Underlay};
+use dataplane::{DropReason, Handle, Mtu, Offload, Pump, Setup, Tun, Underlay};
 use packet::OuterDscp;
 use policy::{Config, FastPathUse, Snapshot};
 use tunnel::{Peer, PeerConfig, PrivateKey};
@@ -204,7 +204,7 @@ fn start_pump(tunnel: &Tunnel) -> (Handle, String) {
     let pump = Pump::start(Setup {
         tun,
         addresses: vec![V4.tun, V6.tun],
-        mtu: 1420,
+        mtu: Mtu::Fixed(1420),
         peer: Peer::new(peer, Instant::now()),
         endpoint: SocketAddr::from(([192, 168, 77, 1], 51_820)),
         snapshot: Arc::new(Snapshot::compile(&config)),

@@ -55,7 +55,8 @@ pub fn underlay(address: Option<IpAddr>) -> Underlay {
         IpAddr::V4(v4) => Some(v4),
         IpAddr::V6(_) => None,
     });
-    Underlay { v4, v6: None, addresses: address.into_iter().collect(), gateway_reachable: address.is_some() }
+    let gateway_reachable = address.is_some();
+    Underlay { v4, addresses: address.into_iter().collect(), gateway_reachable, ..Underlay::default() }
 }
 
 pub fn engine(limits: Limits) -> Engine {

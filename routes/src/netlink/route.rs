@@ -211,6 +211,7 @@ impl Hop {
             return None;
         }
         let mut hop = Self { device: 0, via: None, source: None, mtu: None };
+        let mut expires = false;
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Oif(index) => hop.device = *index,
@@ -222,9 +223,12 @@ impl Hop {
                         _ => None,
                     });
                 }
+                RouteAttribute::CacheInfo(cached) => expires = cached.expires != 0,
                 _ => {}
             }
         }
+        // The size of a path, which a router has told the kernel, is nothing that is configured.
+        hop.mtu = hop.mtu.filter(|_| !expires);
         (hop.device != 0).then_some(hop)
     }
 }

@@ -58,6 +58,7 @@ fn table(status: &control::Status) -> String {
         format::bytes(tunnel.sent_bytes),
         format::bytes(tunnel.received_bytes)
     );
+    out += &format!("            path mtu {}, {}\n", tunnel.path_mtu, tunnel.path_mtu_known);
     if let Some(trouble) = &tunnel.trouble {
         out += &format!("            {trouble}\n");
     }

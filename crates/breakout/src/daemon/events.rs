@@ -69,6 +69,12 @@ pub async fn follow(
                 changed.map_err(|error| Failure::system("cannot follow the network's changes").because(error))?;
                 retry = follow_network(running).await?;
             }
+            Ok(()) = running.mtu.changed() => {
+                let mtu = *running.mtu.borrow_and_update();
+                if let Err(error) = running.machine.set_mtu(mtu).await {
+                    tracing::warn!(mtu, %error, "applications are told of the path's MTU by ICMP only");
+                }
+            }
             () = wait_until(retry) => retry = follow_network(running).await?,
             result = &mut exited => {
                 let why = match result {

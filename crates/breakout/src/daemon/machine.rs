@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, num::NonZero};
 
-use dataplane::Tun;
+use dataplane::{Tun, tunnel_mtu};
 use policy::{Captured, Facts, Path};
 use routes::{
     Cleaned, Conflict, KILL_SWITCH, Routes, Settings, State, Wanted,
@@ -21,12 +21,6 @@ const FWMARK: NonZero<u32> = match NonZero::new(0x6272_6b74) {
     Some(mark) => mark,
     None => NonZero::<u32>::MIN,
 };
-/// WireGuard's header and tag (32), UDP (8), and IPv6 (40): what the kernel's own WireGuard leaves room for, whatever the family.
-const TUNNEL_OVERHEAD: u32 = 80;
-/// Where the gateway has no route yet: Ethernet's.
-const DEFAULT_UNDERLAY_MTU: u32 = 1500;
-/// Below it the kernel takes a link's IPv6 away (RFC 8200 §5).
-const MIN_MTU: u32 = 1280;
 
 /// The machine with the split tunnel's routes in place. Dropped without [`Machine::restore`], it keeps signaling closed.
 pub struct Machine {
@@ -113,7 +107,7 @@ impl Machine {
         let underlay = look(&netlink, gateway, tun.index()).await?;
         let captured = loaded.snapshot.captured();
         heed_conflicts(captured, gateway, &underlay)?;
-        let mtu = loaded.config.interface.mtu.unwrap_or_else(|| default_mtu(&underlay));
+        let mtu = loaded.config.interface.mtu.unwrap_or_else(|| tunnel_mtu(gateway_mtu(&underlay)));
         let settings = Settings {
             tun: tun.name().to_owned(),
             addresses: loaded.config.interface.address.clone(),
@@ -171,6 +165,7 @@ impl Machine {
             }),
             addresses: self.underlay.addresses.iter().map(|address| address.net.addr()).collect(),
             gateway_reachable: self.underlay.gateway.is_some(),
+            gateway_mtu: gateway_mtu(&self.underlay),
         }
     }
 
@@ -189,6 +184,11 @@ impl Machine {
     /// Leads exactly this into the TUN; on an error all is as before.
     pub async fn want(&mut self, wanted: &Wanted) -> Result<(), Failure> {
         Ok(self.routes.update(wanted).await.map_err(|error| refused("cannot change the routes", error))?)
+    }
+
+    /// Has applications make packets of this size, in bytes, for the tunnel.
+    pub async fn set_mtu(&mut self, mtu: u16) -> Result<(), routes::Error> {
+        self.routes.set_mtu(mtu.into()).await
     }
 
     /// Looks for the way to another address of the gateway, now and from now on; on an error all is as before.
@@ -282,10 +282,8 @@ fn heed_conflicts(
     Ok(())
 }
 
-fn default_mtu(underlay: &routes::Underlay) -> u16 {
-    let outer = underlay.gateway.as_ref().map_or(DEFAULT_UNDERLAY_MTU, |leg| leg.mtu);
-    let inner = outer.saturating_sub(TUNNEL_OVERHEAD).max(MIN_MTU);
-    u16::try_from(inner).unwrap_or(u16::MAX)
+fn gateway_mtu(underlay: &routes::Underlay) -> Option<u32> {
+    underlay.gateway.as_ref().map(|leg| leg.mtu)
 }
 
 fn refused(what: &str, error: routes::Error) -> Problem {

@@ -25,7 +25,7 @@ pub fn status(running: &Running) -> Result<Status, PumpError> {
         interface: Interface {
             name: running.interface.clone(),
             addresses: running.loaded.config.interface.address.iter().map(ToString::to_string).collect(),
-            mtu: running.mtu,
+            mtu: tunnel.mtu,
         },
         tunnel: Tunnel {
             state: tunnel.state.to_owned(),
@@ -35,6 +35,8 @@ pub fn status(running: &Running) -> Result<Status, PumpError> {
             last_received_seconds: tunnel.last_received.map(seconds),
             sent_bytes: tunnel.sent_bytes,
             received_bytes: tunnel.received_bytes,
+            path_mtu: tunnel.path_mtu,
+            path_mtu_known: tunnel.path_mtu_known,
             trouble: tunnel.trouble,
         },
         underlay: Underlay {

@@ -1,10 +1,10 @@
 use std::{path::PathBuf, time::Instant};
 
 use control::Server;
-use dataplane::{Handle, Offload, Pump, PumpError, Setup, Tun};
+use dataplane::{Handle, Mtu, Offload, Pump, PumpError, Setup, Tun};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use policy::Fail;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tunnel::{Peer, PeerConfig};
 
 use super::{
@@ -22,8 +22,8 @@ pub struct Running {
     pub loaded: Loaded,
     /// The TUN's name.
     pub interface: String,
-    /// Bytes of IP packet.
-    pub mtu: u16,
+    /// The largest packet in the tunnel, in bytes: a new one after each change.
+    pub mtu: watch::Receiver<u16>,
     pub since: Instant,
     pub machine: Machine,
     pub pump: Handle,
@@ -45,7 +45,8 @@ pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Server, Ex
     let tun = open_tun(loaded.config.interface.name.as_deref())?;
     let interface = tun.name().to_owned();
     let (machine, mtu) = Machine::raise(lock, &tun, &loaded).await?;
-    let started = start_pump(tun, &loaded, mtu, &machine).and_then(|(pump, exited)| {
+    let (tell, mtu) = watch::channel(mtu);
+    let started = start_pump(tun, &loaded, tell, &machine).and_then(|(pump, exited)| {
         let server = Server::bind(&state.control_socket(), loaded.access)
             .map_err(|error| Failure::system("cannot open the control socket").because(error))?;
         Ok((pump, exited, server))
@@ -89,8 +90,14 @@ pub fn open_tun(name: Option<&str>) -> Result<Tun, Failure> {
     })?)
 }
 
-fn start_pump(tun: Tun, loaded: &Loaded, mtu: u16, machine: &Machine) -> Result<(Handle, Exited), Failure> {
+fn start_pump(
+    tun: Tun,
+    loaded: &Loaded,
+    tell: watch::Sender<u16>,
+    machine: &Machine,
+) -> Result<(Handle, Exited), Failure> {
     let Loaded { config, keys, .. } = loaded;
+    let mtu = *tell.borrow();
     let peer = Peer::new(
         PeerConfig {
             private_key: keys.private.clone(),
@@ -106,7 +113,12 @@ fn start_pump(tun: Tun, loaded: &Loaded, mtu: u16, machine: &Machine) -> Result<
     let setup = Setup {
         tun,
         addresses: config.interface.address.iter().map(|net| net.addr()).collect(),
-        mtu,
+        mtu: match config.interface.mtu {
+            Some(mtu) => Mtu::Fixed(mtu),
+            None => Mtu::Discovered(Box::new(move |mtu| {
+                tell.send_replace(mtu);
+            })),
+        },
         peer,
         endpoint: loaded.endpoint,
         snapshot: loaded.snapshot.clone(),
@@ -146,7 +158,7 @@ impl Running {
             "breakout is up: {} {}, mtu {}, gateway {}\n",
             self.interface,
             addresses.join(", "),
-            self.mtu,
+            *self.mtu.borrow(),
             self.loaded.endpoint
         ));
         if let Err(failure) = told {

@@ -67,7 +67,15 @@ async fn serve(config: &Config, responder: Responder) -> Result<Exit, Failure> {
     let (ended, exited) = oneshot::channel();
     let on_exit = Box::new(move |result: Result<(), PumpError>| drop(ended.send(result)));
     let listen = SocketAddr::new(config.listen_address, config.listen_port);
-    let setup = GatewaySetup { tun, responder, listen, outer_dscp: config.outer_dscp, on_exit };
+    let setup = GatewaySetup {
+        tun,
+        responder,
+        addresses: config.addresses.iter().map(IpNet::addr).collect(),
+        mtu: config.mtu,
+        listen,
+        outer_dscp: config.outer_dscp,
+        on_exit,
+    };
     let gateway = Gateway::start(setup).map_err(|error| {
         Failure::system(format!("cannot start the gateway on UDP {listen}"))
             .because(error)

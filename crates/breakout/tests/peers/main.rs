@@ -18,6 +18,7 @@ mod download;
 mod journal;
 mod leaks;
 mod machine;
+mod mtu;
 mod sip;
 mod tiers;
 mod webrtc;

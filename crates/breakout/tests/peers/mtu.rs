@@ -1,0 +1,258 @@
+//! The path to the gateway is narrower than the agent's own network, or becomes so, and routers say so or not.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::sleep;
+use std::time::Duration;
+
+use lab::addresses::{SIGNALING, STREAMING};
+use lab::service::{answer_udp, listen_tcp};
+use lab::traffic::stream::connect;
+use lab::{Foreign, Gateway, Host, Wiring};
+
+use crate::common::{Scene, eventually, exe, is_long, ok, program, said, shared};
+
+/// IPv4 and UDP header, WireGuard's header and tag.
+const OVERHEAD: u16 = 60;
+/// What the tunnel leaves room for: IPv6 outside.
+const WIDEST: u16 = 1480;
+/// A found path: probes lost to a busy machine are made up for within this time.
+const FOUND: Duration = Duration::from_secs(60);
+/// A transfer that ends has ended by then; TCP tries again every few seconds.
+const ENDED: Duration = Duration::from_secs(90);
+const UPLOADS: (Ipv4Addr, u16) = (SIGNALING, 8061);
+const DOWNLOADS: (Ipv4Addr, u16) = (STREAMING, 8061);
+const CHUNK: usize = 40_000;
+const CHUNKS: usize = 100;
+/// Between chunks, so that a transfer goes on while the path changes.
+const PAUSE: Duration = Duration::from_millis(20);
+
+#[test]
+fn a_path_of_1280_bytes_that_routers_do_not_tell_of_to_our_own_gateway() {
+    narrows(Gateway::Breakout, 1280, Routers::Silent);
+}
+
+#[test]
+fn a_path_of_1380_bytes_that_routers_tell_of_to_wireguard_go() {
+    narrows(Gateway::Foreign(Foreign::WireguardGo), 1380, Routers::Tell);
+}
+
+#[test]
+fn every_path_to_every_gateway() {
+    if !is_long() {
+        return;
+    }
+    for gateway in [Gateway::Breakout, Gateway::Foreign(Foreign::WireguardGo)] {
+        for mtu in [1280, 1380, 1420] {
+            for routers in [Routers::Tell, Routers::Silent] {
+                eprintln!("{gateway}, {mtu}, {routers:?}");
+                narrows(gateway, mtu, routers);
+            }
+        }
+    }
+}
+
+/// It is not found out: packets of the configured size are fragmented on the way.
+#[test]
+fn a_configured_size_stays() {
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    narrow(&scene, 1380);
+    ok(scene.start_gateway(Gateway::Breakout, exe()));
+    let config = ok(lab::write_config(&scene.keys, &scene.directory, ""));
+    let text =
+        std::fs::read_to_string(&config).unwrap().replacen("[interface]", "[interface]\nmtu = 1420", 1);
+    std::fs::write(&config, text).unwrap();
+    scene.daemon = Some(ok(lab::Daemon::start(&scene.internet.agent, exe(), &config, &scene.directory)));
+    serve(&scene);
+    upload(&scene).finish();
+    let status = scene.status();
+    assert_eq!((status.interface.mtu, status.tunnel.path_mtu_known.as_str()), (1420, "as configured"));
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Routers {
+    Tell,
+    /// Their ICMP never arrives.
+    Silent,
+}
+
+/// In the middle of transfers.
+fn narrows(gateway: Gateway, mtu: u16, routers: Routers) {
+    let _turn = shared();
+    if let Gateway::Foreign(foreign) = gateway
+        && let Err(missing) = foreign.find()
+    {
+        return lab::skip(missing);
+    }
+    let Some(nft) = program("nft", "nftables") else { return };
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    if routers == Routers::Silent {
+        for host in [&scene.internet.router, &scene.internet.core] {
+            silence(&nft, host);
+        }
+    }
+    ok(scene.start_gateway(gateway, exe()));
+    ok(scene.start_daemon(exe(), ""));
+    serve(&scene);
+    let found = |path: u16, known: &'static str| {
+        let tunnel = scene.status().tunnel;
+        match (tunnel.path_mtu == path, tunnel.path_mtu_known.contains(known)) {
+            (true, true) => Ok(()),
+            _ => Err(format!("{}, {}", tunnel.path_mtu, tunnel.path_mtu_known)),
+        }
+    };
+    eventually(FOUND, || found(WIDEST, "confirmed by a probe"));
+
+    // Only a gateway that does as we do notices by itself that what it sends no longer arrives.
+    let downloads = gateway == Gateway::Breakout || routers == Routers::Tell;
+    let running = [Some(upload(&scene)), downloads.then(|| download(&scene))];
+    sleep(CHUNKS as u32 / 4 * PAUSE);
+    narrow(&scene, mtu.into());
+    running.into_iter().flatten().for_each(Transfer::finish);
+
+    let known = if routers == Routers::Tell { "a router" } else { "probes" };
+    eventually(FOUND, || found(mtu, known));
+    // What the other end pads to.
+    let inner = (mtu - OVERHEAD) & !15;
+    eventually(FOUND, || match link_mtu(&scene) {
+        link if link == inner.max(1280) => Ok(()),
+        link => Err(format!("the link has {link}")),
+    });
+    assert_eq!(scene.status().interface.mtu, inner);
+
+    upload(&scene).finish();
+    download(&scene).finish();
+    fragmentable(&scene);
+}
+
+/// A datagram of 1280 bytes that may be fragmented arrives over every path, and its answer.
+fn fragmentable(scene: &Scene) {
+    const PAYLOAD: usize = 1280 - 28;
+    ok(answer_udp(&scene.internet.signaling, UPLOADS.into(), 0, |payload, _| {
+        Some(payload.len().to_be_bytes().to_vec())
+    }));
+    // New sockets send without DF.
+    ok(scene.internet.agent.sysctl("net/ipv4/ip_no_pmtu_disc", "1"));
+    let ask = || -> std::io::Result<usize> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(UPLOADS)?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.send(&[7; PAYLOAD])?;
+        let mut answer = [0; 8];
+        socket.recv(&mut answer)?;
+        Ok(usize::from_be_bytes(answer))
+    };
+    assert_eq!(ok(scene.internet.agent.run(ask)).unwrap(), PAYLOAD);
+}
+
+struct Transfer {
+    /// How many bytes arrived, all of them right.
+    arrived: Receiver<usize>,
+}
+
+impl Transfer {
+    fn finish(self) {
+        let arrived = self.arrived.recv_timeout(ENDED).expect("the transfer did not end, or it failed");
+        assert_eq!(arrived, CHUNK * CHUNKS);
+    }
+}
+
+/// One end of every transfer, at signaling.
+fn serve(scene: &Scene) {
+    let signaling = &scene.internet.signaling;
+    ok(listen_tcp(signaling, UPLOADS.into(), |mut stream| {
+        let arrived = receive(&mut stream)?;
+        stream.write_all(&arrived.to_be_bytes())
+    }));
+    ok(listen_tcp(signaling, DOWNLOADS.into(), |mut stream| send(&mut stream)));
+}
+
+fn upload(scene: &Scene) -> Transfer {
+    transfer(scene, || {
+        let mut stream = patient(UPLOADS)?;
+        send(&mut stream)?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut arrived = [0; 8];
+        stream.read_exact(&mut arrived)?;
+        Ok(usize::from_be_bytes(arrived))
+    })
+}
+
+fn download(scene: &Scene) -> Transfer {
+    transfer(scene, || receive(&mut patient(DOWNLOADS)?))
+}
+
+fn transfer(scene: &Scene, run: impl FnOnce() -> std::io::Result<usize> + Send + 'static) -> Transfer {
+    let (tell, arrived) = channel();
+    let run = move || match run() {
+        Ok(count) => drop(tell.send(count)),
+        Err(error) => eprintln!("transfer: {error}"),
+    };
+    // It tells by the channel; the thread ends with its connection.
+    drop(ok(scene.internet.agent.thread("transfer", run)));
+    Transfer { arrived }
+}
+
+/// A connection that survives a pause.
+fn patient(to: (Ipv4Addr, u16)) -> std::io::Result<std::net::TcpStream> {
+    let stream = connect(to.into())?;
+    stream.set_read_timeout(Some(ENDED))?;
+    stream.set_write_timeout(Some(ENDED))?;
+    Ok(stream)
+}
+
+fn send(stream: &mut impl Write) -> std::io::Result<()> {
+    let chunk: Vec<u8> = (0..CHUNK).map(byte_at).collect();
+    for _ in 0..CHUNKS {
+        stream.write_all(&chunk)?;
+        sleep(PAUSE);
+    }
+    Ok(())
+}
+
+fn receive(stream: &mut impl Read) -> std::io::Result<usize> {
+    let (mut arrived, mut bytes) = (0, vec![0; 65_536]);
+    loop {
+        let read = stream.read(&mut bytes)?;
+        if read == 0 {
+            return Ok(arrived);
+        }
+        let are_right = bytes[..read].iter().enumerate().all(|(at, byte)| *byte == byte_at(arrived + at));
+        if !are_right {
+            return Err(std::io::Error::other(format!("other bytes than were sent after {arrived}")));
+        }
+        arrived += read;
+    }
+}
+
+fn byte_at(place: usize) -> u8 {
+    let place = place % CHUNK;
+    (place / 251 + place) as u8
+}
+
+/// The line between the home and the internet.
+fn narrow(scene: &Scene, mtu: u32) {
+    for (host, device) in [(&scene.internet.router, "wan0"), (&scene.internet.core, "home0")] {
+        ok(host.set_mtu(device, mtu));
+    }
+}
+
+fn silence(nft: &std::path::Path, host: &Host) {
+    let mut command = Command::new(nft);
+    command.arg(
+        "table ip silent {\nchain out {\ntype filter hook output priority 0;\n\
+         icmp type destination-unreachable drop\n}\n}",
+    );
+    said(&ok(host.output(command)));
+}
+
+fn link_mtu(scene: &Scene) -> u16 {
+    let mut command = Command::new("ip");
+    command.args(["-o", "link", "show", "dev", &scene.status().interface.name]);
+    let shown = said(&ok(scene.internet.agent.output(command)));
+    let mut words = shown.split(' ').skip_while(|word| *word != "mtu");
+    words.nth(1).and_then(|mtu| mtu.parse().ok()).expect("no mtu")
+}

@@ -1,0 +1,491 @@
+//! Finds out how large a packet the way to a peer carries (RFC 8899), without I/O: answers, errors and `now` in, probes out.
+//!
+//! All sizes are bytes of IP packet; of the packet inside the tunnel where nothing else is said.
+
+pub(crate) mod probe;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// IPv6's least (RFC 8200 §5): an interface has at least this, and what may not be made smaller is sent in outer fragments up to it.
+pub(crate) const LEAST_LINK_MTU: u16 = 1280;
+/// What a narrower path than the known one may lose: whoever sends or receives such packets makes the path's size worth asking for.
+pub(crate) const LARGE: usize = 1000;
+/// Of the control: a probe so small that only a gateway which answers none, or a way that carries nothing, leaves it unanswered.
+const CONTROL: u16 = 64;
+/// Outer sizes that paths are known to have, in ascending order: IPv4's and IPv6's least, tunnels in tunnels, mobile networks, PPPoE, Ethernet.
+const USUAL: [u16; 18] = [
+    576, 800, 1006, 1200, 1280, 1300, 1340, 1358, 1380, 1400, 1420, 1440, 1452, 1460, 1472, 1480, 1492, 1500,
+];
+/// What is used where a larger size has just failed and none is known to pass.
+const BASE: u16 = 1280;
+/// WireGuard's header and tag, and UDP's.
+const WIREGUARD_AND_UDP: u16 = 32 + 8;
+/// WireGuard's overhead with an IPv6 header, which is left room for whatever the family, as the kernel's own WireGuard does.
+const ROOM: u16 = WIREGUARD_AND_UDP + 40;
+/// An outer packet's size where the interface's is not known: Ethernet's.
+const ETHERNET: u32 = 1500;
+/// Lost probes of one size after which it is held to be too large (RFC 8899 §5.1.2, MAX_PROBES).
+const TRIES: u8 = 3;
+/// For an answer. One that comes later still counts.
+const WAIT: Duration = Duration::from_millis(500);
+/// Between confirmations of the size in use, while large packets pass.
+const CONFIRM: Duration = Duration::from_secs(2);
+/// After this a larger size is tried (RFC 8899 §5.1.1, PMTU_RAISE_TIMER), or a gateway that answers no probes is asked again.
+const RAISE: Duration = Duration::from_secs(600);
+
+/// The path to one peer.
+#[derive(Clone, Debug)]
+pub(crate) struct PathMtu {
+    discovers: bool,
+    /// As large as the interface towards the peer allows.
+    ceiling: u16,
+    /// What the tunnel adds to a packet.
+    overhead: u16,
+    mtu: u16,
+    known: Known,
+    /// In the probes of this path: an answer from before a change of network says nothing.
+    id: u16,
+    /// The largest size that was answered.
+    confirmed: Option<u16>,
+    /// The smallest that was not.
+    failed: Option<u16>,
+    probe: Option<Probe>,
+    is_answered: bool,
+    /// When the last probe ended.
+    checked: Instant,
+    raise_at: Option<Instant>,
+}
+
+/// How a size is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    Configured,
+    /// The interface towards the peer says so.
+    Interface,
+    /// A router says so.
+    Icmp,
+    Probe,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    size: u16,
+    sent: u8,
+    is_alive: bool,
+    due: Instant,
+}
+
+impl PathMtu {
+    /// `mtu` from the configuration, which is not to be found out.
+    pub(crate) fn fixed(mtu: u16, v4: bool, now: Instant) -> Self {
+        let known = Known::Configured;
+        Self { discovers: false, known, probe: None, ..Self::below(mtu, v4, now) }
+    }
+
+    /// Begins with what the interface towards the peer takes, whose own MTU is `link`.
+    pub(crate) fn begin(link: Option<u32>, v4: bool, now: Instant) -> Self {
+        Self::below(tunnel_mtu(link), v4, now)
+    }
+
+    /// Begins with `ceiling`.
+    pub(crate) fn below(ceiling: u16, v4: bool, now: Instant) -> Self {
+        Self {
+            discovers: true,
+            ceiling,
+            overhead: overhead(v4),
+            mtu: ceiling,
+            known: Known::Interface,
+            id: 0x6d74,
+            confirmed: None,
+            failed: None,
+            probe: Some(Probe::new(ceiling, now)),
+            is_answered: false,
+            checked: now,
+            raise_at: None,
+        }
+    }
+
+    /// The network has changed. Where the peer answers probes the size stays until one of them tells, else it begins anew.
+    pub(crate) fn network_changed(&mut self, link: Option<u32>, now: Instant) {
+        if self.discovers {
+            self.restart(tunnel_mtu(link), now);
+        }
+    }
+
+    /// As [`PathMtu::network_changed`], to a peer that has moved, of whichever family it is there.
+    pub(crate) fn peer_moved(&mut self, v4: bool, now: Instant) {
+        self.overhead = overhead(v4);
+        if self.discovers {
+            self.restart(self.ceiling, now);
+        }
+    }
+
+    /// The largest packet inside the tunnel. On a narrow path a multiple of 16, to which the other end pads what it sends, unless its own MTU
+    /// is less (WireGuard paper §5.4.6).
+    pub(crate) fn mtu(&self) -> u16 {
+        if self.mtu < self.ceiling { self.mtu & !15 } else { self.mtu }
+    }
+
+    /// The largest outer packet.
+    pub(crate) fn outer(&self) -> u16 {
+        self.mtu.saturating_add(self.overhead)
+    }
+
+    pub(crate) fn discovers(&self) -> bool {
+        self.discovers
+    }
+
+    /// Whether only we know that larger packets are lost: no router will say so.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.known == Known::Probe && self.mtu < self.ceiling
+    }
+
+    /// When [`PathMtu::on_deadline`] wants to be called, as long as the peer can be reached.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.probe.map(|probe| probe.due)
+    }
+
+    /// Large packets have passed, or are lost: a size that is in use is confirmed from time to time.
+    pub(crate) fn used(&mut self, now: Instant) {
+        if !self.discovers || self.probe.is_some() {
+            return;
+        }
+        let raises = self.mtu < self.ceiling && self.raise_at.is_some_and(|at| at <= now);
+        self.probe = Some(match raises {
+            true => {
+                (self.failed, self.raise_at) = (None, None);
+                Probe::new(self.ceiling, now)
+            }
+            false => Probe::new(self.mtu, self.checked + if self.is_answered { CONFIRM } else { RAISE }),
+        });
+    }
+
+    /// The size of the probe to send now; `None`: none, see [`PathMtu::deadline`] again.
+    pub(crate) fn on_deadline(&mut self, now: Instant) -> Option<u16> {
+        let probe = self.probe.as_mut().filter(|probe| probe.due <= now)?;
+        probe.sent += 1;
+        match probe.sent {
+            // The control goes with the last.
+            TRIES => Some(probe.size),
+            sent if sent < TRIES => {
+                probe.due = now + WAIT;
+                Some(probe.size)
+            }
+            sent if sent == TRIES + 1 => {
+                probe.due = now + WAIT;
+                Some(CONTROL)
+            }
+            _ => {
+                let Probe { size, is_alive, .. } = *probe;
+                self.probe = None;
+                self.checked = now;
+                if is_alive {
+                    self.too_large(size, now);
+                }
+                None
+            }
+        }
+    }
+
+    /// An answer to the probe of this size, or to the control. Whether it was to one of ours.
+    pub(crate) fn answered(&mut self, id: u16, size: u16, now: Instant) -> bool {
+        if !self.discovers || id != self.id || size > self.ceiling {
+            return false;
+        }
+        self.is_answered = true;
+        if size == CONTROL {
+            self.probe.iter_mut().for_each(|probe| probe.is_alive = true);
+            return true;
+        }
+        self.confirmed = self.confirmed.max(Some(size));
+        self.failed = self.failed.filter(|failed| *failed > size);
+        if size > self.mtu {
+            self.set(size, Known::Probe);
+        }
+        if self.probe.is_some_and(|probe| probe.size <= size) {
+            self.probe = None;
+            self.checked = now;
+            self.search(now);
+        }
+        true
+    }
+
+    /// A router, or this machine's own kernel, says that an outer packet may have no more than `outer` bytes.
+    pub(crate) fn told(&mut self, outer: u32, now: Instant) {
+        let least = self.sizes().next().unwrap_or(self.mtu);
+        let size = u16::try_from(outer).unwrap_or(u16::MAX).saturating_sub(self.overhead).max(least);
+        if !self.discovers || size >= self.mtu {
+            return;
+        }
+        self.set(size, Known::Icmp);
+        self.failed = Some(size.saturating_add(1));
+        self.confirmed = self.confirmed.filter(|confirmed| *confirmed <= size);
+        self.raise_at = Some(now + RAISE);
+        // Whether that much passes: a second narrow place may be behind the first.
+        self.probe = Some(Probe::new(size, now));
+    }
+
+    pub(crate) fn id(&self) -> u16 {
+        self.id
+    }
+
+    fn restart(&mut self, ceiling: u16, now: Instant) {
+        self.ceiling = ceiling;
+        let mtu = if self.is_answered { self.mtu.min(ceiling) } else { ceiling };
+        if mtu == ceiling {
+            self.set(mtu, Known::Interface);
+        }
+        self.id = self.id.wrapping_add(1);
+        (self.confirmed, self.failed, self.raise_at) = (None, None, None);
+        self.probe = Some(Probe::new(ceiling, now));
+    }
+
+    fn too_large(&mut self, size: u16, now: Instant) {
+        self.failed = Some(self.failed.map_or(size, |failed| failed.min(size)));
+        self.confirmed = self.confirmed.filter(|confirmed| *confirmed < size);
+        self.raise_at = None;
+        if self.mtu >= size {
+            let base = BASE.saturating_sub(self.overhead);
+            let fallback = self.confirmed.or_else(|| self.sizes().find(|it| *it == base && *it < size));
+            let least = self.sizes().next().unwrap_or(size);
+            self.set(fallback.unwrap_or(least), Known::Probe);
+        }
+        self.search(now);
+    }
+
+    /// Probes between the largest size that passes and the smallest that does not, if there is any left to try.
+    fn search(&mut self, now: Instant) {
+        let Some(failed) = self.failed else { return };
+        let confirmed = self.confirmed.unwrap_or(0);
+        let open = self.sizes().filter(move |size| confirmed < *size && *size < failed);
+        let base = BASE.saturating_sub(self.overhead);
+        let next = match self.confirmed {
+            None if open.clone().any(|size| size == base) => Some(base),
+            _ => open.clone().nth(open.count() / 2),
+        };
+        match next {
+            Some(size) => self.probe = Some(Probe::new(size, now)),
+            None => {
+                self.raise_at.get_or_insert(now + RAISE);
+            }
+        }
+    }
+
+    fn set(&mut self, mtu: u16, known: Known) {
+        (self.mtu, self.known) = (mtu, known);
+    }
+
+    /// What may be tried, in ascending order.
+    fn sizes(&self) -> impl Iterator<Item = u16> + Clone + use<> {
+        let (ceiling, overhead) = (self.ceiling, self.overhead);
+        let least = if overhead == ROOM { LEAST_LINK_MTU } else { 0 };
+        let usual = USUAL.into_iter().filter(move |outer| *outer >= least).map(move |outer| outer - overhead);
+        usual.filter(move |size| *size < ceiling).chain([ceiling])
+    }
+}
+
+impl Probe {
+    fn new(size: u16, due: Instant) -> Self {
+        Self { size, sent: 0, is_alive: false, due }
+    }
+}
+
+impl fmt::Display for PathMtu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.known {
+            Known::Configured => "as configured",
+            Known::Interface => "of the interface towards the gateway",
+            Known::Icmp => "as a router on the way says",
+            Known::Probe => "as probes have found",
+        })?;
+        match () {
+            () if !self.discovers => Ok(()),
+            () if self.confirmed >= Some(self.mtu) => f.write_str(", confirmed by a probe"),
+            () if !self.is_answered && self.probe.is_none_or(|probe| probe.sent == 0) => {
+                f.write_str("; no probe was answered yet")
+            }
+            () => Ok(()),
+        }
+    }
+}
+
+/// How large a packet in the tunnel may be if `link` is the largest, in bytes, that the interface or the route towards the peer takes; `None`:
+/// not known.
+pub fn tunnel_mtu(link: Option<u32>) -> u16 {
+    // An IP header states 16 bits of length; no interface that carries IPv4 has less than 576.
+    let link = link.unwrap_or(ETHERNET).clamp(576, u16::MAX.into());
+    link as u16 - ROOM
+}
+
+fn overhead(v4: bool) -> u16 {
+    WIREGUARD_AND_UDP + if v4 { 20 } else { 40 }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A path that carries outer packets of `carries` bytes, and a gateway that may answer.
+    struct Path {
+        carries: u16,
+        gateway_answers: bool,
+        routers_answer: bool,
+        mtu: PathMtu,
+        now: Instant,
+        probes: usize,
+    }
+
+    impl Path {
+        fn new(carries: u16, gateway_answers: bool, routers_answer: bool) -> Self {
+            let now = Instant::now();
+            let mtu = PathMtu::begin(Some(1500), true, now);
+            Self { carries, gateway_answers, routers_answer, mtu, now, probes: 0 }
+        }
+
+        /// Lets `time` pass, with traffic or without.
+        fn pass(&mut self, time: Duration, used: bool) {
+            let end = self.now + time;
+            loop {
+                if used {
+                    self.mtu.used(self.now);
+                }
+                let Some(due) = self.mtu.deadline().filter(|due| *due <= end) else { break };
+                self.now = self.now.max(due);
+                let Some(size) = self.mtu.on_deadline(self.now) else { continue };
+                self.probes += 1;
+                if size + overhead(true) > self.carries {
+                    if self.routers_answer {
+                        self.mtu.told(self.carries.into(), self.now);
+                    }
+                } else if self.gateway_answers {
+                    assert!(self.mtu.answered(self.mtu.id(), size, self.now));
+                }
+            }
+            self.now = end;
+        }
+    }
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_usual_path_is_found_whether_routers_say_so_or_not() {
+        for routers_answer in [true, false] {
+            for carries in [1280, 1380, 1420, 1500] {
+                let mut path = Path::new(carries, true, routers_answer);
+                path.pass(MINUTE, true);
+                assert_eq!(path.mtu.outer(), carries.min(1480), "{routers_answer}");
+                assert_eq!(path.mtu.is_silent(), !routers_answer && carries < 1480);
+                assert!(path.mtu.to_string().ends_with("confirmed by a probe"), "{}", path.mtu);
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_that_shrinks_is_noticed_within_seconds() {
+        let mut path = Path::new(1500, true, false);
+        path.pass(MINUTE, true);
+        path.carries = 1280;
+        path.pass(CONFIRM + WAIT * 4, true);
+        assert_eq!(path.mtu.outer(), 1280);
+        path.pass(MINUTE, true);
+        assert_eq!(path.mtu.outer(), 1280);
+    }
+
+    #[test]
+    fn a_path_that_grows_is_noticed_within_ten_minutes_and_seldom_asked_before() {
+        let mut path = Path::new(1280, true, false);
+        path.pass(MINUTE, true);
+        let searched = path.probes;
+        path.carries = 1400;
+        path.pass(MINUTE, true);
+        assert_eq!(path.mtu.outer(), 1280);
+        assert!(path.probes - searched <= 31, "{} probes in a minute", path.probes - searched);
+        path.pass(RAISE, true);
+        assert_eq!(path.mtu.outer(), 1400);
+        path.carries = 1500;
+        path.pass(RAISE + MINUTE, true);
+        assert_eq!((path.mtu.mtu(), path.mtu.is_silent()), (1420, false));
+    }
+
+    #[test]
+    fn who_is_idle_sends_nothing() {
+        let mut path = Path::new(1500, true, false);
+        path.pass(MINUTE, false);
+        let before = path.probes;
+        path.pass(RAISE * 3, false);
+        assert_eq!((before, path.probes), (1, 1));
+    }
+
+    #[test]
+    fn a_gateway_that_answers_nothing_is_not_asked_again_and_routers_are_believed() {
+        let mut path = Path::new(1500, false, true);
+        path.pass(RAISE - MINUTE, true);
+        assert_eq!((path.mtu.mtu(), path.probes), (1420, 4));
+        assert!(path.mtu.to_string().ends_with("no probe was answered yet"), "{}", path.mtu);
+        path.mtu.told(1380, path.now);
+        path.pass(MINUTE, true);
+        assert_eq!((path.mtu.mtu(), path.mtu.outer(), path.mtu.is_silent()), (1312, 1380, false));
+        path.mtu.told(2000, path.now);
+        assert_eq!(path.mtu.outer(), 1380);
+    }
+
+    #[test]
+    fn what_is_configured_stays() {
+        let now = Instant::now();
+        let mut mtu = PathMtu::fixed(1420, true, now);
+        mtu.told(1280, now);
+        mtu.used(now);
+        mtu.network_changed(Some(1300), now);
+        assert_eq!((mtu.mtu(), mtu.deadline()), (1420, None));
+        assert!(!mtu.answered(mtu.id(), 1000, now));
+    }
+
+    #[test]
+    fn after_a_change_of_network_old_answers_say_nothing() {
+        let mut path = Path::new(1280, true, false);
+        path.pass(MINUTE, true);
+        let old = path.mtu.id();
+        path.mtu.network_changed(Some(1500), path.now);
+        assert!(!path.mtu.answered(old, 1420, path.now));
+        assert_eq!(path.mtu.outer(), 1280);
+        path.carries = 1500;
+        path.pass(WAIT, false);
+        assert_eq!(path.mtu.mtu(), 1420);
+        path.mtu.network_changed(Some(1400), path.now);
+        assert_eq!(path.mtu.mtu(), 1320);
+    }
+
+    #[test]
+    fn no_router_makes_it_smaller_than_any_path_is() {
+        let now = Instant::now();
+        for (v4, least) in [(true, 576), (false, 1280)] {
+            let mut mtu = PathMtu::begin(None, v4, now);
+            mtu.told(0, now);
+            assert_eq!(mtu.outer(), least);
+        }
+        assert_eq!(tunnel_mtu(Some(0)), 496);
+        assert_eq!(tunnel_mtu(Some(u32::MAX)), 65_455);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_path_carries_the_result_passes_and_is_not_far_below(
+            carries in 576_u16..1700,
+            routers_answer: bool,
+            then in 576_u16..1700,
+        ) {
+            let mut path = Path::new(carries, true, routers_answer);
+            for carries in [carries, then, carries] {
+                path.carries = carries;
+                path.pass(RAISE + MINUTE, true);
+                let found = path.mtu.outer();
+                prop_assert!(found <= carries, "{found} on a path of {carries}");
+                let usual = USUAL.into_iter().rev().find(|size| *size <= carries.min(1480)).unwrap();
+                prop_assert!(found >= usual, "{found} on a path of {carries}");
+            }
+        }
+    }
+}
