@@ -1,7 +1,7 @@
 //! The directory in which a running daemon can be found: `lock`, `control`, and the journal of what to undo.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
     thread,
@@ -32,6 +32,21 @@ impl StateDir {
 
     pub fn control_socket(&self) -> PathBuf {
         self.0.join("control")
+    }
+
+    /// What names were found to have, for the next start.
+    pub fn learned(&self) -> PathBuf {
+        self.0.join("learned.json")
+    }
+
+    /// Nothing keeps closed what was learned any more.
+    pub fn forget_learned(&self) {
+        match fs::remove_file(self.learned()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "cannot remove {}", self.learned().display());
+            }
+            _ => {}
+        }
     }
 
     /// Waits until no daemon holds the lock any more.

@@ -1,4 +1,7 @@
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub enum Command {
     Status,
     Flows,
+    Names,
     /// Read the configuration again and swap it in, or keep the old one whole.
     Reload,
     /// Put the machine back and end.
@@ -19,6 +23,7 @@ pub enum Command {
 pub enum Reply {
     Status(Box<Status>),
     Flows(Flows),
+    Names(Names),
     Reloaded(Reloaded),
     /// `down` has begun; the daemon is gone when its lock is free.
     Stopping,
@@ -191,6 +196,43 @@ pub struct Rtp {
     pub clock_rate: Option<u32>,
     /// The last packet's as it arrived: a name or a number.
     pub dscp: String,
+}
+
+/// How the policy's names are resolved, and the addresses that they were found to have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    pub config: PathBuf,
+    /// How this machine's applications come to ask our resolver; null: the policy has no names.
+    pub resolver: Option<Resolver>,
+    pub addresses: Vec<LearnedAddress>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolver {
+    /// `systemd-resolved`, `resolvconf` or `/etc/resolv.conf`.
+    pub mode: String,
+    pub why: String,
+    pub listening: Vec<SocketAddr>,
+    /// Asked for the policy's names, through the tunnel.
+    pub tunnel_dns: Vec<SocketAddr>,
+    /// Asked for all other names, as before.
+    pub others: Vec<SocketAddr>,
+    /// Questions for the policy's names.
+    pub asked: u64,
+    /// Those of them that could not be answered.
+    pub failed: u64,
+    /// Questions for other names, handed on.
+    pub handed_on: u64,
+}
+
+/// An address that is in a set because a name has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LearnedAddress {
+    pub address: IpAddr,
+    pub name: String,
+    pub set: String,
+    /// How long it stays, unless the name is asked for again or a flow uses it.
+    pub seconds_left: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

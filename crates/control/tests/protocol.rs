@@ -53,7 +53,7 @@ impl Daemon {
                                 };
                                 let _ = call.answer.send(Reply::Reloaded(reloaded));
                             }
-                            Command::Down => drop(call),
+                            Command::Names | Command::Down => drop(call),
                         }
                     }
                 };

@@ -141,6 +141,13 @@ impl Host {
             .during(|| format!("write {path} on host `{}`", self.name))
     }
 
+    /// Shows `file` in place of `at`, which exists, to this host alone.
+    pub fn show_instead(&self, at: &Path, file: &Path) -> Result<(), LabError> {
+        let (over, source) = (at.to_owned(), file.to_owned());
+        self.run(move || mount(Some(&source), &over, None::<&str>, MsFlags::MS_BIND, None::<&str>))?
+            .during(|| format!("show {} as {} on host `{}`", file.display(), at.display(), self.name))
+    }
+
     /// Covers a directory with an empty one that only this host sees.
     pub fn cover(&self, directory: &Path) -> Result<(), LabError> {
         let at = directory.to_owned();

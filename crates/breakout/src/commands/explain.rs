@@ -1,30 +1,44 @@
+mod arguments;
+
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
-    str::FromStr,
+    time::Duration,
 };
 
-use clap::{Args, ValueEnum};
+use arguments::{Destination, Payload, Place, Protocol};
+use clap::Args;
+use control::{Client, Command, LearnedAddress, Reply};
 use packet::{Dscp, protocol};
-use policy::{Config, Content, Facts, Path, Snapshot, Step};
+use policy::{Config, Content, Facts, Learned, Path, Snapshot, Step};
 use serde::Serialize;
 
+use super::format;
 use crate::{
     configuration::{self, Policy},
     exit::Exit,
     failure::Failure,
     output,
+    state::StateDir,
 };
+
+/// For a name whose addresses are not known (RFC 5737).
+const STAND_INS: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(203, 0, 113, 1)];
+/// For the daemon's answer.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// Say which way a packet would go, and why
 ///
 /// Walks the policy as the pump would for a flow's first packet, and prints each step, the rule that decided, and the
-/// verdict. No daemon is needed. The path is `tunnel`, `bypass`, `reject`, or `direct` for what never enters the TUN.
+/// verdict. No daemon is needed; one that runs with the same configuration tells how an address came to be in a set, and until when.
+/// The path is `tunnel`, `bypass`, `reject`, or `direct` for what never enters the TUN.
 #[derive(Args, Debug)]
 #[command(after_help = concat!(
     "Examples:\n",
     "  breakout explain --proto udp --dst 52.129.96.10:20000 --dscp ef\n",
     "  breakout explain --config /etc/breakout.toml --proto tcp --dst 203.0.113.7:443\n",
+    "  breakout explain --config /etc/breakout.toml --proto tcp --dst api.usw2.pure.cloud:443\n",
     "  breakout explain --proto udp --dst 52.129.96.10:20000 --payload stun --json\n\n",
     "Exit status:\n",
     "  0  explained, whatever the verdict\n",
@@ -34,9 +48,9 @@ pub struct Explain {
     /// tcp, udp, icmp, icmpv6, or a protocol number
     #[arg(long, value_name = "PROTOCOL")]
     proto: Protocol,
-    /// Destination: address and port; the address alone for a protocol without ports
+    /// Destination: address or name, and port; without the port for a protocol that has none
     #[arg(long, value_name = "ADDRESS:PORT")]
-    dst: Place,
+    dst: Destination,
     /// Source: tells also whether the tunnel takes it
     #[arg(long, value_name = "ADDRESS:PORT")]
     src: Option<Place>,
@@ -46,7 +60,7 @@ pub struct Explain {
     /// What a UDP packet carries
     #[arg(long, value_enum, default_value_t = Payload::None)]
     payload: Payload,
-    /// The configuration to walk; without it, the built-in sets and rules, 203.0.113.0/24 being the signaling
+    /// The configuration to walk; without it the running daemon's, without one the built-in sets and rules, 203.0.113.0/24 being the signaling
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print one JSON object: path, rule, mark, then steps and policy
@@ -54,27 +68,14 @@ pub struct Explain {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Protocol(u8);
-
-/// An address with or without a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    address: IpAddr,
-    port: Option<u16>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Payload {
-    Stun,
-    Dtls,
-    Rtp,
-    Rtcp,
-    Zrtp,
-    /// TURN ChannelData
-    Channel,
-    /// Nothing that is WebRTC
-    None,
+/// The policy to walk.
+struct Walked {
+    config: Config,
+    snapshot: Snapshot,
+    /// The file, if it is one.
+    file: Option<PathBuf>,
+    /// What the daemon that has the same configuration learned.
+    learned: Vec<LearnedAddress>,
 }
 
 #[derive(Serialize)]
@@ -88,9 +89,12 @@ struct Explained {
 
 impl Explain {
     pub fn run(self) -> Result<Exit, Failure> {
-        let facts = self.facts()?;
-        let (config, snapshot) = self.policy()?;
-        let explained = self.explain(&facts, &config, &snapshot);
+        self.check_ports()?;
+        let walked = self.policy()?;
+        let explained = match &self.dst {
+            Destination::Address(place) => self.explain_address(place.address, &walked)?,
+            Destination::Name { name, .. } => self.explain_name(name, &walked)?,
+        };
         if self.json {
             output::json(&explained)?;
         } else {
@@ -99,58 +103,115 @@ impl Explain {
         Ok(Exit::Ok)
     }
 
-    fn facts(&self) -> Result<Facts, Failure> {
+    fn check_ports(&self) -> Result<(), Failure> {
         let has_ports = matches!(self.proto.0, protocol::TCP | protocol::UDP);
-        if has_ports && self.dst.port.is_none() {
-            return Err(Failure::usage(format!("--dst {} has no port", self.dst.address))
-                .remedy("tcp and udp have ports: give ADDRESS:PORT, for IPv6 [ADDRESS]:PORT")
+        if has_ports && self.dst.port().is_none() {
+            return Err(Failure::usage(format!("--dst {} has no port", self.dst))
+                .remedy("tcp and udp have ports: give ADDRESS:PORT, for IPv6 [ADDRESS]:PORT, or NAME:PORT")
                 .into());
         }
-        if !has_ports && self.dst.port.is_some() {
+        if !has_ports && self.dst.port().is_some() {
             return Err(Failure::usage(format!("{} has no ports", name(self.proto)))
                 .remedy("give the address alone to --dst")
                 .into());
         }
-        if let Some(source) = self.src.filter(|source| source.address.is_ipv4() != self.dst.address.is_ipv4())
-        {
+        Ok(())
+    }
+
+    fn facts(&self, destination: IpAddr) -> Result<Facts, Failure> {
+        if let Some(source) = self.src.filter(|source| source.address.is_ipv4() != destination.is_ipv4()) {
             return Err(Failure::usage(format!(
-                "--src {} and --dst {} are of different families",
-                source.address, self.dst.address
+                "--src {} and --dst {destination} are of different families",
+                source.address
             ))
             .remedy("give two IPv4 or two IPv6 addresses")
             .into());
         }
         let content = if self.proto.0 == protocol::UDP { self.payload.content() } else { Content::Other };
-        Ok(Facts {
-            protocol: self.proto.0,
-            destination: self.dst.address,
-            port: self.dst.port,
-            dscp: self.dscp,
-            content,
-        })
+        Ok(Facts { protocol: self.proto.0, destination, port: self.dst.port(), dscp: self.dscp, content })
     }
 
-    fn policy(&self) -> Result<(Config, Snapshot), Failure> {
-        let Policy { config, snapshot, .. } = match &self.config {
-            Some(file) => configuration::read_policy(file)?,
-            None => configuration::built_in_policy()?,
+    fn policy(&self) -> Result<Walked, Failure> {
+        let running = daemon();
+        let file = self.config.clone().or_else(|| running.as_ref().map(|names| names.config.clone()));
+        let Some(file) = file else {
+            let Policy { config, snapshot, .. } = configuration::built_in_policy()?;
+            return Ok(Walked { config, snapshot, file: None, learned: Vec::new() });
         };
-        Ok((config, snapshot))
+        let Policy { config, snapshot, .. } = configuration::read_policy(&file)?;
+        let is_same = |other: &PathBuf| other.canonicalize().ok() == file.canonicalize().ok();
+        let learned =
+            running.filter(|names| is_same(&names.config)).map_or_else(Vec::new, |names| names.addresses);
+        let of_set = |found: &LearnedAddress| Learned { address: found.address, set: found.set.clone() };
+        let snapshot = snapshot.with_learned(&learned.iter().map(of_set).collect::<Vec<_>>());
+        Ok(Walked { config, snapshot, file: Some(file), learned })
     }
 
-    fn explain(&self, facts: &Facts, config: &Config, snapshot: &Snapshot) -> Explained {
-        let policy =
-            self.config.as_ref().map_or_else(|| "built in".to_owned(), |file| file.display().to_string());
-        let is_own = |source: Place| config.interface.address.iter().any(|own| own.addr() == source.address);
-        let judged_source = self.src.filter(|_| self.config.is_some());
+    fn explain_address(&self, address: IpAddr, walked: &Walked) -> Result<Explained, Failure> {
+        let facts = self.facts(address)?;
+        let mut explained = self.walk(&facts, &walked.snapshot, walked);
+        if let Some(found) = walked.learned.iter().find(|found| found.address == address) {
+            let told = format!("{}; whatever else is at this address and port goes with it", found_at(found));
+            explained.steps.insert(0, step("learned", told));
+        }
+        Ok(explained)
+    }
+
+    /// As its addresses are judged, known or not.
+    fn explain_name(&self, name: &str, walked: &Walked) -> Result<Explained, Failure> {
+        let Some((domain, set)) = walked.snapshot.set_for_name(name) else {
+            let found = format!(
+                "no set has a domain that {name} is under: it is resolved as ever, and its address decides"
+            );
+            let decided = Step { decided: true, ..step("name", found) };
+            return Ok(walked.explained("direct", "none", self.dscp.to_string(), vec![decided]));
+        };
+        let mut steps = vec![step("name", format!("{name} is in {set} by its domain {domain}"))];
+        let known =
+            walked.learned.iter().filter(|found| found.name.eq_ignore_ascii_case(name.trim_end_matches('.')));
+        let known: Vec<&LearnedAddress> = known.collect();
+        steps.extend(known.iter().map(|found| step("learned", found_at(found))));
+        if known.is_empty() {
+            steps.push(step(
+                "learned",
+                "no address yet: it is routed before an application is told of it".to_owned(),
+            ));
+        }
+        let is_free = |address: &IpAddr| walked.snapshot.set_of(*address).is_none();
+        let stand_in = known
+            .first()
+            .map(|found| found.address)
+            .or_else(|| STAND_INS.map(IpAddr::V4).into_iter().find(is_free));
+        let Some(address) = stand_in else {
+            return Err(Failure::usage("documentation's own addresses are all in sets")
+                .remedy("give an address")
+                .into());
+        };
+        let snapshot = walked.snapshot.with_learned(&[Learned { address, set: set.to_owned() }]);
+        let mut explained = self.walk(&self.facts(address)?, &snapshot, walked);
+        explained.steps.retain(|step| step.check != "set");
+        steps.append(&mut explained.steps);
+        Ok(Explained { steps, ..explained })
+    }
+
+    fn walk(&self, facts: &Facts, snapshot: &Snapshot, walked: &Walked) -> Explained {
+        let own = &walked.config.interface.address;
+        let is_own = |source: Place| own.iter().any(|own| own.addr() == source.address);
+        let judged_source = self.src.filter(|_| walked.file.is_some());
 
         if !snapshot.is_routed(facts) {
-            let found = format!(
-                "no set that a rule names holds {}: it is not routed into the TUN",
-                facts.destination
-            );
-            let mut steps = vec![Step { check: "set".to_owned(), found, decided: true }];
-            steps.extend(perhaps_learned(snapshot));
+            let found = if snapshot.is_learned(facts.destination) {
+                format!(
+                    "no rule is for this traffic to {}, a name's address: it is not routed into the TUN",
+                    facts.destination
+                )
+            } else {
+                format!("no set that a rule names holds {}: it is not routed into the TUN", facts.destination)
+            };
+            let mut steps = vec![Step { decided: true, ..step("set", found) }];
+            if walked.learned.is_empty() {
+                steps.extend(perhaps_learned(snapshot));
+            }
             let mut path = "direct";
             if let Some(source) = judged_source.filter(|source| is_own(*source)) {
                 path = Path::Reject.name();
@@ -159,7 +220,7 @@ impl Explain {
                     format!("{} is the TUN's: refused, so that it does not leave elsewhere", source.address),
                 );
             }
-            return Explained { path, rule: "none".to_owned(), mark: facts.dscp.to_string(), steps, policy };
+            return walked.explained(path, "none", facts.dscp.to_string(), steps);
         }
 
         let policy::Explanation { path: judged, rule, mark, mut steps } = snapshot.explain(facts);
@@ -176,16 +237,15 @@ impl Explain {
                 (Path::Bypass, false) => {
                     let found =
                         format!("{} is not the interface's: it leaves as it is, unmapped", source.address);
-                    steps.push(Step { check: "source".to_owned(), found, decided: false });
+                    steps.push(step("source", found));
                 }
                 (Path::Tunnel | Path::Bypass, true) => {
-                    let found = format!("{} is the interface's", source.address);
-                    steps.push(Step { check: "source".to_owned(), found, decided: false });
+                    steps.push(step("source", format!("{} is the interface's", source.address)));
                 }
                 (Path::Reject, _) => {}
             }
         }
-        Explained { path: path.name(), rule, mark, steps, policy }
+        walked.explained(path.name(), &rule, mark, steps)
     }
 
     fn table(&self, explained: &Explained) -> String {
@@ -200,6 +260,14 @@ impl Explain {
     }
 }
 
+impl Walked {
+    fn explained(&self, path: &'static str, rule: &str, mark: String, steps: Vec<Step>) -> Explained {
+        let policy =
+            self.file.as_ref().map_or_else(|| "built in".to_owned(), |file| file.display().to_string());
+        Explained { path, rule: rule.to_owned(), mark, steps, policy }
+    }
+}
+
 /// What no file tells: which addresses the names have.
 fn perhaps_learned(snapshot: &Snapshot) -> Option<Step> {
     let domains: Vec<&str> = snapshot.domains().map(|(domain, _)| domain).collect();
@@ -208,7 +276,25 @@ fn perhaps_learned(snapshot: &Snapshot) -> Option<Step> {
     let found = format!(
         "unless a name under {first}{more} has this address: a running daemon captures those, on the ports of the set's rules"
     );
-    Some(Step { check: "domains".to_owned(), found, decided: false })
+    Some(step("domains", found))
+}
+
+/// What the running daemon tells of names; `None` if there is none, or none that talks to this user.
+fn daemon() -> Option<control::Names> {
+    let mut client = Client::connect(&StateDir::from_environment().control_socket()).ok()?;
+    match client.call(Command::Names, LIMIT).ok()? {
+        Reply::Names(names) => Some(names),
+        _ => None,
+    }
+}
+
+fn found_at(found: &LearnedAddress) -> String {
+    let LearnedAddress { address, name, set, seconds_left } = found;
+    format!("{address} is {name}'s, in {set} for another {}", format::duration(*seconds_left as f64))
+}
+
+fn step(check: &str, found: String) -> Step {
+    Step { check: check.to_owned(), found, decided: false }
 }
 
 /// The source has the last word.
@@ -219,58 +305,4 @@ fn decide(steps: &mut Vec<Step>, found: String) {
 
 fn name(protocol: Protocol) -> String {
     protocol::name(protocol.0).map_or_else(|| format!("protocol {}", protocol.0), str::to_owned)
-}
-
-impl Payload {
-    fn content(self) -> Content {
-        match self {
-            Self::Stun => Content::Stun,
-            Self::Dtls => Content::Dtls,
-            Self::Rtp => Content::Rtp,
-            Self::Rtcp => Content::Rtcp,
-            Self::Zrtp => Content::Zrtp,
-            Self::Channel => Content::Channel,
-            Self::None => Content::Other,
-        }
-    }
-}
-
-impl FromStr for Protocol {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = match text.to_ascii_lowercase().as_str() {
-            "tcp" => protocol::TCP,
-            "udp" => protocol::UDP,
-            "icmp" => protocol::ICMP,
-            "icmpv6" => protocol::ICMPV6,
-            other => {
-                other.parse().map_err(|_| "give tcp, udp, icmp, icmpv6 or a number up to 255".to_owned())?
-            }
-        };
-        Ok(Self(number))
-    }
-}
-
-impl FromStr for Place {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(socket) = text.parse::<SocketAddr>() {
-            return Ok(Self { address: socket.ip(), port: Some(socket.port()) });
-        }
-        let address = text.trim_start_matches('[').trim_end_matches(']').parse();
-        let address = address
-            .map_err(|_| "give an address with a port: 192.0.2.1:443 or [2001:db8::1]:443".to_owned())?;
-        Ok(Self { address, port: None })
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.port {
-            Some(port) => SocketAddr::new(self.address, port).fmt(f),
-            None => self.address.fmt(f),
-        }
-    }
 }

@@ -11,6 +11,7 @@ mod gateway;
 mod import;
 mod keygen;
 mod lab;
+mod names;
 mod panic_off;
 mod ranges;
 mod regions;
@@ -45,6 +46,7 @@ enum Command {
     Down(down::Down),
     Status(status::Status),
     Flows(flows::Flows),
+    Names(names::Names),
     Reload(reload::Reload),
     Explain(explain::Explain),
     Check(check::Check),
@@ -66,6 +68,7 @@ impl Cli {
             Command::Down(down) => down.run(),
             Command::Status(status) => status.run(),
             Command::Flows(flows) => flows.run(),
+            Command::Names(names) => names.run(),
             Command::Reload(reload) => reload.run(),
             Command::Explain(explain) => explain.run(),
             Command::Check(check) => check.run(),

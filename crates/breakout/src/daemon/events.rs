@@ -1,5 +1,6 @@
 use std::{future::pending, io, pin::pin, time::Duration};
 
+use ::names::Learn;
 use control::{Call, Command, Refusal, RefusalKind, Reply, Server};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -8,8 +9,10 @@ use tokio::{
 };
 
 use super::{
+    machine::Machine,
+    names::{self, Heard},
     reload, report,
-    start::{Exited, Running},
+    start::{Outside, Running},
 };
 use crate::{exit::Exit, failure::Failure};
 
@@ -42,10 +45,10 @@ impl Signals {
 /// Follows signals, requests, the underlay and the pump until the daemon is to end. An error means that it cannot go on.
 pub async fn follow(
     running: &mut Running,
-    server: &Server,
-    mut exited: Exited,
+    outside: &mut Outside,
     mut signals: Signals,
 ) -> Result<(), Failure> {
+    let Outside { server, exited, heard } = outside;
     let (calls, mut asked) = mpsc::channel(WAITING_CALLS);
     let mut serving = pin!(server.serve(calls));
     let mut retry = None;
@@ -76,7 +79,13 @@ pub async fn follow(
                 }
             }
             () = wait_until(retry) => retry = follow_network(running).await?,
-            result = &mut exited => {
+            () = Machine::dns_changed(&mut running.machine.dns) => follow_names(running).await,
+            said = hear(heard) => match said {
+                Some(found) => names::learn(running, found).await,
+                None => return Err(Failure::system("our resolver ended by itself").into()),
+            },
+            () = wait_until(running.names_due) => names::expire(running).await?,
+            result = &mut *exited => {
                 let why = match result {
                     Ok(Err(error)) => error.to_string(),
                     Ok(Ok(())) | Err(_) => "its thread ended".to_owned(),
@@ -111,6 +120,23 @@ async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failur
     }
 }
 
+/// Puts back how names are led to our resolver, and follows what others are resolved by.
+async fn follow_names(running: &mut Running) {
+    match running.machine.repair_dns().await {
+        Ok(others) => running.names.iter().for_each(|names| names.set_others(others.clone())),
+        Err(error) => tracing::error!(%error, "cannot lead names to our resolver again"),
+    }
+}
+
+/// What our resolver has found; `None`: it has ended.
+async fn hear(heard: &mut Option<Heard>) -> Option<Learn> {
+    let Some(Heard { learn, ended }) = heard else { return pending().await };
+    tokio::select! {
+        Some(found) = learn.recv() => Some(found),
+        _ = ended => None,
+    }
+}
+
 async fn wait_until(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -127,6 +153,7 @@ async fn answer(running: &mut Running, server: &Server, call: Call) {
             report::status(running).map_or_else(failed, |status| Reply::Status(Box::new(status)))
         }
         Command::Flows => report::flows(running).map_or_else(failed, Reply::Flows),
+        Command::Names => Reply::Names(names::report(running)),
         Command::Reload => match reload::reload(running, server).await {
             Ok(reloaded) => Reply::Reloaded(reloaded),
             Err(failure) => {

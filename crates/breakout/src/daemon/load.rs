@@ -1,8 +1,10 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use control::Access;
+use names::{Resolver, Settings};
 use policy::{Config, Endpoint, Snapshot};
-use tokio::{net::lookup_host, time::timeout};
+use routes::dns;
+use tokio::{net::lookup_host, sync::mpsc, task::AbortHandle, time::timeout};
 
 use crate::{
     configuration::{self, Keys, Policy},
@@ -44,6 +46,7 @@ async fn resolve(endpoint: &Endpoint) -> Result<SocketAddr, Failure> {
     let failed = || Failure::system(format!("the gateway's name {host} cannot be resolved"));
     let remedy = "check the network and the name; an address in `endpoint` needs no resolving";
     tracing::info!(host, "resolving the gateway's name");
+    let _answering = answer_for_the_dead(host).await;
     let mut found = timeout(LOOKUP_LIMIT, lookup_host((host, port)))
         .await
         .map_err(|_| {
@@ -51,6 +54,32 @@ async fn resolve(endpoint: &Endpoint) -> Result<SocketAddr, Failure> {
         })?
         .map_err(|error| failed().because(error).remedy(remedy))?;
     Ok(found.next().ok_or_else(|| failed().because("the name has no address").remedy(remedy))?)
+}
+
+/// Where a dead run still leads all names to its resolver: somebody there who has the gateway's name asked for as before that run, and has
+/// no answer for any other.
+async fn answer_for_the_dead(gateway: &str) -> Option<Answering> {
+    let forward = dns::left_before().await?;
+    let settings = Settings {
+        listen: vec![(dns::LOOPBACK, 53).into()],
+        upstreams: Vec::new(),
+        from: Vec::new(),
+        forward,
+        ipv6: false,
+    };
+    let gateway = gateway.trim_end_matches('.').to_ascii_lowercase();
+    let (learn, _) = mpsc::channel(1);
+    // It fails where a daemon is running, which answers itself.
+    let resolver = Resolver::bind(settings, move |name| name != gateway, learn).ok()?;
+    Some(Answering(tokio::spawn(resolver.run()).abort_handle()))
+}
+
+struct Answering(AbortHandle);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// The configuration's check sees addresses only; a name may resolve to anything.

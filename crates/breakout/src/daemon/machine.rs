@@ -1,12 +1,17 @@
 //! What the daemon changes on the machine, and what it must know of it.
 
-use std::{net::IpAddr, num::NonZero};
+use std::{
+    future::pending,
+    net::{IpAddr, SocketAddr},
+    num::NonZero,
+};
 
 use dataplane::{Tun, tunnel_mtu};
-use policy::{Captured, Facts, Path};
+use policy::{Captured, Facts, Path, Snapshot};
 use routes::{
     Cleaned, Conflict, KILL_SWITCH, Routes, Settings, State, Wanted,
     connections::{self, Connection},
+    dns::{self, Dns},
     netlink::{Netlink, Watch},
 };
 
@@ -28,6 +33,9 @@ pub struct Machine {
     pub watch: Watch,
     netlink: Netlink,
     routes: Routes,
+    tun: String,
+    /// Leads the questions for the policy's names to our resolver.
+    pub dns: Option<Dns>,
     gateway: IpAddr,
     underlay: routes::Underlay,
     /// How many connections older than the routes were ended, or why that cannot be done.
@@ -59,6 +67,7 @@ pub async fn clean(state: &StateDir) -> Result<Vec<String>, Failure> {
         }
         _ => {}
     }
+    state.forget_learned();
     Ok(lines(&cleaned))
 }
 
@@ -68,19 +77,20 @@ pub async fn open_up() -> (Vec<String>, Vec<String>) {
     (lines(&cleaned), errors.iter().map(ToString::to_string).collect())
 }
 
-/// What the policy wants of the machine.
-pub fn wanted(loaded: &Loaded) -> Wanted {
-    let Loaded { config, snapshot, .. } = loaded;
+/// What a configuration's policy wants of the machine, with the addresses that were learned.
+pub fn wanted(loaded: &Loaded, snapshot: &Snapshot) -> Wanted {
     Wanted {
         captured: snapshot.captured().to_vec(),
         learned: snapshot.learned().to_vec(),
-        kill_switch: config.routes.kill_switch.then(|| snapshot.guarded().to_vec()),
+        // What was learned is kept in by the routes' own account of it.
+        kill_switch: loaded.config.routes.kill_switch.then(|| loaded.snapshot.guarded().to_vec()),
     }
 }
 
 fn lines(cleaned: &Cleaned) -> Vec<String> {
     let counted = [
         (usize::from(cleaned.kill_switch), "kill switch", "kill switches"),
+        (usize::from(cleaned.dns), "way of resolving names (put back as it was)", "ways of resolving names"),
         (usize::from(cleaned.tun), "address setup of the TUN", "address setups of the TUN"),
         (cleaned.rules, "routing rule", "routing rules"),
         (cleaned.routes, "route", "routes, which kept signaling closed"),
@@ -99,14 +109,18 @@ fn lines(cleaned: &Cleaned) -> Vec<String> {
 
 impl Machine {
     /// Gives the TUN its addresses and leads the captured prefixes into it. On an error everything is as before.
-    pub async fn raise(state: State, tun: &Tun, loaded: &Loaded) -> Result<(Self, u16), Failure> {
+    pub async fn raise(
+        state: State,
+        tun: &Tun,
+        loaded: &Loaded,
+        snapshot: &Snapshot,
+    ) -> Result<(Self, u16), Failure> {
         let unwatched = |error| refused("cannot look at the network", routes::Error::from(error));
         let mut watch = Watch::new().map_err(unwatched)?;
         let netlink = Netlink::new().map_err(unwatched)?;
         let gateway = loaded.endpoint.ip();
         let underlay = look(&netlink, gateway, tun.index()).await?;
-        let captured = loaded.snapshot.captured();
-        heed_conflicts(captured, gateway, &underlay)?;
+        heed_conflicts(snapshot.captured(), gateway, &underlay)?;
         let mtu = loaded.config.interface.mtu.unwrap_or_else(|| tunnel_mtu(gateway_mtu(&underlay)));
         let settings = Settings {
             tun: tun.name().to_owned(),
@@ -114,25 +128,25 @@ impl Machine {
             mtu: u32::from(mtu),
             mark: FWMARK,
         };
-        let routes = Routes::apply(state, settings, &wanted(loaded))
+        let routes = Routes::apply(state, settings, &wanted(loaded, snapshot))
             .await
             .map_err(|error| refused("cannot set up addresses and routes", error))?;
         watch.ignore(routes.netlink());
-        let mut machine = Self { watch, netlink, routes, gateway, underlay, ended: Ok(0) };
-        machine.end_old_connections(loaded);
+        let tun = tun.name().to_owned();
+        let mut machine = Self { watch, netlink, routes, tun, dns: None, gateway, underlay, ended: Ok(0) };
+        machine.end_old_connections(loaded, snapshot);
         Ok((machine, mtu))
     }
 
     /// Ends the TCP connections that run outside of the TUN and belong into the tunnel: they are older than the routes.
-    pub fn end_old_connections(&mut self, loaded: &Loaded) {
-        let Loaded { config, snapshot, .. } = loaded;
-        let is_own = |address: IpAddr| config.interface.address.iter().any(|own| own.addr() == address);
+    pub fn end_old_connections(&mut self, loaded: &Loaded, snapshot: &Snapshot) {
+        let own = &loaded.config.interface.address;
+        let is_own = |address: IpAddr| own.iter().any(|own| own.addr() == address);
         let ended = connections::end(|Connection { local, remote, .. }| {
-            let is_captured =
-                || snapshot.captured().iter().any(|captured| captured.prefix.contains(&remote.ip()));
+            let facts = Facts::tcp(*remote);
             !is_own(local.ip())
-                && is_captured()
-                && snapshot.classify(&Facts::tcp(*remote)).path == Path::Tunnel
+                && snapshot.is_routed(&facts)
+                && snapshot.classify(&facts).path == Path::Tunnel
         });
         match &ended {
             Ok(ended) => {
@@ -181,9 +195,65 @@ impl Machine {
         Ok(has_changed)
     }
 
+    /// Leads questions for these domains to our resolver, which listens on `on_link` and on [`dns::LOOPBACK`]. Says where others go.
+    pub async fn set_up_dns(
+        &mut self,
+        on_link: IpAddr,
+        domains: Vec<String>,
+    ) -> Result<Vec<SocketAddr>, Failure> {
+        let settings = dns::Settings { link: self.tun.clone(), index: self.routes.tun(), on_link, domains };
+        let set_up = Dns::set_up(self.routes.state(), settings).await;
+        let dns = set_up.map_err(|error| refused("cannot lead names to our resolver", error))?;
+        tracing::info!("the policy's names are resolved through the tunnel, by way of {}", dns.report().mode);
+        Ok(self.dns.insert(dns).before())
+    }
+
+    /// A reload has other domains.
+    pub async fn set_domains(&mut self, domains: Vec<String>) -> Result<(), Failure> {
+        let Some(dns) = &mut self.dns else { return Ok(()) };
+        let set = dns.set_domains(self.routes.state(), domains).await;
+        Ok(set.map_err(|error| refused("cannot lead other names to our resolver", error))?)
+    }
+
+    /// Takes back how a dead run had led names to its resolver: this one has none.
+    pub async fn put_dns_back(&mut self) -> Result<(), Failure> {
+        let put_back = dns::put_back(self.routes.state()).await;
+        put_back.map(drop).map_err(|error| refused("cannot put back how names were resolved", error).into())
+    }
+
+    /// Resolves when somebody may have led names elsewhere; then call [`Machine::repair_dns`].
+    pub async fn dns_changed(dns: &mut Option<Dns>) {
+        match dns {
+            Some(dns) => dns.changed().await,
+            None => pending().await,
+        }
+    }
+
+    /// Leads names to our resolver again. Says where others go now.
+    pub async fn repair_dns(&mut self) -> Result<Vec<SocketAddr>, routes::Error> {
+        let Some(dns) = &mut self.dns else { return Ok(Vec::new()) };
+        for repaired in dns.repair(self.routes.state()).await? {
+            tracing::warn!("put back: {repaired}");
+        }
+        Ok(dns.before())
+    }
+
+    /// How names are led to our resolver, why that way, and where others go.
+    pub fn dns_report(&self) -> Option<(String, String, Vec<SocketAddr>)> {
+        let dns = self.dns.as_ref()?;
+        let report = dns.report();
+        Some((report.mode.to_string(), report.why, dns.before()))
+    }
+
     /// Leads exactly this into the TUN; on an error all is as before.
     pub async fn want(&mut self, wanted: &Wanted) -> Result<(), Failure> {
         Ok(self.routes.update(wanted).await.map_err(|error| refused("cannot change the routes", error))?)
+    }
+
+    /// Leads what was learned into the TUN, and nothing else that was; on an error all is as before.
+    pub async fn learn(&mut self, snapshot: &Snapshot) -> Result<(), Failure> {
+        let learned = self.routes.learn(snapshot.learned()).await;
+        Ok(learned.map_err(|error| refused("cannot route learned addresses", error))?)
     }
 
     /// Has applications make packets of this size, in bytes, for the tunnel.
@@ -218,16 +288,26 @@ impl Machine {
             }
             Err(why) => (false, why.clone()),
         };
+        let names = match self.dns_report() {
+            None => (false, "not configured (`dns` in [tunnel])".to_owned()),
+            Some((mode, why, _)) => (true, format!("by way of {mode}: {why}")),
+        };
         vec![
             ("firewall", firewall.0, firewall.1),
             ("kill-switch", kill_switch.0, kill_switch.1),
             ("old-connections", old_connections.0, old_connections.1),
+            ("split-dns", names.0, names.1),
         ]
     }
 
     /// Leaves the machine as it was found, and frees the lock.
-    pub async fn restore(self) -> Result<(), Failure> {
-        Ok(self.routes.teardown().await.map_err(|error| {
+    pub async fn restore(mut self) -> Result<(), Failure> {
+        let names = match self.dns.take() {
+            Some(dns) => dns.tear_down(self.routes.state()).await,
+            None => Ok(()),
+        };
+        let rest = self.routes.teardown().await;
+        Ok(names.and(rest).map_err(|error| {
             refused("cannot put everything back", error).remedy("`breakout down` tries again what is left")
         })?)
     }

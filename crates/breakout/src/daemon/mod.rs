@@ -1,8 +1,10 @@
 //! The daemon: reads the configuration, puts the parts together, and follows what happens.
 
 mod events;
+mod learned;
 mod load;
 mod machine;
+mod names;
 mod reload;
 mod report;
 mod start;
@@ -21,9 +23,9 @@ pub fn up(config: PathBuf) -> Result<Exit, Failure> {
     runtime()?.block_on(async {
         let loaded = load::load(&config).await?;
         let signals = events::Signals::listen()?;
-        let (mut running, server, exited) = start::start(config, loaded).await?;
-        events::follow(&mut running, &server, exited, signals).await?;
-        running.end(server).await?;
+        let (mut running, mut outside) = start::start(config, loaded).await?;
+        events::follow(&mut running, &mut outside, signals).await?;
+        running.end(outside).await?;
         Ok(Exit::Ok)
     })
 }

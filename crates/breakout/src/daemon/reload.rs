@@ -1,12 +1,13 @@
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use control::{Reloaded, Server};
-use policy::{Captured, Fail};
+use policy::{Captured, Fail, Snapshot};
 use routes::Wanted;
 
 use super::{
     load::{Loaded, load},
     machine::wanted,
+    names::domains,
     start::Running,
 };
 use crate::failure::{Failure, Problem};
@@ -22,7 +23,9 @@ pub async fn reload(running: &mut Running, server: &Server) -> Result<Reloaded, 
     }
     let old_access = server.access();
     server.set_access(new.access).map_err(not_taken)?;
-    let cut_flows = match swap(running, &new).await {
+    let addresses = running.addresses.under(&new.snapshot);
+    let snapshot = Arc::new(new.snapshot.with_learned(&addresses.learned()));
+    let cut_flows = match swap(running, &new, &snapshot).await {
         Ok(cut_flows) => cut_flows,
         Err(failure) => {
             server.set_access(old_access).map_err(not_taken)?;
@@ -32,14 +35,17 @@ pub async fn reload(running: &mut Running, server: &Server) -> Result<Reloaded, 
 
     let changes = changes(&running.loaded, &new);
     let warnings = new.warnings.clone();
-    running.loaded = new;
+    if let Some(names) = &running.names {
+        names.set_policy(new.snapshot.clone());
+    }
+    (running.loaded, running.snapshot, running.addresses) = (new, snapshot, addresses);
     tracing::info!(?changes, cut_flows, "reloaded");
     Ok(Reloaded { changes, cut_flows, warnings })
 }
 
 /// Takes all of the new configuration, or goes back to the old one.
-async fn swap(running: &mut Running, new: &Loaded) -> Result<usize, Failure> {
-    match take(running, new).await {
+async fn swap(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> Result<usize, Failure> {
+    match take(running, new, snapshot).await {
         Ok(cut_flows) => Ok(cut_flows),
         Err(failure) => {
             go_back(running, new).await?;
@@ -50,24 +56,27 @@ async fn swap(running: &mut Running, new: &Loaded) -> Result<usize, Failure> {
 
 /// First the routes of both policies, so that nothing which the new policy tunnels can leave directly; then the gateway, which
 /// the machine may be unable to reach; then the policy; then the routes of the new one alone.
-async fn take(running: &mut Running, new: &Loaded) -> Result<usize, Failure> {
-    let (was, is) = (wanted(&running.loaded), wanted(new));
+async fn take(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> Result<usize, Failure> {
+    let (was, is) = (wanted(&running.loaded, &running.snapshot), wanted(new, snapshot));
+    running.machine.set_domains(domains(snapshot)).await?;
     running.machine.want(&both(&was, &is)).await?;
     // A peer that roamed and fell silent may be found where the configuration says.
     let is_lost = running.pump.tunnel().map_err(not_taken)?.state == "down";
     if is_lost || new.endpoint != running.loaded.endpoint {
         set_gateway(running, new.endpoint).await?;
     }
-    let cut_flows = running.pump.swap(new.snapshot.clone()).map_err(not_taken)?;
+    let cut_flows = running.pump.swap(snapshot.clone()).map_err(not_taken)?;
     running.machine.want(&is).await?;
-    running.machine.end_old_connections(new);
+    running.machine.end_old_connections(new, snapshot);
     Ok(cut_flows)
 }
 
 /// The old policy before its routes alone, for the same reason. Where a step had not been taken, nothing changes.
 async fn go_back(running: &mut Running, new: &Loaded) -> Result<(), Failure> {
     let old = &running.loaded;
-    let (endpoint, snapshot, wanted) = (old.endpoint, old.snapshot.clone(), wanted(old));
+    let (endpoint, snapshot) = (old.endpoint, running.snapshot.clone());
+    let wanted = wanted(old, &snapshot);
+    running.machine.set_domains(domains(&snapshot)).await?;
     running.pump.swap(snapshot).map_err(not_taken)?;
     running.machine.want(&wanted).await?;
     if new.endpoint != endpoint {

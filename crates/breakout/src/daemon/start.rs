@@ -1,15 +1,17 @@
-use std::{path::PathBuf, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use control::Server;
 use dataplane::{Handle, Mtu, Offload, Pump, PumpError, Setup, Tun};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use policy::Fail;
+use policy::{Fail, Snapshot};
 use tokio::sync::{oneshot, watch};
 use tunnel::{Peer, PeerConfig};
 
 use super::{
+    learned::Addresses,
     load::Loaded,
     machine::{self, Machine},
+    names::{self, Heard, Names},
 };
 use crate::{failure::Failure, output, state::StateDir};
 
@@ -19,7 +21,16 @@ const FILES: rlim_t = 8192;
 /// A daemon that is up.
 pub struct Running {
     pub path: PathBuf,
+    pub state: StateDir,
     pub loaded: Loaded,
+    /// The policy in force: the configuration's, with `addresses`.
+    pub snapshot: Arc<Snapshot>,
+    /// What the policy's names were found to have.
+    pub addresses: Addresses,
+    /// When the first of them ends.
+    pub names_due: Option<tokio::time::Instant>,
+    /// Our resolver, if the policy has names.
+    pub names: Option<Names>,
     /// The TUN's name.
     pub interface: String,
     /// The largest packet in the tunnel, in bytes: a new one after each change.
@@ -29,29 +40,42 @@ pub struct Running {
     pub pump: Handle,
 }
 
+/// Where a daemon that is up hears from.
+pub struct Outside {
+    pub server: Server,
+    pub exited: Exited,
+    /// `None`: the policy has no names.
+    pub heard: Option<Heard>,
+}
+
 /// Resolves when the pump ends.
 pub type Exited = oneshot::Receiver<Result<(), PumpError>>;
 
 /// Raises everything; packets can move when this returns. Where a step fails, those before it are undone, but for what a
 /// crash had left: a failed attempt to start again must not open what that keeps closed.
-pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Server, Exited), Failure> {
+pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Outside), Failure> {
     let state = StateDir::from_environment();
     let lock = machine::lock(&state)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
 
+    let addresses = known_addresses(&state, &loaded.snapshot);
+    let snapshot = Arc::new(loaded.snapshot.with_learned(&addresses.learned()));
+
     raise_file_limit();
     let tun = open_tun(loaded.config.interface.name.as_deref())?;
     let interface = tun.name().to_owned();
-    let (machine, mtu) = Machine::raise(lock, &tun, &loaded).await?;
+    let (mut machine, mtu) = Machine::raise(lock, &tun, &loaded, &snapshot).await?;
     let (tell, mtu) = watch::channel(mtu);
-    let started = start_pump(tun, &loaded, tell, &machine).and_then(|(pump, exited)| {
+    let started = async {
+        let (pump, exited) = start_pump(tun, &loaded, &snapshot, tell, &machine)?;
         let server = Server::bind(&state.control_socket(), loaded.access)
             .map_err(|error| Failure::system("cannot open the control socket").because(error))?;
-        Ok((pump, exited, server))
-    });
-    let (pump, exited, server) = match started {
+        let names = Names::start(&mut machine, &loaded).await?;
+        Ok((pump, exited, server, names))
+    };
+    let (pump, exited, server, names) = match started.await {
         Ok(started) => started,
         Err(failure) => {
             machine.give_up().await;
@@ -59,9 +83,35 @@ pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Server, Ex
         }
     };
 
-    let running = Running { path, loaded, interface, mtu, since: Instant::now(), machine, pump };
+    let (names, heard) = names.unzip();
+    let names_due = names::due(&addresses);
+    let since = Instant::now();
+    let running = Running {
+        path,
+        state,
+        loaded,
+        snapshot,
+        addresses,
+        names_due,
+        names,
+        interface,
+        mtu,
+        since,
+        machine,
+        pump,
+    };
     running.announce();
-    Ok((running, server, exited))
+    Ok((running, Outside { server, exited, heard }))
+}
+
+/// What the last daemon learned and a crash kept closed, as the policy sees it now.
+fn known_addresses(state: &StateDir, policy: &Snapshot) -> Addresses {
+    let file = state.learned();
+    let known = Addresses::read(&file).unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read {}: addresses are learned anew", file.display());
+        Addresses::default()
+    });
+    known.under(policy)
 }
 
 /// Each voice mapping holds a socket: with the usual soft limit of 1024, whoever opens as many ports could keep the daemon
@@ -93,6 +143,7 @@ pub fn open_tun(name: Option<&str>) -> Result<Tun, Failure> {
 fn start_pump(
     tun: Tun,
     loaded: &Loaded,
+    snapshot: &Arc<Snapshot>,
     tell: watch::Sender<u16>,
     machine: &Machine,
 ) -> Result<(Handle, Exited), Failure> {
@@ -121,7 +172,7 @@ fn start_pump(
         },
         peer,
         endpoint: loaded.endpoint,
-        snapshot: loaded.snapshot.clone(),
+        snapshot: snapshot.clone(),
         fwmark: Machine::fwmark(),
         underlay: machine.underlay(),
         fast_path: config.dataplane.fast_path,
@@ -167,12 +218,13 @@ impl Running {
     }
 
     /// Puts the machine back as it was found.
-    pub async fn end(self, server: Server) -> Result<(), Failure> {
-        drop(server);
+    pub async fn end(self, outside: Outside) -> Result<(), Failure> {
+        drop(outside);
         // The pump first: until the routes are gone too, signaling is refused rather than sent directly.
         let stopped =
             self.pump.stop().map_err(|error| Failure::system("the pump did not end well").because(error));
         self.machine.restore().await?;
+        self.state.forget_learned();
         stopped?;
         tracing::info!("down");
         Ok(())

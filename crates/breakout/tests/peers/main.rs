@@ -19,6 +19,7 @@ mod journal;
 mod leaks;
 mod machine;
 mod mtu;
+mod names;
 mod sip;
 mod tiers;
 mod webrtc;

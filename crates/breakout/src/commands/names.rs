@@ -1,0 +1,66 @@
+use clap::Args;
+use control::{Command, LearnedAddress, Reply, Resolver};
+
+use super::{ask, format};
+use crate::{
+    exit::{self, Exit},
+    failure::Failure,
+    output,
+    state::StateDir,
+};
+
+/// Show how the policy's names are resolved, and the addresses that they were found to have
+#[derive(Args, Debug)]
+#[command(after_help = exit::HELP)]
+pub struct Names {
+    /// Print one JSON object; docs/control.md has the schema
+    #[arg(long)]
+    json: bool,
+}
+
+impl Names {
+    pub fn run(self) -> Result<Exit, Failure> {
+        let names = match ask::daemon(&StateDir::from_environment(), Command::Names)? {
+            Reply::Names(names) => names,
+            other => return Err(ask::unexpected(&other)),
+        };
+        if self.json {
+            output::json(&names)?;
+        } else {
+            output::text(&table(&names))?;
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+fn table(names: &control::Names) -> String {
+    let mut out = match &names.resolver {
+        None => "the policy has no names: no set in it has `domains`\n".to_owned(),
+        Some(resolver) => resolver_lines(resolver),
+    };
+    if names.addresses.is_empty() {
+        return out;
+    }
+    let mut rows = vec![["address", "name", "set", "for"].map(str::to_owned).to_vec()];
+    rows.extend(names.addresses.iter().map(|LearnedAddress { address, name, set, seconds_left }| {
+        vec![address.to_string(), name.clone(), set.clone(), format::duration(*seconds_left as f64)]
+    }));
+    out += &format!("\n{}", format::columns(&rows));
+    out
+}
+
+fn resolver_lines(resolver: &Resolver) -> String {
+    let Resolver { mode, why, listening, tunnel_dns, others, asked, failed, handed_on } = resolver;
+    let list = |servers: &[std::net::SocketAddr]| match servers {
+        [] => "nobody".to_owned(),
+        servers => servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    format!(
+        "resolver    by way of {mode}: {why}; it listens on {}\n\
+         our names   asked of {} through the tunnel: {asked} questions, {failed} without an answer\n\
+         others      asked of {} as before: {handed_on} questions\n",
+        list(listening),
+        list(tunnel_dns),
+        list(others)
+    )
+}

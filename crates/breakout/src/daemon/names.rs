@@ -1,0 +1,220 @@
+//! The policy's names: our resolver, and what is done before an application gets an answer.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use control::LearnedAddress;
+use names::{CANARIES, Handle, Learn, Resolver, Settings};
+use policy::Snapshot;
+use routes::dns;
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinHandle},
+    time::Instant,
+};
+
+use super::{
+    learned::{self, Addresses},
+    load::Loaded,
+    machine::Machine,
+    start::Running,
+};
+use crate::failure::{Failure, Problem};
+
+const PORT: u16 = 53;
+/// Answers that wait until their addresses are routed.
+const WAITING: usize = 256;
+/// What a Genesys client asks for first, below each of signaling's domains.
+const HOSTS: [&str; 4] = ["api", "apps", "login", "streaming"];
+
+/// Our resolver, and what it has found. Dropped, it answers nobody.
+pub struct Names {
+    resolver: Handle,
+    servers: Vec<SocketAddr>,
+    /// By which the resolver tells the policy's names from others.
+    policy: Arc<RwLock<Arc<Snapshot>>>,
+    tasks: Vec<AbortHandle>,
+}
+
+/// What the resolver has to say.
+pub struct Heard {
+    /// Answers that wait until their addresses are routed.
+    pub learn: mpsc::Receiver<Learn>,
+    /// Ends only if it cannot go on.
+    pub ended: JoinHandle<()>,
+}
+
+impl Names {
+    /// Starts the resolver and leads the machine's questions to it; `None` without `tunnel.dns`.
+    pub async fn start(machine: &mut Machine, loaded: &Loaded) -> Result<Option<(Self, Heard)>, Failure> {
+        let Loaded { config, snapshot, .. } = loaded;
+        let domains = domains(snapshot);
+        let addresses: Vec<IpAddr> = config.interface.address.iter().map(|net| net.addr()).collect();
+        let Some(on_link) = addresses.first().copied().filter(|_| !config.tunnel.dns.is_empty()) else {
+            machine.put_dns_back().await?;
+            return Ok(None);
+        };
+        let servers: Vec<SocketAddr> =
+            config.tunnel.dns.iter().map(|server| (*server, PORT).into()).collect();
+        let settings = Settings {
+            listen: vec![(on_link, PORT).into(), (dns::LOOPBACK, PORT).into()],
+            upstreams: servers.clone(),
+            ipv6: addresses.iter().any(IpAddr::is_ipv6),
+            from: addresses,
+            forward: Vec::new(),
+        };
+        let (learn, learned) = mpsc::channel(WAITING);
+        let policy = Arc::new(RwLock::new(snapshot.clone()));
+        let asked = {
+            let policy = policy.clone();
+            move |name: &str| {
+                policy.read().unwrap_or_else(PoisonError::into_inner).set_for_name(name).is_some()
+            }
+        };
+        let resolver = Resolver::bind(settings, asked, learn).map_err(|error| {
+            Failure::system("cannot answer questions for the policy's names").because(error).remedy(
+                "another DNS server on this machine may listen on all addresses: give it its own ones",
+            )
+        })?;
+        let handle = resolver.handle();
+        let ended = tokio::spawn(resolver.run());
+        let resolving = tokio::spawn(resolve_first(handle.clone(), first_names(snapshot)));
+        let tasks = vec![ended.abort_handle(), resolving.abort_handle()];
+        let names = Self { resolver: handle, servers, policy, tasks };
+        let others = machine.set_up_dns(on_link, domains).await?;
+        names.resolver.set_forward(others);
+        Ok(Some((names, Heard { learn: learned, ended })))
+    }
+
+    /// Other names are asked for here from now on.
+    pub fn set_others(&self, others: Vec<SocketAddr>) {
+        self.resolver.set_forward(others);
+    }
+
+    /// A reload's policy decides which names are ours.
+    pub fn set_policy(&self, snapshot: Arc<Snapshot>) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
+        self.resolver.flush();
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// Routes what was found and has the policy judge it; only then the application is told.
+pub async fn learn(running: &mut Running, Learn { name, addresses, done }: Learn) {
+    let taken = take(running, &name, addresses).await;
+    if let Err(failure) = &taken {
+        tracing::warn!(name, "an answer is withheld: {}", failure.plain());
+    }
+    // Who asked may be gone.
+    let _ = done.send(taken.is_ok());
+}
+
+/// Forgets what has ended and is not used.
+pub async fn expire(running: &mut Running) -> Result<(), Failure> {
+    let flows = running.pump.flows().map_err(not_changed)?;
+    let in_use: BTreeSet<IpAddr> = flows.iter().map(|flow| flow.tuple.destination.ip()).collect();
+    let mut left = running.addresses.clone();
+    if left.expire(&in_use, learned::now()) {
+        tracing::debug!(before = running.addresses.len(), now = left.len(), "learned addresses have ended");
+        return change(running, left).await;
+    }
+    running.addresses = left;
+    running.names_due = due(&running.addresses);
+    Ok(())
+}
+
+/// When [`expire`] is to be called.
+pub fn due(addresses: &Addresses) -> Option<Instant> {
+    addresses.next_end().map(|end| Instant::now() + end.saturating_sub(learned::now()))
+}
+
+pub fn report(running: &Running) -> control::Names {
+    let resolver =
+        running.names.as_ref().zip(running.machine.dns_report()).map(|(names, (mode, why, others))| {
+            let counts = names.resolver.counts();
+            control::Resolver {
+                mode,
+                why,
+                listening: names.resolver.listening().to_vec(),
+                tunnel_dns: names.servers.clone(),
+                others,
+                asked: counts.asked,
+                failed: counts.failed,
+                handed_on: counts.relayed,
+            }
+        });
+    let now = learned::now();
+    let addresses = running.addresses.iter().map(|(address, found)| LearnedAddress {
+        address: *address,
+        name: found.name.clone(),
+        set: found.set.clone(),
+        seconds_left: found.until.saturating_sub(now).as_secs(),
+    });
+    control::Names { config: running.path.clone(), resolver, addresses: addresses.collect() }
+}
+
+/// The names that the resolver is to be asked for: the policy's domains, and those that tell browsers to ask it at all.
+pub fn domains(snapshot: &Snapshot) -> Vec<String> {
+    snapshot.domains().map(|(domain, _)| domain).chain(CANARIES).map(str::to_owned).collect()
+}
+
+async fn take(running: &mut Running, name: &str, addresses: Vec<(IpAddr, Duration)>) -> Result<(), Failure> {
+    let policy = running.loaded.snapshot.clone();
+    let Some((_, set)) = policy.set_for_name(name) else {
+        return Err(Failure::system("the policy has another mind since it was asked").into());
+    };
+    if addresses.iter().any(|(address, _)| *address == running.loaded.endpoint.ip()) {
+        return Err(Failure::usage("it leads to the gateway's own address")
+            .remedy("the tunnel cannot run inside itself: give the gateway an address of its own")
+            .into());
+    }
+    // What a configured prefix holds is judged by that, and routed already.
+    let unknown = addresses.into_iter().filter(|(address, _)| policy.set_of(*address).is_none());
+    let mut known = running.addresses.clone();
+    if known.note((name, set), unknown, learned::now()).map_err(not_changed)? {
+        return change(running, known).await;
+    }
+    running.addresses = known;
+    Ok(())
+}
+
+/// First what leads into the TUN, then the policy: what is routed and not yet judged is refused.
+async fn change(running: &mut Running, addresses: Addresses) -> Result<(), Failure> {
+    let snapshot = Arc::new(running.loaded.snapshot.with_learned(&addresses.learned()));
+    running.machine.learn(&snapshot).await?;
+    running.pump.swap(snapshot.clone()).map_err(not_changed)?;
+    running.machine.end_old_connections(&running.loaded, &snapshot);
+    if let Err(error) = addresses.write(&running.state.learned()) {
+        tracing::warn!(%error, "learned addresses would not be known after a crash");
+    }
+    running.names_due = due(&addresses);
+    (running.snapshot, running.addresses) = (snapshot, addresses);
+    Ok(())
+}
+
+/// Before anybody asks: an application may have their addresses from before `up`.
+async fn resolve_first(resolver: Handle, names: Vec<String>) {
+    for name in names {
+        if let Err(failure) = resolver.resolve(&name).await {
+            tracing::debug!(name, %failure, "not resolved in advance");
+        }
+    }
+}
+
+fn first_names(snapshot: &Snapshot) -> Vec<String> {
+    let below = |domain: &str| HOSTS.map(|host| format!("{host}.{domain}"));
+    snapshot.domains().flat_map(|(domain, _)| below(domain).into_iter().chain([domain.to_owned()])).collect()
+}
+
+fn not_changed(error: impl std::error::Error + Send + Sync + 'static) -> Problem {
+    Failure::system("the learned addresses could not be changed").because(error)
+}

@@ -1,0 +1,26 @@
+"""An application that resolves before each connection: names_client.py COUNT PORT NAME...
+
+Prints as JSON how many connections were greeted, to how many addresses, and what went wrong.
+"""
+
+import json
+import socket
+import sys
+import time
+
+# So that names move meanwhile.
+PAUSE = 0.01
+count, port, names = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+greeted, addresses, failures = 0, set(), []
+for number in range(count):
+    try:
+        name = names[number % len(names)]
+        address = socket.getaddrinfo(name, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
+        with socket.create_connection(address, timeout=5) as connection:
+            if connection.recv(2) == b"ok":
+                greeted += 1
+                addresses.add(address[0])
+    except OSError as error:
+        failures.append(f"{number}: {error}")
+    time.sleep(PAUSE)
+print(json.dumps({"greeted": greeted, "addresses": sorted(addresses), "failures": failures}))
