@@ -198,20 +198,32 @@ fn table(contents: &Contents, tun: u32, mark: u32) -> Table {
         refuse(&format!("-learned{number}"), Some(v4), Some(v6), traffic, &mut sets, &mut rules);
     }
     // What machines behind this one send is forwarded, and never passes `output`.
-    let chain = |name: &str, hook| Chain {
+    let chain = |name: &str, hook, rules| Chain {
         name: name.to_owned(),
         kind: ChainKind::Filter,
         hook,
         priority: PRIORITY_FILTER,
         policy: Policy::Accept,
-        rules: rules.clone(),
+        rules,
     };
+    let output = [rules.clone(), in_its_name(&sets)].concat();
     Table {
         name: KILL_SWITCH.to_owned(),
         comment: Some(COMMENT.to_owned()),
-        chains: vec![chain("output", Hook::Output), chain("forward", Hook::Forward)],
+        chains: vec![chain("output", Hook::Output, output), chain("forward", Hook::Forward, rules)],
         sets,
     }
+}
+
+/// Drops what leaves with signaling's address for a source: a refusal's reset, which follows the device that the refused socket is bound
+/// to, also where the address that it is for is another interface's.
+fn in_its_name(sets: &[Set]) -> Vec<Vec<Expr>> {
+    let source = |set: &Set| match set.elements {
+        Elements::V4(_) | Elements::SingleV4(_) => Some(Expr::SourceInV4(set.name.clone())),
+        Elements::V6(_) | Elements::SingleV6(_) => Some(Expr::SourceInV6(set.name.clone())),
+        Elements::Ports(_) => None,
+    };
+    sets.iter().filter_map(source).map(|source| vec![source, Expr::Drop]).collect()
 }
 
 fn refuse(

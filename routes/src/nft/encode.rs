@@ -353,6 +353,8 @@ impl Writer {
             }
             Expr::DestinationInV4(set) => self.address_in(NFPROTO_IPV4, 16, 4, set),
             Expr::DestinationInV6(set) => self.address_in(NFPROTO_IPV6, 24, 16, set),
+            Expr::SourceInV4(set) => self.address_in(NFPROTO_IPV4, 12, 4, set),
+            Expr::SourceInV6(set) => self.address_in(NFPROTO_IPV6, 8, 16, set),
             Expr::DestinationPortIn(set) => {
                 self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
                 self.lookup(set);

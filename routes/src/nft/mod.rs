@@ -100,6 +100,9 @@ pub enum Expr {
     /// `ip daddr @SET` or `ip6 daddr @SET`: in a set of the table's with addresses of this family.
     DestinationInV4(String),
     DestinationInV6(String),
+    /// `ip saddr @SET` or `ip6 saddr @SET`.
+    SourceInV4(String),
+    SourceInV6(String),
     /// `tcp dport @SET` or `udp dport @SET`: must follow [`Expr::Protocol`].
     DestinationPortIn(String),
     /// `ct state established,related`

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use lab::addresses::SIGNALING;
 use lab::{Captured, Daemon, Gateway, Host, Record, Wiring, write_config};
+use nix::sys::signal::Signal;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::common::{Scene, eventually, exe, is_signaling, ok, program, said, shared};
@@ -51,6 +52,8 @@ cells!(
     daemon_killed,
     restarting,
     reloading,
+    suspended,
+    network_changing,
     connection_from_before_up,
     socket_bound_to_a_device,
     foreign_ruleset_flush,
@@ -123,6 +126,53 @@ fn reloading(cell: &mut Cell) {
         });
     });
     assert_none(&wire);
+}
+
+/// As far as applications can tell: they run, the daemon does not. A machine that sleeps runs neither.
+fn suspended(cell: &mut Cell) {
+    cell.start_gateway();
+    cell.up();
+    cell.scene.reaches_signaling().unwrap();
+    let signal = |cell: &mut Cell, signal| ok(cell.scene.daemon.as_mut().unwrap().process().signal(signal));
+    signal(cell, Signal::SIGSTOP);
+    let (wire, ()) = cell.scene.on_wire(|| cell.knock_for(Duration::from_secs(1)));
+    signal(cell, Signal::SIGCONT);
+    assert_none(&wire);
+    cell.scene.reaches_signaling().unwrap();
+}
+
+/// The link goes and comes back, the address becomes another, the default route goes and comes back.
+fn network_changing(cell: &mut Cell) {
+    let Some(_) = program("ip", "iproute2") else { return };
+    cell.start_gateway();
+    cell.up();
+    let ip = |cell: &Cell, arguments: &str| {
+        let mut ip = Command::new("ip");
+        ip.args(arguments.split(' '));
+        said(&ok(cell.scene.internet.agent.output(ip)));
+    };
+    let (wire, ()) = cell.scene.on_wire(|| {
+        cell.while_knocking(|cell| {
+            for change in [
+                "link set eth0 down",
+                "link set eth0 up",
+                "route replace default via 192.168.77.1",
+                "address del 192.168.77.10/24 dev eth0",
+                "address add 192.168.77.11/24 dev eth0",
+                "route replace default via 192.168.77.1",
+                "address del 192.168.77.11/24 dev eth0",
+                "address add 192.168.77.10/24 dev eth0",
+                "route replace default via 192.168.77.1",
+                "route del default",
+                "route add default via 192.168.77.1",
+            ] {
+                ip(cell, change);
+                sleep(PATIENCE);
+            }
+        });
+    });
+    assert_none(&wire);
+    eventually(Duration::from_secs(10), || cell.scene.reaches_signaling());
 }
 
 fn connection_from_before_up(cell: &mut Cell) {
