@@ -84,7 +84,7 @@ pub async fn follow(
                 Some(found) => names::learn(running, found).await,
                 None => return Err(Failure::system("our resolver ended by itself").into()),
             },
-            () = wait_until(running.names_due) => names::expire(running).await?,
+            () = wait_until(running.names_due) => names::expire(running).await,
             result = &mut *exited => {
                 let why = match result {
                     Ok(Err(error)) => error.to_string(),

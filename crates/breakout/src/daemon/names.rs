@@ -26,6 +26,8 @@ use super::{
 use crate::failure::{Failure, Problem};
 
 const PORT: u16 = 53;
+/// After which learned addresses that could not be forgotten are tried again.
+const RETRY: Duration = Duration::from_secs(60);
 /// Answers that wait until their addresses are routed.
 const WAITING: usize = 256;
 /// What a Genesys client asks for first, below each of signaling's domains.
@@ -118,8 +120,15 @@ pub async fn learn(running: &mut Running, Learn { name, addresses, done }: Learn
     let _ = done.send(taken.is_ok());
 }
 
-/// Forgets what has ended and is not used.
-pub async fn expire(running: &mut Running) -> Result<(), Failure> {
+/// Forgets what has ended and is not used. What cannot be forgotten stays closed, and is tried again.
+pub async fn expire(running: &mut Running) {
+    if let Err(failure) = forget_ended(running).await {
+        tracing::warn!("learned addresses that have ended stay: {}", failure.plain());
+        running.names_due = Some(Instant::now() + RETRY);
+    }
+}
+
+async fn forget_ended(running: &mut Running) -> Result<(), Failure> {
     let flows = running.pump.flows().map_err(not_changed)?;
     let in_use: BTreeSet<IpAddr> = flows.iter().map(|flow| flow.tuple.destination.ip()).collect();
     let mut left = running.addresses.clone();
