@@ -186,8 +186,22 @@ async fn take(running: &mut Running, name: &str, addresses: Vec<(IpAddr, Duratio
             .remedy("the tunnel cannot run inside itself: give the gateway an address of its own")
             .into());
     }
-    // What a configured prefix holds is judged by that, and routed already.
-    let unknown = addresses.into_iter().filter(|(address, _)| policy.set_of(*address).is_none());
+    // What a configured prefix holds is judged by that, and routed already, unless no rule is for its set.
+    let held = |address: &IpAddr| policy.set_of(*address).map(|(set, _)| set);
+    let is_routed =
+        |address: &IpAddr| policy.captured().iter().any(|captured| captured.prefix.contains(address));
+    let unrouted = addresses
+        .iter()
+        .map(|(address, _)| address)
+        .find_map(|address| held(address).filter(|_| !is_routed(address)).map(|set| (address, set)));
+    if let Some((address, other)) = unrouted {
+        return Err(Failure::usage(format!(
+            "{address} is in the set {other}, which no rule is for: it would be reached directly"
+        ))
+        .remedy(format!("make a rule for {other}, or take the address out of it"))
+        .into());
+    }
+    let unknown = addresses.into_iter().filter(|(address, _)| held(address).is_none());
     let mut known = running.addresses.clone();
     if known.note((name, set), unknown, learned::now()).map_err(not_changed)? {
         return change(running, known).await;
