@@ -54,11 +54,11 @@ async fn swap(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> 
     }
 }
 
-/// First the routes of both policies, so that nothing which the new policy tunnels can leave directly; then the gateway, which
-/// the machine may be unable to reach; then the policy; then the routes of the new one alone.
+/// First the names and routes of both policies, so that nothing which either policy tunnels can leave directly; then the gateway, which
+/// the machine may be unable to reach; then the policy; then the routes and names of the new one alone.
 async fn take(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> Result<usize, Failure> {
     let (was, is) = (wanted(&running.loaded, &running.snapshot), wanted(new, snapshot));
-    running.machine.set_domains(domains(snapshot)).await?;
+    running.machine.set_domains(all_domains(&running.snapshot, snapshot)).await?;
     running.machine.want(&both(&was, &is)).await?;
     // A peer that roamed and fell silent may be found where the configuration says.
     let is_lost = running.pump.tunnel().map_err(not_taken)?.state == "down";
@@ -67,6 +67,7 @@ async fn take(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> 
     }
     let cut_flows = running.pump.swap(snapshot.clone()).map_err(not_taken)?;
     running.machine.want(&is).await?;
+    running.machine.set_domains(domains(snapshot)).await?;
     running.machine.end_old_connections(new, snapshot);
     Ok(cut_flows)
 }
@@ -76,13 +77,13 @@ async fn go_back(running: &mut Running, new: &Loaded) -> Result<(), Failure> {
     let old = &running.loaded;
     let (endpoint, snapshot) = (old.endpoint, running.snapshot.clone());
     let wanted = wanted(old, &snapshot);
-    running.machine.set_domains(domains(&snapshot)).await?;
-    running.pump.swap(snapshot).map_err(not_taken)?;
+    running.pump.swap(snapshot.clone()).map_err(not_taken)?;
     running.machine.want(&wanted).await?;
     if new.endpoint != endpoint {
         set_gateway(running, endpoint).await?;
     }
-    Ok(())
+    // Last: it depends on others, and may be what the new one failed at.
+    running.machine.set_domains(domains(&snapshot)).await
 }
 
 /// Moves the tunnel, and tells it whether there is a way to its new end; that makes it try at once.
@@ -101,6 +102,13 @@ fn both(was: &Wanted, is: &Wanted) -> Wanted {
         learned: [was.learned.clone(), is.learned.clone()].concat(),
         kill_switch: kept.cloned().reduce(|was, is| [was, is].concat()),
     }
+}
+
+fn all_domains(was: &Snapshot, is: &Snapshot) -> Vec<String> {
+    let mut union = [domains(was), domains(is)].concat();
+    union.sort();
+    union.dedup();
+    union
 }
 
 /// All prefixes of two policies; one that fails closed in either fails closed.
