@@ -9,7 +9,7 @@ use std::{
 
 use control::LearnedAddress;
 use names::{CANARIES, Handle, Learn, Resolver, Settings};
-use policy::Snapshot;
+use policy::{Endpoint, Snapshot};
 use routes::dns;
 use tokio::{
     sync::mpsc,
@@ -37,9 +37,16 @@ const HOSTS: [&str; 4] = ["api", "apps", "login", "streaming"];
 pub struct Names {
     resolver: Handle,
     servers: Vec<SocketAddr>,
-    /// By which the resolver tells the policy's names from others.
-    policy: Arc<RwLock<Arc<Snapshot>>>,
-    tasks: Vec<AbortHandle>,
+    /// By which the resolver tells the policy's names from others: a name of either is.
+    policies: Arc<RwLock<Vec<Ours>>>,
+    serving: AbortHandle,
+    resolving: AbortHandle,
+}
+
+/// The names of a policy, but for the gateway's own: the tunnel needs that one, and cannot be asked for it.
+struct Ours {
+    snapshot: Arc<Snapshot>,
+    gateway: Option<String>,
 }
 
 /// What the resolver has to say.
@@ -70,11 +77,11 @@ impl Names {
             forward: Vec::new(),
         };
         let (learn, learned) = mpsc::channel(WAITING);
-        let policy = Arc::new(RwLock::new(snapshot.clone()));
+        let policies = Arc::new(RwLock::new(vec![Ours::of(loaded)]));
         let asked = {
-            let policy = policy.clone();
+            let policies = policies.clone();
             move |name: &str| {
-                policy.read().unwrap_or_else(PoisonError::into_inner).set_for_name(name).is_some()
+                policies.read().unwrap_or_else(PoisonError::into_inner).iter().any(|ours| ours.holds(name))
             }
         };
         let resolver = Resolver::bind(settings, asked, learn).map_err(|error| {
@@ -85,8 +92,8 @@ impl Names {
         let handle = resolver.handle();
         let ended = tokio::spawn(resolver.run());
         let resolving = tokio::spawn(resolve_first(handle.clone(), first_names(snapshot)));
-        let tasks = vec![ended.abort_handle(), resolving.abort_handle()];
-        let names = Self { resolver: handle, servers, policy, tasks };
+        let (serving, resolving) = (ended.abort_handle(), resolving.abort_handle());
+        let names = Self { resolver: handle, servers, policies, serving, resolving };
         let others = machine.set_up_dns(on_link, domains).await?;
         names.resolver.set_forward(others);
         Ok(Some((names, Heard { learn: learned, ended })))
@@ -97,16 +104,40 @@ impl Names {
         self.resolver.set_forward(others);
     }
 
-    /// A reload's policy decides which names are ours.
-    pub fn set_policy(&self, snapshot: Arc<Snapshot>) {
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    /// While a reload may go either way, the names of both policies are ours.
+    pub fn set_policies(&self, policies: &[&Loaded]) {
+        let policies = policies.iter().copied().map(Ours::of).collect();
+        *self.policies.write().unwrap_or_else(PoisonError::into_inner) = policies;
+    }
+
+    /// A reload's policy alone decides which names are ours, and they are resolved anew.
+    pub fn set_policy(&mut self, loaded: &Loaded) {
+        self.set_policies(&[loaded]);
         self.resolver.flush();
+        self.resolving.abort();
+        let names = first_names(&loaded.snapshot);
+        self.resolving = tokio::spawn(resolve_first(self.resolver.clone(), names)).abort_handle();
     }
 }
 
 impl Drop for Names {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
+        self.serving.abort();
+        self.resolving.abort();
+    }
+}
+
+impl Ours {
+    fn of(loaded: &Loaded) -> Self {
+        let gateway = match &loaded.config.tunnel.endpoint {
+            Endpoint::Name { host, .. } => Some(host.trim_end_matches('.').to_ascii_lowercase()),
+            Endpoint::Address(_) => None,
+        };
+        Self { snapshot: loaded.snapshot.clone(), gateway }
+    }
+
+    fn holds(&self, name: &str) -> bool {
+        self.gateway.as_deref() != Some(name) && self.snapshot.set_for_name(name).is_some()
     }
 }
 

@@ -25,9 +25,15 @@ pub async fn reload(running: &mut Running, server: &Server) -> Result<Reloaded, 
     server.set_access(new.access).map_err(not_taken)?;
     let addresses = running.addresses.under(&new.snapshot);
     let snapshot = Arc::new(new.snapshot.with_learned(&addresses.learned()));
+    if let Some(names) = &running.names {
+        names.set_policies(&[&running.loaded, &new]);
+    }
     let cut_flows = match swap(running, &new, &snapshot).await {
         Ok(cut_flows) => cut_flows,
         Err(failure) => {
+            if let Some(names) = &running.names {
+                names.set_policies(&[&running.loaded]);
+            }
             server.set_access(old_access).map_err(not_taken)?;
             return Err(failure);
         }
@@ -35,8 +41,8 @@ pub async fn reload(running: &mut Running, server: &Server) -> Result<Reloaded, 
 
     let changes = changes(&running.loaded, &new);
     let warnings = new.warnings.clone();
-    if let Some(names) = &running.names {
-        names.set_policy(new.snapshot.clone());
+    if let Some(names) = &mut running.names {
+        names.set_policy(&new);
     }
     (running.loaded, running.snapshot, running.addresses) = (new, snapshot, addresses);
     tracing::info!(?changes, cut_flows, "reloaded");
