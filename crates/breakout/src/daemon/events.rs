@@ -21,6 +21,8 @@ const WAITING_CALLS: usize = 16;
 
 /// After what went wrong when the network changed is tried again: it may be what keeps signaling closed.
 const RETRY: Duration = Duration::from_millis(500);
+/// After which it is tried again to lead names to our resolver.
+const RETRY_NAMES: Duration = Duration::from_secs(2);
 
 /// What the outside tells the daemon.
 pub struct Signals {
@@ -52,6 +54,7 @@ pub async fn follow(
     let (calls, mut asked) = mpsc::channel(WAITING_CALLS);
     let mut serving = pin!(server.serve(calls));
     let mut retry = None;
+    let mut retry_names = None;
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
@@ -79,7 +82,8 @@ pub async fn follow(
                 }
             }
             () = wait_until(retry) => retry = follow_network(running).await?,
-            () = Machine::dns_changed(&mut running.machine.dns) => follow_names(running).await,
+            () = Machine::dns_changed(&mut running.machine.dns) => retry_names = follow_names(running).await,
+            () = wait_until(retry_names) => retry_names = follow_names(running).await,
             said = hear(heard) => match said {
                 Some(found) => names::learn(running, found).await,
                 None => return Err(Failure::system("our resolver ended by itself").into()),
@@ -120,11 +124,17 @@ async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failur
     }
 }
 
-/// Puts back how names are led to our resolver, and follows what others are resolved by.
-async fn follow_names(running: &mut Running) {
+/// Puts back how names are led to our resolver, and follows what others are resolved by. Returns when to try again what went wrong.
+async fn follow_names(running: &mut Running) -> Option<Instant> {
     match running.machine.repair_dns().await {
-        Ok(others) => running.names.iter().for_each(|names| names.set_others(others.clone())),
-        Err(error) => tracing::error!(%error, "cannot lead names to our resolver again"),
+        Ok(others) => {
+            running.names.iter().for_each(|names| names.set_others(others.clone()));
+            None
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot lead names to our resolver again; trying again");
+            Some(Instant::now() + RETRY_NAMES)
+        }
     }
 }
 
