@@ -34,6 +34,8 @@ pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 51, 82, 53);
 const UPLINKS: &str = "/run/systemd/resolve/resolv.conf";
 /// Who replaces the file may do so in several steps.
 const SETTLE: Duration = Duration::from_millis(50);
+/// Where the file cannot be watched it is looked at as often as this.
+const UNWATCHED: Duration = Duration::from_secs(5);
 
 /// What applications are to come to ask.
 #[derive(Clone, Debug)]
@@ -111,6 +113,9 @@ impl Dns {
     /// Resolves when somebody may have changed something; then call [`Dns::repair`]. Safe to drop in between.
     pub async fn changed(&mut self) {
         loop {
+            if self.watch.is_none() {
+                self.due.get_or_insert_with(|| Instant::now() + UNWATCHED);
+            }
             let file = async {
                 match &self.watch {
                     Some(watch) => watch.changed().await,
