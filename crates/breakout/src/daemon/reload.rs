@@ -23,7 +23,7 @@ pub async fn reload(running: &mut Running, server: &Server) -> Result<Reloaded, 
     }
     let old_access = server.access();
     server.set_access(new.access).map_err(not_taken)?;
-    let addresses = running.addresses.under(&new.snapshot);
+    let addresses = running.addresses.under(&new.snapshot, new.endpoint.ip());
     let snapshot = Arc::new(new.snapshot.with_learned(&addresses.learned()));
     if let Some(names) = &running.names {
         names.set_policies(&[&running.loaded, &new]);
