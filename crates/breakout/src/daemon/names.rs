@@ -14,7 +14,7 @@ use routes::dns;
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinHandle},
-    time::Instant,
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -30,6 +30,9 @@ const PORT: u16 = 53;
 const RETRY: Duration = Duration::from_secs(60);
 /// Answers that wait until their addresses are routed.
 const WAITING: usize = 256;
+/// Between attempts at names that could not be resolved in advance: twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(60);
 /// What a Genesys client asks for first, below each of signaling's domains.
 const HOSTS: [&str; 4] = ["api", "apps", "login", "streaming"];
 
@@ -255,12 +258,24 @@ async fn change(running: &mut Running, addresses: Addresses) -> Result<(), Failu
     Ok(())
 }
 
-/// Before anybody asks: an application may have their addresses from before `up`.
-async fn resolve_first(resolver: Handle, names: Vec<String>) {
-    for name in names {
-        if let Err(failure) = resolver.resolve(&name).await {
-            tracing::debug!(name, %failure, "not resolved in advance");
+/// Before anybody asks: an application may have their addresses from before `up`. What fails is asked for again, since there may be no
+/// tunnel yet.
+async fn resolve_first(resolver: Handle, mut names: Vec<String>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let mut failed = Vec::new();
+        for name in names {
+            if let Err(failure) = resolver.resolve(&name).await {
+                tracing::debug!(name, %failure, "not resolved in advance");
+                failed.push(name);
+            }
         }
+        if failed.is_empty() {
+            return;
+        }
+        names = failed;
+        sleep(pause).await;
+        pause = LAST_PAUSE.min(2 * pause);
     }
 }
 
