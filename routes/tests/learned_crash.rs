@@ -44,7 +44,9 @@ fn death_at_every_step_of_learning() {
         let world = World::new().await;
         let before = settled_snapshot();
         let mut deaths = 0;
-        for step in 1..MANY {
+        // An odd stride, so that both ways back are taken; BREAKOUT_LONG takes every step.
+        let stride = if std::env::var_os("BREAKOUT_LONG").is_some() { 1 } else { 5 };
+        for step in (1..MANY).step_by(stride) {
             let status = live(&world, step);
             if status.success() {
                 break;
@@ -67,8 +69,8 @@ fn death_at_every_step_of_learning() {
                 "after step {step} something is still noted"
             );
         }
-        assert!((60..MANY - 1).contains(&deaths), "{deaths} steps: they are not all there, or have no end");
-        println!("died at each of {deaths} steps");
+        assert!((60..MANY - 10).contains(&deaths), "{deaths} steps: they are not all there, or have no end");
+        println!("died at steps up to {deaths}, {stride} apart");
     });
 }
 

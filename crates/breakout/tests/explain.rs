@@ -133,7 +133,7 @@ fn questions_that_make_no_sense() {
         ("--proto sctp --dst 52.129.96.10:80", "give tcp, udp, icmp"),
         ("--proto 256 --dst 52.129.96.10:80", "a number up to 255"),
         ("--proto tcp --dst 52.129.96.300:80", "give an address or a name, with a port"),
-        ("--proto tcp --dst example.com:80", "give an address or a name, with a port"),
+        ("--proto tcp --dst example..com:80", "give an address or a name, with a port"),
         ("--proto tcp --dst 52.129.96.10:80 --dscp loud", "is no DSCP"),
         ("--proto tcp --dst 52.129.96.10:80 --src [2001:db8::1]:1", "different families"),
         ("--proto tcp --dst 52.129.96.10:80 --config none.toml", "cannot read the configuration none.toml"),
