@@ -46,6 +46,8 @@ pub(crate) struct PathMtu {
     known: Known,
     /// In the probes of this path: an answer from before a change of network says nothing.
     id: u16,
+    /// Hides a probe's size in its sequence number: who has not seen the probe can write no answer to it.
+    key: u16,
     /// The largest size that was answered.
     confirmed: Option<u16>,
     /// The smallest that was not.
@@ -80,23 +82,25 @@ impl PathMtu {
     /// `mtu` from the configuration, which is not to be found out.
     pub(crate) fn fixed(mtu: u16, v4: bool, now: Instant) -> Self {
         let known = Known::Configured;
-        Self { discovers: false, known, probe: None, ..Self::below(mtu, v4, now) }
+        Self { discovers: false, known, probe: None, ..Self::below(mtu, v4, 0, now) }
     }
 
-    /// Begins with what the interface towards the peer takes, whose own MTU is `link`.
-    pub(crate) fn begin(link: Option<u32>, v4: bool, now: Instant) -> Self {
-        Self::below(tunnel_mtu(link), v4, now)
+    /// Begins with what the interface towards the peer takes, whose own MTU is `link`. `secret` is random: anybody inside the tunnel may write
+    /// what looks like the answer to a probe, and the path would be held to carry what it does not.
+    pub(crate) fn begin(link: Option<u32>, v4: bool, secret: u32, now: Instant) -> Self {
+        Self::below(tunnel_mtu(link), v4, secret, now)
     }
 
     /// Begins with `ceiling`.
-    pub(crate) fn below(ceiling: u16, v4: bool, now: Instant) -> Self {
+    pub(crate) fn below(ceiling: u16, v4: bool, secret: u32, now: Instant) -> Self {
         Self {
             discovers: true,
             ceiling,
             overhead: overhead(v4),
             mtu: ceiling,
             known: Known::Interface,
-            id: 0x6d74,
+            id: (secret >> 16) as u16,
+            key: secret as u16,
             confirmed: None,
             failed: None,
             probe: Some(Probe::new(ceiling, now)),
@@ -188,9 +192,16 @@ impl PathMtu {
         }
     }
 
-    /// An answer to the probe of this size, or to the control. Whether it was to one of ours.
-    pub(crate) fn answered(&mut self, id: u16, size: u16, now: Instant) -> bool {
-        if !self.discovers || id != self.id || size > self.ceiling {
+    /// The identifier and the sequence number of a probe of this size.
+    pub(crate) fn name(&self, size: u16) -> (u16, u16) {
+        (self.id, size ^ self.key)
+    }
+
+    /// An answer to the probe of this name, or to the control. Whether it was to one of ours.
+    pub(crate) fn answered(&mut self, (id, sequence): (u16, u16), now: Instant) -> bool {
+        let size = sequence ^ self.key;
+        let is_size = size == CONTROL || size == self.mtu || self.sizes().any(|it| it == size);
+        if !self.discovers || id != self.id || !is_size {
             return false;
         }
         self.is_answered = true;
@@ -224,10 +235,6 @@ impl PathMtu {
         self.raise_at = Some(now + RAISE);
         // Whether that much passes: a second narrow place may be behind the first.
         self.probe = Some(Probe::new(size, now));
-    }
-
-    pub(crate) fn id(&self) -> u16 {
-        self.id
     }
 
     fn restart(&mut self, ceiling: u16, now: Instant) {
@@ -341,7 +348,7 @@ mod tests {
     impl Path {
         fn new(carries: u16, gateway_answers: bool, routers_answer: bool) -> Self {
             let now = Instant::now();
-            let mtu = PathMtu::begin(Some(1500), true, now);
+            let mtu = PathMtu::begin(Some(1500), true, SECRET, now);
             Self { carries, gateway_answers, routers_answer, mtu, now, probes: 0 }
         }
 
@@ -361,7 +368,7 @@ mod tests {
                         self.mtu.told(self.carries.into(), self.now);
                     }
                 } else if self.gateway_answers {
-                    assert!(self.mtu.answered(self.mtu.id(), size, self.now));
+                    assert!(self.mtu.answered(self.mtu.name(size), self.now));
                 }
             }
             self.now = end;
@@ -369,6 +376,18 @@ mod tests {
     }
 
     const MINUTE: Duration = Duration::from_secs(60);
+    const SECRET: u32 = 0x6d74_1cc5;
+
+    #[test]
+    fn who_has_not_seen_a_probe_cannot_answer_it() {
+        let mut path = Path::new(1280, true, false);
+        path.pass(MINUTE, true);
+        let (id, sequence) = path.mtu.name(1420);
+        for forged in [(id, 1420), (id.wrapping_add(1), sequence), path.mtu.name(1419), path.mtu.name(1421)] {
+            assert!(!path.mtu.answered(forged, path.now), "{forged:?}");
+        }
+        assert_eq!(path.mtu.outer(), 1280);
+    }
 
     #[test]
     fn a_usual_path_is_found_whether_routers_say_so_or_not() {
@@ -440,16 +459,16 @@ mod tests {
         mtu.used(now);
         mtu.network_changed(Some(1300), now);
         assert_eq!((mtu.mtu(), mtu.deadline()), (1420, None));
-        assert!(!mtu.answered(mtu.id(), 1000, now));
+        assert!(!mtu.answered(mtu.name(1000), now));
     }
 
     #[test]
     fn after_a_change_of_network_old_answers_say_nothing() {
         let mut path = Path::new(1280, true, false);
         path.pass(MINUTE, true);
-        let old = path.mtu.id();
+        let old = path.mtu.name(1420);
         path.mtu.network_changed(Some(1500), path.now);
-        assert!(!path.mtu.answered(old, 1420, path.now));
+        assert!(!path.mtu.answered(old, path.now));
         assert_eq!(path.mtu.outer(), 1280);
         path.carries = 1500;
         path.pass(WAIT, false);
@@ -462,7 +481,7 @@ mod tests {
     fn no_router_makes_it_smaller_than_any_path_is() {
         let now = Instant::now();
         for (v4, least) in [(true, 576), (false, 1280)] {
-            let mut mtu = PathMtu::begin(None, v4, now);
+            let mut mtu = PathMtu::begin(None, v4, SECRET, now);
             mtu.told(0, now);
             assert_eq!(mtu.outer(), least);
         }

@@ -52,7 +52,10 @@ impl Paths {
                 *endpoint = from;
                 mtu.peer_moved(from.is_ipv4(), now);
             }
-            None => path.there = Some((from, PathMtu::below(self.ceiling, from.is_ipv4(), now))),
+            None => {
+                let mtu = PathMtu::below(self.ceiling, from.is_ipv4(), probe::secret(), now);
+                path.there = Some((from, mtu));
+            }
         }
     }
 
@@ -73,7 +76,7 @@ impl Paths {
     pub(super) fn is_answer(&mut self, peer: usize, packet: &Packet<'_>, now: Instant) -> bool {
         let Some(Path { there: Some((_, mtu)), ends }) = self.peers.get_mut(peer) else { return false };
         packet.answered_echo().is_some_and(|echo| {
-            *ends == Some((echo.source, echo.destination)) && mtu.answered(echo.id, echo.sequence, now)
+            *ends == Some((echo.source, echo.destination)) && mtu.answered((echo.id, echo.sequence), now)
         })
     }
 

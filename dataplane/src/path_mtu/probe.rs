@@ -1,3 +1,4 @@
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -12,12 +13,18 @@ const TTL: u8 = 1;
 /// Between whom a path is probed: an address of ours, and one that the other end has or would forward to.
 pub(crate) type Ends = (IpAddr, IpAddr);
 
+/// Random enough that nobody guesses it who sees no probe.
+pub(crate) fn secret() -> u32 {
+    RandomState::new().hash_one(()) as u32
+}
+
 /// A datagram around an echo request of this size; `None` if nothing can be sent now.
 pub(crate) fn seal(path: &PathMtu, size: u16, ends: Ends, peer: &mut Peer, now: Instant) -> Option<Vec<u8>> {
     let (source, destination) = ends;
     let len = usize::from(size);
     let mut packet = vec![0; len.next_multiple_of(16)];
-    let echo = Echo { source, destination, id: path.id(), sequence: size };
+    let (id, sequence) = path.name(size);
+    let echo = Echo { source, destination, id, sequence };
     if !echo.request(TTL, packet.get_mut(..len)?) {
         return None;
     }

@@ -155,7 +155,7 @@ impl Tunnel {
     pub(super) fn is_answer(&mut self, packet: &Packet<'_>, now: Instant) -> bool {
         packet.answered_echo().is_some_and(|echo| {
             self.probed == Some((echo.source, echo.destination))
-                && self.path.answered(echo.id, echo.sequence, now)
+                && self.path.answered((echo.id, echo.sequence), now)
         })
     }
 

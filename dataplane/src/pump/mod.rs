@@ -29,6 +29,7 @@ use crate::fast_path::Unavailable;
 use crate::io::realtime::RealTime;
 use crate::io::sockets;
 use crate::path_mtu::PathMtu;
+use crate::path_mtu::probe::secret;
 use crate::wire::UdpSegmentation;
 use crate::{Counters, Feature, FlowReport, Tun, TunnelReport, Underlay};
 use bulk::Bulk;
@@ -125,7 +126,7 @@ impl Pump {
         let (now, v4) = (clock.now(), setup.endpoint.is_ipv4());
         let (path, tell): (_, Tell) = match setup.mtu {
             Mtu::Fixed(mtu) => (PathMtu::fixed(mtu, v4, now), Box::new(|_| {})),
-            Mtu::Discovered(tell) => (PathMtu::begin(setup.underlay.gateway_mtu, v4, now), tell),
+            Mtu::Discovered(tell) => (PathMtu::begin(setup.underlay.gateway_mtu, v4, secret(), now), tell),
         };
         let probed = probed(&setup.addresses, &setup.snapshot);
         let socket = Arc::new(bulk::open_socket(setup.endpoint, setup.fwmark, bulk::discover(&path))?);
