@@ -229,10 +229,11 @@ impl PathMtu {
         if !self.discovers || size >= self.mtu {
             return;
         }
-        self.set(size, Known::Icmp);
-        self.failed = Some(size.saturating_add(1));
+        // Anybody may write such a message: as soon as this size has passed, larger ones are tried (RFC 8899 §4.6.1).
+        self.failed.get_or_insert(self.mtu.saturating_add(1));
         self.confirmed = self.confirmed.filter(|confirmed| *confirmed <= size);
         self.raise_at = Some(now + RAISE);
+        self.set(size, Known::Icmp);
         // Whether that much passes: a second narrow place may be behind the first.
         self.probe = Some(Probe::new(size, now));
     }
@@ -475,6 +476,16 @@ mod tests {
         assert_eq!(path.mtu.mtu(), 1420);
         path.mtu.network_changed(Some(1400), path.now);
         assert_eq!(path.mtu.mtu(), 1320);
+    }
+
+    #[test]
+    fn what_no_router_has_said_does_not_last() {
+        let mut path = Path::new(1500, true, false);
+        path.pass(MINUTE, true);
+        path.mtu.told(576, path.now);
+        assert_eq!(path.mtu.outer(), 576);
+        path.pass(CONFIRM, false);
+        assert_eq!((path.mtu.mtu(), path.mtu.is_silent()), (1420, false));
     }
 
     #[test]
