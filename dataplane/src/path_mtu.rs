@@ -246,7 +246,9 @@ impl PathMtu {
         }
         self.id = self.id.wrapping_add(1);
         (self.confirmed, self.failed, self.raise_at) = (None, None, None);
-        self.probe = Some(Probe::new(ceiling, now));
+        // A peer that is heard from two places in turn, which it may have made up, gets no probe for each of its packets.
+        let due = self.deadline().filter(|due| *due <= now + WAIT);
+        self.probe = Some(Probe::new(ceiling, due.map_or(now, |due| due.max(now))));
     }
 
     fn too_large(&mut self, size: u16, now: Instant) {
@@ -450,6 +452,17 @@ mod tests {
         assert_eq!((path.mtu.mtu(), path.mtu.outer(), path.mtu.is_silent()), (1312, 1380, false));
         path.mtu.told(2000, path.now);
         assert_eq!(path.mtu.outer(), 1380);
+    }
+
+    #[test]
+    fn a_peer_that_moves_all_the_time_is_not_sent_probes_all_the_time() {
+        let mut path = Path::new(1500, false, false);
+        let begin = path.now;
+        while path.now < begin + WAIT * 10 {
+            path.mtu.peer_moved(true, path.now);
+            path.pass(Duration::from_millis(1), true);
+        }
+        assert!((2..=20).contains(&path.probes), "{} probes", path.probes);
     }
 
     #[test]
