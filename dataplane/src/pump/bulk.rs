@@ -14,7 +14,7 @@ use super::core::Core;
 use super::fast_tier::FEATURE;
 use super::intake::Intake;
 use super::opener::Opener;
-use super::prober::Prober;
+use super::prober::{Prober, mark_socket};
 use super::sealer::Sealer;
 use super::to_tun::ToTun;
 use super::{Command, PumpError, io_error};
@@ -209,6 +209,7 @@ impl Bulk {
             tunnel.socket = socket;
         }
         tunnel.heard_at(endpoint, now);
+        mark_socket(&tunnel);
         tunnel.segmentation.offer_again();
         Ok(())
     }

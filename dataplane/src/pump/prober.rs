@@ -1,13 +1,17 @@
+use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
+
+use socket2::Socket;
 
 use super::Tell;
 use super::core::{Core, Tunnel};
 use super::sealer::Sealer;
 use crate::io::error_queue;
 use crate::io::sockets::{self, Discover};
-use crate::path_mtu::{LEAST_LINK_MTU, probe};
+use crate::path_mtu::{LEAST_LINK_MTU, PathMtu, probe};
 
 /// A deadline that stays where it is does not keep the thread here.
 const MAX_STEPS: usize = 16;
@@ -36,7 +40,7 @@ impl Prober {
             let probe = size.zip(*probed).and_then(|(size, ends)| probe::seal(path, size, ends, peer, now));
             tunnel.set_alarm(now);
             let (socket, endpoint) = (Arc::clone(&tunnel.socket), tunnel.endpoint);
-            let mode = mode(&tunnel);
+            let mode = mode(&tunnel.path, endpoint.ip());
             drop(tunnel);
             if let Some(probe) = probe {
                 let send = || sealer.send_probe(&probe, endpoint, &socket);
@@ -74,28 +78,81 @@ impl Prober {
         tunnel.peer.set_mtu(mtu);
         // A path that is too narrow refuses large sends in one call.
         tunnel.segmentation.offer_again();
-        let like = tunnel.endpoint.ip();
-        let marked =
-            sockets::discover(&tunnel.socket, mode(tunnel), like).and_then(|()| match like.is_ipv6() {
-                true => {
-                    let fragments = tunnel.path.is_silent() && mtu < LEAST_LINK_MTU;
-                    sockets::fragment_v6(&tunnel.socket, fragments.then(|| tunnel.path.outer()))
-                }
-                false => Ok(()),
-            });
-        if let Err(error) = marked {
-            tracing::warn!(%error, "large packets may be lost on the way to the gateway");
-        }
+        mark_socket(tunnel);
         tracing::info!(mtu, path = tunnel.path.outer(), known = %tunnel.path, "the path's MTU is another");
         (self.tell)(mtu);
     }
 }
 
-/// Where only we know that a path is narrower than what has to be carried, routers must be let fragment that.
-fn mode(tunnel: &Tunnel) -> Discover {
-    let fragments = tunnel.path.is_silent() && tunnel.path.mtu() < LEAST_LINK_MTU;
-    match tunnel.path.discovers() && !(fragments && tunnel.endpoint.is_ipv4()) {
+/// Has the tunnel's socket send as its path asks for. To be called of each other socket, too.
+pub(super) fn mark_socket(tunnel: &Tunnel) {
+    if let Err(error) = mark(&tunnel.socket, &tunnel.path, tunnel.endpoint.ip()) {
+        tracing::warn!(%error, "large packets may be lost on the way to the gateway");
+    }
+}
+
+fn mark(socket: &Socket, path: &PathMtu, like: IpAddr) -> io::Result<()> {
+    sockets::discover(socket, mode(path, like), like)?;
+    if like.is_ipv4() {
+        return Ok(());
+    }
+    let outer = fragments(path).then(|| path.outer().max(LEAST_LINK_MTU));
+    sockets::fragment_v6(socket, outer)
+}
+
+fn mode(path: &PathMtu, like: IpAddr) -> Discover {
+    match path.discovers() && !(fragments(path) && like.is_ipv4()) {
         true => Discover::On,
         false => Discover::Off,
+    }
+}
+
+/// Where only we know that a path is narrower than what has to be carried, routers must be let fragment that.
+fn fragments(path: &PathMtu) -> bool {
+    path.is_silent() && path.mtu() < LEAST_LINK_MTU
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A path of which probes have found that it carries next to nothing.
+    fn narrow(v4: bool) -> PathMtu {
+        let mut now = Instant::now();
+        let mut path = PathMtu::begin(Some(1500), v4, 0, now);
+        while path.mtu() > 1200 {
+            match path.on_deadline(now) {
+                Some(control @ ..100) => assert!(path.answered(path.name(control), now)),
+                Some(_) => {}
+                None => now += Duration::from_millis(100),
+            }
+        }
+        path
+    }
+
+    #[test]
+    fn another_socket_fragments_what_a_narrow_path_has_to_carry() {
+        let like = Ipv4Addr::LOCALHOST.into();
+        let socket = sockets::tunnel(like, 0, Discover::On).unwrap();
+        let path = narrow(true);
+        assert_eq!(mode(&path, like), Discover::Off);
+        mark(&socket, &path, like).unwrap();
+
+        let like = Ipv6Addr::LOCALHOST.into();
+        let socket = sockets::tunnel(like, 0, Discover::On).unwrap();
+        mark(&socket, &narrow(false), like).unwrap();
+    }
+
+    #[test]
+    fn a_narrow_path_of_ipv4_asks_ipv6_for_no_less_than_its_least() {
+        let like = Ipv6Addr::LOCALHOST.into();
+        let socket = sockets::tunnel(like, 0, Discover::On).unwrap();
+        let mut path = narrow(true);
+        path.peer_moved(false, Instant::now());
+        assert!(fragments(&path) && path.outer() < LEAST_LINK_MTU, "{}", path.outer());
+        mark(&socket, &path, like).unwrap();
     }
 }
