@@ -119,10 +119,10 @@ impl<'a> Packet<'a> {
         })
     }
 
-    /// The echo that this packet asks for.
+    /// The echo that this packet asks for; `None` of a fragment, which asks for nothing without the others.
     pub fn echo_request(&self) -> Option<Echo> {
-        let Headers { source, destination, protocol, .. } = self.headers;
-        let icmp = self.icmp().filter(|icmp| icmp.is_echo_request(protocol))?;
+        let Headers { source, destination, protocol, fragment, .. } = self.headers;
+        let icmp = self.icmp().filter(|icmp| icmp.is_echo_request(protocol) && fragment.is_none())?;
         Some(Echo::named(source, destination, icmp))
     }
 

@@ -118,6 +118,17 @@ fn an_echo_is_known_by_its_answer_of_whichever_kind() {
 }
 
 #[test]
+fn a_fragment_asks_for_no_echo() {
+    let [source, destination] = [[192, 0, 2, 1], [192, 0, 2, 2]].map(IpAddr::from);
+    let mut request = vec![0; 20 + 24];
+    assert!(Echo { source, destination, id: 1, sequence: 1 }.request(64, &mut request));
+    assert!(Packet::parse(&request).unwrap().echo_request().is_some());
+    const MORE_FRAGMENTS: u8 = 0x20;
+    request[6] = MORE_FRAGMENTS;
+    assert_eq!(Packet::parse(&request).unwrap().echo_request(), None);
+}
+
+#[test]
 fn no_echo_is_written_that_cannot_be() {
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     let echo =
