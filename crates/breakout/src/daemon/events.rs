@@ -86,7 +86,11 @@ pub async fn follow(
             () = wait_until(retry_names) => retry_names = follow_names(running).await,
             said = hear(heard) => match said {
                 Some(found) => names::learn(running, found).await,
-                None => return Err(Failure::system("our resolver ended by itself").into()),
+                None => {
+                    return Err(Failure::system("our resolver ended by itself")
+                        .remedy("names have no answer until the next `breakout up`, or `breakout down`")
+                        .into());
+                }
             },
             () = wait_until(running.names_due) => names::expire(running).await,
             result = &mut *exited => {

@@ -60,7 +60,7 @@ pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Outside), 
         tracing::warn!("{warning}");
     }
 
-    let addresses = known_addresses(&state, &loaded);
+    let addresses = known_addresses(&state, &loaded)?;
     let snapshot = Arc::new(loaded.snapshot.with_learned(&addresses.learned()));
 
     raise_file_limit();
@@ -105,13 +105,14 @@ pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Outside), 
 }
 
 /// What the last daemon learned and a crash kept closed, as the policy sees it now.
-fn known_addresses(state: &StateDir, loaded: &Loaded) -> Addresses {
+fn known_addresses(state: &StateDir, loaded: &Loaded) -> Result<Addresses, Failure> {
     let file = state.learned();
-    let known = Addresses::read(&file).unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot read {}: addresses are learned anew", file.display());
-        Addresses::default()
-    });
-    known.under(&loaded.snapshot, loaded.endpoint.ip())
+    let known = Addresses::read(&file).map_err(|error| {
+        Failure::system(format!("cannot read {}, the addresses that signaling's names had", file.display()))
+            .because(error)
+            .remedy("they stay refused; `breakout down` removes the file and opens the way to them")
+    })?;
+    Ok(known.under(&loaded.snapshot, loaded.endpoint.ip()))
 }
 
 /// Each voice mapping holds a socket: with the usual soft limit of 1024, whoever opens as many ports could keep the daemon
