@@ -244,15 +244,13 @@ async fn take(running: &mut Running, name: &str, addresses: Vec<(IpAddr, Duratio
     Ok(())
 }
 
-/// First what leads into the TUN, then the policy: what is routed and not yet judged is refused.
+/// First what a crash must not forget, then what leads into the TUN, then the policy: what is routed and not yet judged is refused.
 async fn change(running: &mut Running, addresses: Addresses) -> Result<(), Failure> {
     let snapshot = Arc::new(running.loaded.snapshot.with_learned(&addresses.learned()));
+    addresses.write(&running.state.learned()).map_err(not_changed)?;
     running.machine.learn(&snapshot).await?;
     running.pump.swap(snapshot.clone()).map_err(not_changed)?;
     running.machine.end_old_connections(&running.loaded, &snapshot);
-    if let Err(error) = addresses.write(&running.state.learned()) {
-        tracing::warn!(%error, "learned addresses would not be known after a crash");
-    }
     running.names_due = due(&addresses);
     (running.snapshot, running.addresses) = (snapshot, addresses);
     Ok(())
