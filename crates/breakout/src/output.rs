@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::failure::Failure;
+use crate::{exit::Exit, failure::Failure};
 
 /// Prints text as it is. A reader that has gone away (`| head`) is no failure.
 pub fn text(text: &str) -> Result<(), Failure> {
@@ -15,6 +15,20 @@ pub fn text(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Prints an answer as JSON, or as the text that is made of it.
+pub fn answer<T: Serialize>(
+    value: &T,
+    as_json: bool,
+    as_text: impl FnOnce(&T) -> String,
+) -> Result<Exit, Failure> {
+    if as_json {
+        json(value)?
+    } else {
+        text(&as_text(value))?
+    }
+    Ok(Exit::Ok)
 }
 
 /// Prints one JSON value, indented.

@@ -24,12 +24,7 @@ impl Flows {
             Reply::Flows(flows) => flows,
             other => return Err(ask::unexpected(&other)),
         };
-        if self.json {
-            output::json(&flows)?;
-        } else {
-            output::text(&table(&flows))?;
-        }
-        Ok(Exit::Ok)
+        output::answer(&flows, self.json, table)
     }
 }
 

@@ -24,12 +24,7 @@ impl Names {
             Reply::Names(names) => names,
             other => return Err(ask::unexpected(&other)),
         };
-        if self.json {
-            output::json(&names)?;
-        } else {
-            output::text(&table(&names))?;
-        }
-        Ok(Exit::Ok)
+        output::answer(&names, self.json, table)
     }
 }
 

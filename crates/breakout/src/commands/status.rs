@@ -24,12 +24,7 @@ impl Status {
             Reply::Status(status) => status,
             other => return Err(ask::unexpected(&other)),
         };
-        if self.json {
-            output::json(&status)?;
-        } else {
-            output::text(&table(&status))?;
-        }
-        Ok(Exit::Ok)
+        output::answer(&*status, self.json, table)
     }
 }
 
