@@ -6,7 +6,7 @@ mod counters;
 pub mod engine;
 pub mod fast_path;
 mod fit;
-mod gateway;
+pub mod gateway;
 mod io;
 mod lock;
 pub mod offload;
@@ -24,9 +24,11 @@ mod wire;
 pub(crate) const BATCH: usize = 64;
 
 pub use counters::{Counters, DropReason, PathCount};
-pub use gateway::{Gateway, GatewaySetup};
 pub use io::tun::Tun;
 pub use path_mtu::tunnel_mtu;
-pub use pump::{Handle, Mtu, Offload, Pump, PumpError, Setup};
+pub use pump::{
+    Failover, FailoverCause, Gateway, Handle, MAX_GATEWAYS, Mtu, Offload, OnFailover, Prefer, Pump,
+    PumpError, Setup,
+};
 pub use report::{Feature, FlowReport, TunnelReport};
-pub use underlay::Underlay;
+pub use underlay::{GatewayLeg, Underlay};

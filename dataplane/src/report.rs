@@ -12,6 +12,8 @@ pub struct FlowReport {
     pub tuple: FiveTuple,
     pub path: Path,
     pub rule: String,
+    /// Of a tunnel flow: the place of its gateway among [`Setup::gateways`](crate::Setup::gateways).
+    pub gateway: Option<usize>,
     /// The external endpoint of a bypass flow.
     pub mapping: Option<SocketAddr>,
     /// The DSCP given to packets marked neither EF nor AF4x, by name, or `keep`.
@@ -33,6 +35,12 @@ pub struct TunnelReport {
     /// `idle`, `connecting`, `up` or `down`.
     pub state: &'static str,
     pub endpoint: SocketAddr,
+    /// Whether new flows go to this gateway.
+    pub is_used: bool,
+    /// Pinned to this gateway.
+    pub flows: usize,
+    /// Of the last handshake that this end began.
+    pub round_trip: Option<Duration>,
     pub last_handshake: Option<Duration>,
     pub last_received: Option<Duration>,
     pub sent_bytes: u64,

@@ -8,10 +8,17 @@ pub struct Underlay {
     pub v6: Option<Ipv6Addr>,
     /// Every address of the physical interfaces.
     pub addresses: Vec<IpAddr>,
+    /// The way to each gateway, in the order of [`Setup::gateways`](crate::Setup::gateways); one that is missing has none.
+    pub gateways: Vec<GatewayLeg>,
+}
+
+/// The way to a gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GatewayLeg {
     /// Whether a route to the gateway exists.
-    pub gateway_reachable: bool,
+    pub reachable: bool,
     /// The largest packet that the interface or the route towards the gateway takes, in bytes; `None`: not known.
-    pub gateway_mtu: Option<u32>,
+    pub mtu: Option<u32>,
 }
 
 impl Underlay {
@@ -21,6 +28,10 @@ impl Underlay {
             IpAddr::V4(_) => self.v4.map(IpAddr::V4),
             IpAddr::V6(_) => self.v6.map(IpAddr::V6),
         }
+    }
+
+    pub(crate) fn leg(&self, gateway: usize) -> GatewayLeg {
+        self.gateways.get(gateway).copied().unwrap_or_default()
     }
 
     /// Whether the machine has this address: a source address may lie on an interface that is not physical, as on the loopback of a routed host.

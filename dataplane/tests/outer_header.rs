@@ -16,7 +16,8 @@ mod marked;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use dataplane::{DropReason, Gateway, GatewaySetup, Tun, Underlay};
+use dataplane::gateway::{Gateway, GatewaySetup};
+use dataplane::{DropReason, GatewayLeg, Tun, Underlay};
 use machine::{Machine, SIGNALING_V4, Tunnel, V4, WIFI_V4, ip, underlay};
 use packet::{Checksum, Dscp, Ecn, OuterDscp, Packet, PacketMut, Tos, build};
 use tunnel::{Opened, Peer, PeerConfig, PrivateKey, PublicKey, Responder, ResponderPeer, Sealed};
@@ -169,8 +170,9 @@ impl End {
 fn far_end(machine: &Machine, tunnel: &Tunnel, address: &str) -> End {
     let address = address.parse().unwrap();
     let socket = machine.far_socket(address, GATEWAY_PORT);
-    machine.pump.set_endpoint((address, GATEWAY_PORT).into()).unwrap();
-    machine.pump.set_underlay(Underlay { gateway_reachable: true, ..underlay(Some(WIFI_V4)) }).unwrap();
+    machine.pump.set_endpoint(0, (address, GATEWAY_PORT).into()).unwrap();
+    let gateways = vec![GatewayLeg { reachable: true, mtu: None }];
+    machine.pump.set_underlay(Underlay { gateways, ..underlay(Some(WIFI_V4)) }).unwrap();
     End::new(socket, tunnel.gateway.clone(), tunnel.agent.public_key())
 }
 

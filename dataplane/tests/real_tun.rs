@@ -234,8 +234,8 @@ fn there_may_be_more_calls_than_the_default_descriptor_limit() {
 #[test]
 fn a_gateway_that_moves_to_the_other_family_and_back_does_not_stop_voice() {
     let Some(machine) = Machine::new() else { return };
-    machine.pump.set_endpoint("[2001:db8:77::1]:51820".parse().unwrap()).unwrap();
-    machine.pump.set_endpoint("192.168.77.1:51820".parse().unwrap()).unwrap();
+    machine.pump.set_endpoint(0, "[2001:db8:77::1]:51820".parse().unwrap()).unwrap();
+    machine.pump.set_endpoint(0, "192.168.77.1:51820".parse().unwrap()).unwrap();
     let (app, far) = (open(V4.tun, 5000), machine.far_socket(MEDIA_V4, 20_000));
     app.send_to(&STUN, at(MEDIA_V4, 20_000)).unwrap();
     assert_eq!(marked::receive(&far).payload, STUN);

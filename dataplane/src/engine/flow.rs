@@ -174,6 +174,7 @@ impl Flow {
             tuple: self.tuple,
             path: self.path,
             rule: self.snapshot.rule_name(self.rule).to_owned(),
+            gateway: (self.path == Path::Tunnel).then_some(0),
             mapping,
             mark: match self.mark {
                 Mark::Keep => "keep".to_owned(),

@@ -134,9 +134,9 @@ impl Bulk {
                 }
                 Command::Underlay(underlay, reply) => {
                     let mut tunnel = self.core.tunnel.lock();
-                    tunnel.peer.set_underlay(underlay.gateway_reachable, now);
+                    tunnel.peer.set_underlay(underlay.leg(0).reachable, now);
                     tunnel.segmentation.offer_again();
-                    tunnel.path.network_changed(underlay.gateway_mtu, now);
+                    tunnel.path.network_changed(underlay.leg(0).mtu, now);
                     tunnel.set_alarm(now);
                     drop(tunnel);
                     let mut judge = self.core.engine.lock();
@@ -151,14 +151,18 @@ impl Bulk {
                     let _ = reply.send(());
                 }
                 Command::Routes => self.core.engine.lock().routes_changed(now),
-                Command::Endpoint(endpoint, reply) => {
-                    let _ = reply.send(self.move_to(endpoint, now));
+                Command::Endpoint(gateway, endpoint, reply) => {
+                    let moved = match gateway {
+                        0 => self.move_to(endpoint, now),
+                        _ => Err(PumpError::NoSuchGateway(gateway)),
+                    };
+                    let _ = reply.send(moved);
                 }
                 Command::Flows(reply) => {
                     let _ = reply.send(self.flows(now));
                 }
-                Command::Tunnel(reply) => {
-                    let _ = reply.send(self.core.tunnel.lock().report(now));
+                Command::Tunnels(reply) => {
+                    let _ = reply.send(vec![self.core.tunnel.lock().report(now)]);
                 }
                 Command::Features(reply) => {
                     let _ = reply.send(self.features());

@@ -46,8 +46,9 @@ pub struct Setup {
     /// The TUN's own addresses.
     pub addresses: Vec<IpAddr>,
     pub mtu: Mtu,
-    pub peer: Peer,
-    pub endpoint: SocketAddr,
+    /// In order of preference, 1 to [`MAX_GATEWAYS`].
+    pub gateways: Vec<Gateway>,
+    pub prefer: Prefer,
     pub snapshot: Arc<Snapshot>,
     /// SO_MARK of our own sockets, which the routing rules let pass.
     pub fwmark: u32,
@@ -56,15 +57,55 @@ pub struct Setup {
     pub fast_path: FastPathUse,
     /// Of the tunnel's own packets.
     pub outer_dscp: OuterDscp,
+    pub on_failover: OnFailover,
     /// Called once, by a thread of the pump, when it has ended and the TUN is gone: `Ok` after [`Handle::stop`].
     pub on_exit: OnExit,
 }
 
+/// A far end of the tunnel. All have the same addresses behind them, but each is a NAT of its own: a live connection cannot move.
+pub struct Gateway {
+    pub peer: Peer,
+    pub endpoint: SocketAddr,
+}
+
+/// Which gateway new flows go to, of those that answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefer {
+    /// The first.
+    Order,
+    /// The one whose handshake took the shortest time, at the start, at each fail-over, and when the underlay has changed.
+    RoundTrip,
+}
+
+/// A gateway fell silent, or lost its route, and another answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failover {
+    /// Their places among [`Setup::gateways`].
+    pub from: usize,
+    pub to: usize,
+    pub cause: FailoverCause,
+    /// `from`'s live TCP connections: the next packet of each gets a reset. Its other flows go on through `to`.
+    pub cut_flows: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailoverCause {
+    /// Nothing authentic came back for what was sent.
+    Silence,
+    NoRoute,
+}
+
+/// Called by a thread of the pump, which waits for it: it should only pass on what it is told.
+pub type OnFailover = Box<dyn Fn(Failover) + Send>;
+
+/// More would be as many handshakes at once, and say little of the machine's own network.
+pub const MAX_GATEWAYS: usize = 8;
+
 /// The largest packet that the tunnel carries, in bytes.
 pub enum Mtu {
     Fixed(u16),
-    /// What the path to the gateway carries, at first [`tunnel_mtu`](crate::tunnel_mtu) of the underlay's; a thread of the pump tells of each
-    /// other size.
+    /// What the paths to the gateways in use carry, at first [`tunnel_mtu`](crate::tunnel_mtu) of the first one's leg; a thread of the pump
+    /// tells of each other size.
     Discovered(Tell),
 }
 
@@ -87,6 +128,10 @@ pub enum PumpError {
     Stopped,
     #[error("a thread of the pump has panicked; what it said is on the standard error output")]
     Panicked,
+    #[error("a tunnel has 1 to {MAX_GATEWAYS} gateways, this one {0}")]
+    Gateways(usize),
+    #[error("there is no gateway {0}: they are counted from 0")]
+    NoSuchGateway(usize),
     #[error("the kernel fast path is required, but cannot be: {0}")]
     FastPath(Unavailable),
     #[error("{what}: {source}")]
@@ -109,9 +154,9 @@ pub(crate) enum Command {
     Underlay(Underlay, Sender<()>),
     Routes,
     Count(Sender<()>),
-    Endpoint(SocketAddr, Sender<Result<(), PumpError>>),
+    Endpoint(usize, SocketAddr, Sender<Result<(), PumpError>>),
     Flows(Sender<Vec<FlowReport>>),
-    Tunnel(Sender<TunnelReport>),
+    Tunnels(Sender<Vec<TunnelReport>>),
     Features(Sender<Vec<Feature>>),
     Stop,
 }
@@ -119,17 +164,19 @@ pub(crate) enum Command {
 impl Pump {
     /// Starts the threads; returns once they are ready to move packets.
     pub fn start(setup: Setup) -> Result<Handle, PumpError> {
+        let count = setup.gateways.len();
+        let gateway = setup.gateways.into_iter().next().ok_or(PumpError::Gateways(count))?;
         let counters = Arc::new(Counters::default());
         let (commands, inbox) = unbounded();
         let offload = setup.offload;
         let clock = Clock::start();
-        let (now, v4) = (clock.now(), setup.endpoint.is_ipv4());
+        let (now, v4) = (clock.now(), gateway.endpoint.is_ipv4());
         let (path, tell): (_, Tell) = match setup.mtu {
             Mtu::Fixed(mtu) => (PathMtu::fixed(mtu, v4, now), Box::new(|_| {})),
-            Mtu::Discovered(tell) => (PathMtu::begin(setup.underlay.gateway_mtu, v4, secret(), now), tell),
+            Mtu::Discovered(tell) => (PathMtu::begin(setup.underlay.leg(0).mtu, v4, secret(), now), tell),
         };
         let probed = probed(&setup.addresses, &setup.snapshot);
-        let socket = Arc::new(bulk::open_socket(setup.endpoint, setup.fwmark, bulk::discover(&path))?);
+        let socket = Arc::new(bulk::open_socket(gateway.endpoint, setup.fwmark, bulk::discover(&path))?);
         let segmentation = UdpSegmentation::new(&socket, offload.udp);
         let mut tun = setup.tun;
         if offload.tun {
@@ -165,8 +212,8 @@ impl Pump {
             clock,
             Judge { engine, fast, alarm: Alarm::new(clock).map_err(io_error("opening a timer"))? },
             Tunnel {
-                peer: setup.peer,
-                endpoint: setup.endpoint,
+                peer: gateway.peer,
+                endpoint: gateway.endpoint,
                 path,
                 probed,
                 socket: Arc::clone(&socket),
@@ -179,7 +226,7 @@ impl Pump {
         );
         let mut tunnel = core.tunnel.lock();
         tunnel.peer.set_mtu(core.mtu());
-        tunnel.peer.set_underlay(setup.underlay.gateway_reachable, clock.now());
+        tunnel.peer.set_underlay(setup.underlay.leg(0).reachable, clock.now());
         tunnel.set_alarm(clock.now());
         drop(tunnel);
         let sealer = || Sealer::new(Arc::clone(&segmentation), setup.outer_dscp);
@@ -218,17 +265,19 @@ impl Handle {
         self.tell(Command::Routes)
     }
 
-    /// Moves the tunnel to another address of the gateway; on an error (no IPv6 here, say) it stays where it was.
-    pub fn set_endpoint(&self, endpoint: SocketAddr) -> Result<(), PumpError> {
-        self.ask(|reply| Command::Endpoint(endpoint, reply))?
+    /// Moves the tunnel to another address of a gateway, by its place in [`Setup::gateways`]; on an error (no IPv6 here, say) it stays where
+    /// it was.
+    pub fn set_endpoint(&self, gateway: usize, endpoint: SocketAddr) -> Result<(), PumpError> {
+        self.ask(|reply| Command::Endpoint(gateway, endpoint, reply))?
     }
 
     pub fn flows(&self) -> Result<Vec<FlowReport>, PumpError> {
         self.ask(Command::Flows)
     }
 
-    pub fn tunnel(&self) -> Result<TunnelReport, PumpError> {
-        self.ask(Command::Tunnel)
+    /// The tunnel to each gateway, in the order of [`Setup::gateways`].
+    pub fn tunnels(&self) -> Result<Vec<TunnelReport>, PumpError> {
+        self.ask(Command::Tunnels)
     }
 
     /// The optional features as they are now: one that fails in use is turned off.

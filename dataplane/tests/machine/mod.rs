@@ -7,7 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use dataplane::{DropReason, Handle, Mtu, Offload, Pump, Setup, Tun, Underlay};
+use dataplane::{DropReason, Gateway, Handle, Mtu, Offload, Prefer, Pump, Setup, Tun, Underlay};
 use packet::OuterDscp;
 use policy::{Config, FastPathUse, Snapshot};
 use tunnel::{Peer, PeerConfig, PrivateKey};
@@ -205,14 +205,18 @@ fn start_pump(tunnel: &Tunnel) -> (Handle, String) {
         tun,
         addresses: vec![V4.tun, V6.tun],
         mtu: Mtu::Fixed(1420),
-        peer: Peer::new(peer, Instant::now()),
-        endpoint: SocketAddr::from(([192, 168, 77, 1], 51_820)),
+        gateways: vec![Gateway {
+            peer: Peer::new(peer, Instant::now()),
+            endpoint: SocketAddr::from(([192, 168, 77, 1], 51_820)),
+        }],
+        prefer: Prefer::Order,
         snapshot: Arc::new(Snapshot::compile(&config)),
         fwmark: FWMARK,
         underlay: underlay(Some(WIFI_V4)),
         offload: Offload { tun: true, udp: true },
         fast_path: FastPathUse::Auto,
         outer_dscp: tunnel.outer_dscp,
+        on_failover: Box::new(|_| {}),
         on_exit: Box::new(|result| result.unwrap()),
     });
     (pump.unwrap(), name)

@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use dataplane::engine::{Action, Answer, Engine, LINGER, Limits, MappingId};
-use dataplane::{Counters, Underlay};
+use dataplane::{Counters, GatewayLeg, Underlay};
 use packet::{Checksum, FiveTuple, Packet, PacketMut, Tos, build, protocol};
 use policy::{Config, Snapshot};
 
@@ -55,8 +55,8 @@ pub fn underlay(address: Option<IpAddr>) -> Underlay {
         IpAddr::V4(v4) => Some(v4),
         IpAddr::V6(_) => None,
     });
-    let gateway_reachable = address.is_some();
-    Underlay { v4, addresses: address.into_iter().collect(), gateway_reachable, ..Underlay::default() }
+    let gateways = vec![GatewayLeg { reachable: address.is_some(), mtu: None }];
+    Underlay { v4, addresses: address.into_iter().collect(), gateways, ..Underlay::default() }
 }
 
 pub fn engine(limits: Limits) -> Engine {

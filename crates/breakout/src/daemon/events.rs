@@ -116,7 +116,7 @@ async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failur
         Ok(false) => Ok(None),
         Ok(true) => {
             let underlay = running.machine.underlay();
-            tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateway_reachable = underlay.gateway_reachable, "the underlay has changed");
+            tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateways = ?underlay.gateways, "the underlay has changed");
             running.pump.set_underlay(underlay).map_err(|error| pump_failed(error.to_string()))?;
             Ok(None)
         }

@@ -6,7 +6,7 @@ use std::{
     num::NonZero,
 };
 
-use dataplane::{Tun, tunnel_mtu};
+use dataplane::{GatewayLeg, Tun, tunnel_mtu};
 use policy::{Captured, Facts, Path, Snapshot};
 use routes::{
     Cleaned, Conflict, KILL_SWITCH, Routes, Settings, State, Wanted,
@@ -178,8 +178,10 @@ impl Machine {
                 IpAddr::V4(_) => None,
             }),
             addresses: self.underlay.addresses.iter().map(|address| address.net.addr()).collect(),
-            gateway_reachable: self.underlay.gateway.is_some(),
-            gateway_mtu: gateway_mtu(&self.underlay),
+            gateways: vec![GatewayLeg {
+                reachable: self.underlay.gateway.is_some(),
+                mtu: gateway_mtu(&self.underlay),
+            }],
         }
     }
 

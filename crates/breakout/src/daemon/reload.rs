@@ -67,7 +67,7 @@ async fn take(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> 
     running.machine.set_domains(all_domains(&running.snapshot, snapshot)).await?;
     running.machine.want(&both(&was, &is)).await?;
     // A peer that roamed and fell silent may be found where the configuration says.
-    let is_lost = running.pump.tunnel().map_err(not_taken)?.state == "down";
+    let is_lost = running.pump.tunnels().map_err(not_taken)?.iter().all(|tunnel| tunnel.state == "down");
     if is_lost || new.endpoint != running.loaded.endpoint {
         set_gateway(running, new.endpoint).await?;
     }
@@ -94,7 +94,7 @@ async fn go_back(running: &mut Running, new: &Loaded) -> Result<(), Failure> {
 
 /// Moves the tunnel, and tells it whether there is a way to its new end; that makes it try at once.
 async fn set_gateway(running: &mut Running, endpoint: SocketAddr) -> Result<(), Failure> {
-    running.pump.set_endpoint(endpoint).map_err(not_taken)?;
+    running.pump.set_endpoint(0, endpoint).map_err(not_taken)?;
     running.machine.set_gateway(endpoint.ip()).await?;
     running.pump.set_underlay(running.machine.underlay()).map_err(not_taken)?;
     Ok(())

@@ -13,7 +13,7 @@ use policy::Path;
 use super::start::Running;
 
 pub fn status(running: &Running) -> Result<Status, PumpError> {
-    let tunnel = running.pump.tunnel()?;
+    let tunnel = running.pump.tunnels()?.into_iter().next().ok_or(PumpError::Stopped)?;
     let underlay = running.machine.underlay();
     let counters = running.pump.counters();
     let flows = running.pump.flows()?;
@@ -42,7 +42,7 @@ pub fn status(running: &Running) -> Result<Status, PumpError> {
         underlay: Underlay {
             v4: underlay.v4.map(|address| address.to_string()),
             v6: underlay.v6.map(|address| address.to_string()),
-            gateway_reachable: underlay.gateway_reachable,
+            gateway_reachable: underlay.gateways.iter().any(|gateway| gateway.reachable),
         },
         paths: [Path::Tunnel, Path::Bypass, Path::Reject]
             .map(|path| path_count(path, counters.path(path)))

@@ -1,7 +1,7 @@
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use control::Server;
-use dataplane::{Handle, Mtu, Offload, Pump, PumpError, Setup, Tun};
+use dataplane::{Gateway, Handle, Mtu, Offload, Prefer, Pump, PumpError, Setup, Tun};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use policy::{Fail, Snapshot};
 use tokio::sync::{oneshot, watch};
@@ -171,14 +171,15 @@ fn start_pump(
                 tell.send_replace(mtu);
             })),
         },
-        peer,
-        endpoint: loaded.endpoint,
+        gateways: vec![Gateway { peer, endpoint: loaded.endpoint }],
+        prefer: Prefer::Order,
         snapshot: snapshot.clone(),
         fwmark: Machine::fwmark(),
         underlay: machine.underlay(),
         fast_path: config.dataplane.fast_path,
         offload: Offload { tun: config.dataplane.tun_offload, udp: config.dataplane.udp_offload },
         outer_dscp: config.dataplane.outer_dscp,
+        on_failover: Box::new(|_| {}),
         on_exit: Box::new(move |result| drop(ended.send(result))),
     };
     let pump = Pump::start(setup).map_err(|error| Failure::system("cannot start the pump").because(error))?;

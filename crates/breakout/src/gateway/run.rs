@@ -5,7 +5,8 @@ use std::{
     time::Instant,
 };
 
-use dataplane::{Gateway, GatewaySetup, PumpError, Tun};
+use dataplane::gateway::{Gateway, GatewaySetup};
+use dataplane::{PumpError, Tun};
 use ipnet::IpNet;
 use routes::netlink::{Netlink, Route};
 use tokio::{
