@@ -30,6 +30,9 @@ pub struct Answer {
     pub soa: Option<Record>,
     /// Those in `records`, hints included: each is public.
     pub addresses: Vec<IpAddr>,
+    /// Those that the name has too and nobody is told, since the tunnel does not carry them: each is public. Applications may
+    /// know them from before.
+    pub withheld: Vec<IpAddr>,
     /// Zero: good for those who are waiting for it, not to be kept.
     pub ttl: Duration,
 }
@@ -42,6 +45,7 @@ impl Answer {
             records: Vec::new(),
             soa: None,
             addresses: Vec::new(),
+            withheld: Vec::new(),
             ttl: Duration::ZERO,
         }
     }

@@ -18,6 +18,8 @@ use crate::upstream::Upstream;
 /// From the question to SERVFAIL.
 const DEADLINE: Duration = Duration::from_secs(4);
 const LEARNING: Duration = Duration::from_secs(2);
+/// What is asked for and told nobody keeps nobody waiting for longer.
+const WITHHELD: Duration = Duration::from_millis(500);
 /// Each takes a socket or two.
 const MAX_EXCHANGES: usize = 256;
 /// Messages that one CNAME chain may take.
@@ -67,7 +69,7 @@ impl Finder {
         self.counters.asked.add(1);
         let (answer, remaining) = self.look_up(name, text, query_type).await?;
         let ttl = remaining.as_secs().clamp(1, MAX_TOLD_TTL);
-        self.have_learned(text, &answer.addresses, Duration::from_secs(ttl)).await?;
+        self.have_learned(text, &answer, Duration::from_secs(ttl)).await?;
         Ok((answer, u32::try_from(ttl).unwrap_or(1)))
     }
 
@@ -115,9 +117,25 @@ impl Finder {
 
     async fn exchange(&self, key: &Key, wanted: &Wanted<'_>) -> Outcome {
         let _slot = self.slots.try_acquire().map_err(|_| Failure::Busy)?;
-        let answer = self.follow(wanted).await?;
+        let (answer, withheld) = tokio::join!(self.follow(wanted), self.withheld(wanted));
+        let mut answer = answer?;
+        if !withheld.is_empty() {
+            Arc::make_mut(&mut answer).withheld = withheld;
+        }
         self.cache().put(key.clone(), answer.clone(), Instant::now());
         Ok(answer)
+    }
+
+    /// The IPv6 addresses of who is asked for IPv4 ones, where the tunnel does not carry IPv6.
+    async fn withheld(&self, wanted: &Wanted<'_>) -> Vec<IpAddr> {
+        if self.ipv6 || wanted.query_type != RecordType::A {
+            return Vec::new();
+        }
+        let wanted = Wanted { query_type: RecordType::AAAA, ipv6: true, ..*wanted };
+        match timeout(WITHHELD, self.follow(&wanted)).await {
+            Ok(Ok(answer)) => answer.addresses.clone(),
+            _ => Vec::new(),
+        }
     }
 
     async fn follow(&self, wanted: &Wanted<'_>) -> Outcome {
@@ -139,12 +157,13 @@ impl Finder {
     }
 
     /// Not before the daemon has said that the addresses are in the TUN may anyone be told them.
-    async fn have_learned(&self, name: &str, addresses: &[IpAddr], ttl: Duration) -> Result<(), Failure> {
+    async fn have_learned(&self, name: &str, answer: &Answer, ttl: Duration) -> Result<(), Failure> {
+        let addresses: Vec<_> =
+            answer.addresses.iter().chain(&answer.withheld).map(|address| (*address, ttl)).collect();
         if addresses.is_empty() {
             return Ok(());
         }
         let (done, learned) = oneshot::channel();
-        let addresses = addresses.iter().map(|address| (*address, ttl)).collect();
         let learn = Learn { name: name.to_owned(), addresses, done };
         let learning = async {
             self.learn.send(learn).await.ok()?;

@@ -101,6 +101,19 @@ impl Scene {
         }
     }
 
+    /// The agent has IPv6 and a way out by it, to a router that hands nothing on. With iproute2.
+    pub fn give_ipv6(&self) {
+        for command in [
+            "-6 address add 2001:db8:77::10/64 dev eth0 nodad",
+            "-6 neighbour add 2001:db8:77::1 lladdr 02:00:00:00:00:01 dev eth0",
+            "-6 route add default via 2001:db8:77::1",
+        ] {
+            let mut ip = Command::new("ip");
+            ip.args(command.split(' '));
+            said(&ok(self.internet.agent.output(ip)));
+        }
+    }
+
     /// What passes on the agent's wire, as the access router sees it, while `body` runs.
     pub fn on_wire<T>(&self, body: impl FnOnce() -> T) -> (Captured, T) {
         watch(&self.internet.router, "lan0", body)

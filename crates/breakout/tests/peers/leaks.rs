@@ -255,15 +255,7 @@ fn foreign_ruleset_flush(cell: &mut Cell) {
 /// Through a tunnel that has none.
 fn ipv6(cell: &mut Cell) {
     let Some(_) = program("ip", "iproute2") else { return };
-    for command in [
-        "-6 address add 2001:db8:77::10/64 dev eth0 nodad",
-        "-6 neighbour add 2001:db8:77::1 lladdr 02:00:00:00:00:01 dev eth0",
-        "-6 route add default via 2001:db8:77::1",
-    ] {
-        let mut ip = Command::new("ip");
-        ip.args(command.split(' '));
-        said(&ok(cell.scene.internet.agent.output(ip)));
-    }
+    cell.scene.give_ipv6();
     let v6: [SocketAddr; 2] = [443, 5060].map(|port| SocketAddr::new(SIGNALING_V6.parse().unwrap(), port));
     cell.targets = v6;
     let is_v6 = |record: &&Record| v6.contains(&record.destination);

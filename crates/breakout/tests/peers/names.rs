@@ -1,7 +1,7 @@
 //! Signaling that is known by name alone: its addresses move, and none is ever reached in the clear.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -23,6 +23,8 @@ const OTHER_PORT: u16 = 9000;
 const POOL: &str = "203.0.113.128/25";
 const FIRST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 130);
 const COUNT: u8 = 100;
+/// Every name has it too.
+const V6: Ipv6Addr = Ipv6Addr::new(0x2600, 0x1f14, 0, 0, 0, 0, 0, 0x10);
 const NAMES: [&str; 3] = ["api.usw2.pure.cloud", "login.usw2.pure.cloud", "streaming.usw2.pure.cloud"];
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where other names are asked for: nobody is there, so that what comes by the wrong way fails.
@@ -115,6 +117,32 @@ fn without_a_tunnel_names_have_no_answer() {
     // Another name goes where it went before.
     let (wire, _) = scene.on_wire(|| client(&scene, 1, &["www.example.net"]));
     assert!(wire.records.iter().any(|record| record.destination == "192.0.2.53:53".parse().unwrap()));
+}
+
+/// Through a tunnel that carries IPv4 alone. An application may know the address from before.
+#[test]
+fn an_ipv6_address_that_nobody_is_told_is_closed_too() {
+    let _turn = shared();
+    let Some(mut scene) = scene() else { return };
+    scene.give_ipv6();
+    let v6: SocketAddr = (V6, PORT).into();
+    let (wire, unanswered) = scene.on_wire(|| connect(&scene, v6));
+    unanswered.unwrap_err();
+    assert!(wire.records.iter().any(|record| record.destination == v6), "the control");
+
+    let _dns = raise(&mut scene, "1000");
+    let told = call(&scene, NAMES.len());
+    assert_eq!((told.greeted, told.failures.len()), (NAMES.len(), 0), "{told:?}");
+    assert!(told.addresses.iter().all(IpAddr::is_ipv4), "{told:?}");
+    for is_dead in [false, true] {
+        if is_dead {
+            ok(scene.kill_daemon());
+        }
+        let (wire, refused) = scene.on_wire(|| connect(&scene, v6));
+        assert_ne!(refused.unwrap_err().kind(), std::io::ErrorKind::TimedOut, "dead: {is_dead}");
+        assert!(!wire.records.iter().any(|record| record.destination == v6), "dead: {is_dead}");
+    }
+    said(&scene.breakout(&["down"]));
 }
 
 /// The internet with signaling at every address of its network, greeting on two ports, and a resolv.conf of the agent's own.

@@ -195,15 +195,55 @@ async fn a_chain_in_a_circle_is_an_error() {
 async fn without_ipv6_no_ipv6_address_is_told() {
     let server =
         DnsServer::answering(|asked| Reply::to(&asked.query).address("2600:1f14::10", 60).bytes()).await;
-    let scene = Scene::asking(&[&server]);
+    let scene = Scene::new(without_ipv6(&server));
     let answer = scene.client().ask("api.example.com.", RecordType::AAAA).await;
     assert_eq!((answer.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
     assert!(server.asked().is_empty());
 
-    let scene = Scene::new(Settings { ipv6: true, ..settings(&[&server]) });
+    let scene = Scene::asking(&[&server]);
     let answer = scene.client().ask("api.example.com.", RecordType::AAAA).await;
     assert_eq!(addresses(&answer), [ip("2600:1f14::10")]);
     assert_eq!(scene.learner.addresses(), [ip("2600:1f14::10")]);
+}
+
+/// An application may have them from before the tunnel was up.
+#[tokio::test]
+async fn without_ipv6_what_is_not_told_is_learned_all_the_same() {
+    let server = DnsServer::answering(|asked| {
+        let (reply, private) = (Reply::to(&asked.query), asked.name() == "private.example.com.");
+        match asked.query_type() {
+            RecordType::A => reply.address("203.0.113.10", 60).bytes(),
+            _ if private => reply.address("fd00::1", 60).bytes(),
+            _ => reply.address("2600:1f14::10", 60).bytes(),
+        }
+    })
+    .await;
+    let scene = Scene::new(without_ipv6(&server));
+    for _ in 0..2 {
+        let answer = scene.client().ask("api.example.com.", RecordType::A).await;
+        assert_eq!(addresses(&answer), [ip("203.0.113.10")]);
+    }
+    for learned in scene.learner.learned() {
+        assert_eq!(learned.addresses, [ip("203.0.113.10"), ip("2600:1f14::10")], "of the cached answer too");
+    }
+    assert_eq!(scene.learner.learned().len(), 2);
+    assert_eq!(server.asked().len(), 2);
+
+    let answer = scene.client().ask("private.example.com.", RecordType::A).await;
+    assert_eq!(addresses(&answer), [ip("203.0.113.10")]);
+    assert_eq!(scene.learner.learned()[2].addresses, [ip("203.0.113.10")]);
+}
+
+#[tokio::test]
+async fn nobody_waits_long_for_what_is_not_told() {
+    let server = DnsServer::start(|asked| match asked.query_type() {
+        RecordType::A => vec![Act::Send(Reply::to(&asked.query).address("203.0.113.10", 60).bytes())],
+        _ => Vec::new(),
+    })
+    .await;
+    let scene = Scene::new(without_ipv6(&server));
+    let answer = scene.client().ask("api.example.com.", RecordType::A).await;
+    assert_eq!(addresses(&answer), [ip("203.0.113.10")]);
 }
 
 #[tokio::test]
@@ -262,7 +302,7 @@ async fn service_records_keep_clients_within_the_policy() {
             .bytes()
     })
     .await;
-    let scene = Scene::asking(&[&server]);
+    let scene = Scene::new(without_ipv6(&server));
     let answer = scene.client().ask("api.example.com.", RecordType::HTTPS).await;
     let services: Vec<_> = answer
         .answers
@@ -380,7 +420,7 @@ async fn the_handle_resolves_flushes_and_changes_servers() {
     .await;
     let other =
         DnsServer::answering(|asked| Reply::to(&asked.query).address("203.0.113.20", 60).bytes()).await;
-    let scene = Scene::new(Settings { ipv6: true, ..settings(&[&server]) });
+    let scene = Scene::asking(&[&server]);
     let found = scene.handle.resolve("API.example.com").await.unwrap();
     assert_eq!(found, [ip("203.0.113.10"), ip("2600:1f14::10")]);
     assert_eq!(scene.learner.addresses(), found);
@@ -395,4 +435,8 @@ async fn the_handle_resolves_flushes_and_changes_servers() {
     let answer = scene.client().ask("api.example.com.", RecordType::A).await;
     assert_eq!(addresses(&answer), [ip("203.0.113.20")]);
     assert!(scene.handle.resolve("not..a name").await.is_err());
+}
+
+fn without_ipv6(server: &DnsServer) -> Settings {
+    Settings { ipv6: false, ..settings(&[server]) }
 }

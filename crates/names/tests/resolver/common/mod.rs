@@ -74,6 +74,6 @@ pub fn settings(upstreams: &[&DnsServer]) -> Settings {
         upstreams: upstreams.iter().map(|server| server.address()).collect(),
         from: vec![LOOPBACK],
         forward: Vec::new(),
-        ipv6: false,
+        ipv6: true,
     }
 }
