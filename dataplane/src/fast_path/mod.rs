@@ -186,6 +186,10 @@ impl FastPath {
         let rules = self.rules(flow)?;
         let now = since_boot();
         let id = self.slots.take(now).ok_or(InstallError::Full)?;
+        if let Err(error) = self.entries.reach(id.slot) {
+            self.slots.give_back(id, now);
+            return Err(InstallError::Table(error));
+        }
         self.entries.write(id.slot, rules, flow.rtp, now);
         // A system call is a full barrier: whoever finds the entry sees what was written.
         let inserted = self.inbound.insert(rules.inbound, id.slot, BPF_NOEXIST).and_then(|()| {

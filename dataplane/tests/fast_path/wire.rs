@@ -82,6 +82,32 @@ fn converse(call: &Call) {
 
 /// The state that the daemon writes into an entry goes on in the kernel, over packets that it moves and those that it hands up.
 #[test]
+fn only_what_is_used_of_the_entries_is_mapped() {
+    const ENTRIES: u32 = 4096;
+    let Some(network) = Network::new(Wire::Veth) else { return };
+    let mut fast_path = FastPath::open(index("tun"), ENTRIES).unwrap();
+    fast_path.attach(index("wifi")).unwrap();
+    let call = network.call(V4);
+    let ids: Vec<_> = (0..200)
+        .map(|number| {
+            let [internal, external] =
+                [call.internal, call.external].map(|it| SocketAddr::new(it.ip(), 10_000 + number));
+            fast_path.install(&Flow { internal, external, ..network.flow(&call) }).unwrap()
+        })
+        .collect();
+    assert!(ids.iter().all(|id| fast_path.statistics(*id).is_some()));
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let mapped = maps.lines().filter(|line| line.ends_with("bpf-map")).map(|line| {
+        let (from, rest) = line.split_once('-').unwrap();
+        let (to, _) = rest.split_once(' ').unwrap();
+        u64::from_str_radix(to, 16).unwrap() - u64::from_str_radix(from, 16).unwrap()
+    });
+    // Other tests have mappings too, each of 64 entries.
+    let largest = mapped.max().unwrap();
+    assert!(largest < u64::from(ENTRIES) * 448 / 4, "{largest} bytes");
+}
+
+#[test]
 fn rtp_is_measured_in_both_directions() {
     let Some(mut network) = Network::new(Wire::Veth) else { return };
     for family in [V4, V6] {
