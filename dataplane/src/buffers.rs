@@ -1,12 +1,14 @@
+use crate::io::pages::Pages;
+
 /// Equal buffers in one allocation, made once.
 pub(crate) struct Buffers {
-    bytes: Box<[u8]>,
+    bytes: Pages,
     size: usize,
 }
 
 impl Buffers {
     pub(crate) fn new(count: usize, size: usize) -> Self {
-        Self { bytes: vec![0; count * size].into_boxed_slice(), size }
+        Self { bytes: Pages::new(count * size), size }
     }
 
     pub(crate) fn get(&self, place: usize) -> &[u8] {
@@ -19,6 +21,11 @@ impl Buffers {
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.bytes.chunks_exact_mut(self.size)
+    }
+
+    /// As [`Pages::give_back`].
+    pub(crate) fn give_back(&mut self) {
+        self.bytes.give_back();
     }
 
     /// Whether `part` lies inside one of the buffers: nothing was copied out of them.

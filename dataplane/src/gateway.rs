@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -24,6 +24,7 @@ use crate::io::tun::{COMPLETE, Queue, Record, Tun, VNET_HEADER};
 use crate::offload::Segments;
 use crate::path_mtu::LARGE;
 use crate::pump::{OnExit, PumpError, io_error, outcome};
+use crate::rest::Rest;
 use crate::tun_writer::TunWriter;
 use crate::wire::{Inbox, Outbox, UdpSegmentation};
 use crate::{BATCH, fit};
@@ -98,6 +99,7 @@ const MAX_ERRORS: usize = 4096;
 
 struct Worker {
     poll: Poll,
+    rest: Rest,
     clock: Clock,
     alarm: Alarm,
     stop: Arc<AtomicBool>,
@@ -140,6 +142,7 @@ impl Worker {
         tun.offer_segmentation(segmentation.is_on());
         let worker = Self {
             poll,
+            rest: Rest::default(),
             clock,
             alarm,
             stop,
@@ -167,11 +170,8 @@ impl Worker {
             let probe = self.paths.deadline(&self.responder, now);
             self.alarm.ring_at(self.responder.deadline().into_iter().chain(probe).min(), now);
             let busy = self.tun_ready || self.voice_ready || self.peers_ready;
-            match self.poll.poll(&mut events, busy.then_some(Duration::ZERO)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    return Err(io_error("waiting for packets")(error));
-                }
-                _ => {}
+            if self.rest.wait(&mut self.poll, &mut events, busy).map_err(io_error("waiting for packets"))? {
+                self.give_back();
             }
             let mut has_errors = false;
             for event in &events {
@@ -192,6 +192,13 @@ impl Worker {
             self.follow_paths(now);
         }
         Ok(())
+    }
+
+    /// The buffers' memory.
+    fn give_back(&mut self) {
+        self.inbox.give_back();
+        self.outbox.give_back();
+        self.writer.give_back();
     }
 
     fn move_packets(&mut self, now: Instant) -> Result<(), PumpError> {
@@ -449,6 +456,7 @@ fn pass_on(writer: &mut TunWriter, tun: &mut Tun) {
 mod tests {
     use std::net::{Ipv4Addr, UdpSocket};
     use std::process::Command;
+    use std::time::Duration;
 
     use socket2::{Domain, Protocol, SockAddr, Type};
     use tunnel::{Peer, PeerConfig, PrivateKey, ResponderPeer};

@@ -13,6 +13,7 @@ pub mod offload;
 mod path_mtu;
 mod pump;
 mod report;
+mod rest;
 pub mod rtp;
 mod sealed;
 mod tun_writer;

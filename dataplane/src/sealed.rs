@@ -4,6 +4,7 @@ use std::ops::Range;
 use packet::Tos;
 
 use crate::BATCH;
+use crate::io::pages::Pages;
 use crate::io::send::Datagram;
 
 /// A UDP datagram of any size, with its headers.
@@ -18,7 +19,7 @@ const MAX_PAYLOAD: usize = 65_507;
 
 /// Sealed datagrams back to back in one buffer, those of equal size and TOS to one destination as one message that the kernel segments.
 pub(crate) struct SealedBatch {
-    bytes: Box<[u8]>,
+    bytes: Pages,
     used: usize,
     messages: Vec<Message>,
 }
@@ -35,7 +36,7 @@ struct Message {
 
 impl SealedBatch {
     pub(crate) fn new() -> Self {
-        Self { bytes: vec![0; CAPACITY].into_boxed_slice(), used: 0, messages: Vec::with_capacity(BATCH) }
+        Self { bytes: Pages::new(CAPACITY), used: 0, messages: Vec::with_capacity(BATCH) }
     }
 
     /// Where the next datagram is to be sealed.
@@ -75,6 +76,12 @@ impl SealedBatch {
     pub(crate) fn clear(&mut self) {
         self.used = 0;
         self.messages.clear();
+    }
+
+    /// As [`Pages::give_back`]; nothing may wait in it.
+    pub(crate) fn give_back(&mut self) {
+        debug_assert!(self.is_empty());
+        self.bytes.give_back();
     }
 
     pub(crate) fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> + Clone {

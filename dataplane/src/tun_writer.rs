@@ -42,6 +42,12 @@ impl TunWriter {
         self.lengths.len() == HELD
     }
 
+    /// As [`Pages::give_back`](crate::io::pages::Pages::give_back); nothing may wait in it.
+    pub(crate) fn give_back(&mut self) {
+        debug_assert!(self.lengths.is_empty());
+        self.records.give_back();
+    }
+
     /// Lets those through that `accepts`, of the packets pushed since it was called last. Returns how many were no packets.
     pub(crate) fn judge(&mut self, mut accepts: impl FnMut(&Packet<'_>) -> bool) -> usize {
         let mut malformed = 0;

@@ -66,6 +66,11 @@ impl Outbox {
         self.sealed.is_full()
     }
 
+    /// As [`SealedBatch::give_back`].
+    pub(crate) fn give_back(&mut self) {
+        self.sealed.give_back();
+    }
+
     /// Where the next datagram is to be sealed.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         self.sealed.room()
@@ -121,6 +126,11 @@ impl Inbox {
 
     pub(crate) fn feature(&self) -> Feature {
         self.gathers.feature("udp-gathering")
+    }
+
+    /// As [`Buffers::give_back`].
+    pub(crate) fn give_back(&mut self) {
+        self.buffers.give_back();
     }
 
     /// Receives one batch: how many messages, and whether there may be more.

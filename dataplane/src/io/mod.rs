@@ -3,6 +3,7 @@
 mod address;
 mod cmsg;
 pub(crate) mod error_queue;
+pub(crate) mod pages;
 pub(crate) mod probe;
 mod queue;
 pub(crate) mod realtime;

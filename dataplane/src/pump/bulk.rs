@@ -1,8 +1,7 @@
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use mio::unix::SourceFd;
@@ -21,6 +20,7 @@ use super::{Command, PumpError, io_error};
 use crate::io::sockets::{self, Discover};
 use crate::io::tun::{Queue, Tun};
 use crate::path_mtu::PathMtu;
+use crate::rest::Rest;
 use crate::{DropReason, Feature, FlowReport};
 
 const WAKER: Token = Token(0);
@@ -31,6 +31,7 @@ const ALARM: Token = Token(3);
 /// The thread for everything that is no voice: the TUN's queue of that, the tunnel's socket, and what the control plane asks.
 pub(super) struct Bulk {
     poll: Poll,
+    rest: Rest,
     core: Arc<Core>,
     inbox: Receiver<Command>,
     tun: Tun,
@@ -69,6 +70,7 @@ impl Bulk {
         let to_tun = ToTun::new(own, Arc::clone(&core.counters));
         let bulk = Self {
             poll,
+            rest: Rest::default(),
             core,
             inbox,
             tun,
@@ -88,7 +90,9 @@ impl Bulk {
         let mut events = Events::with_capacity(16);
         while !self.core.is_stopped() {
             let busy = self.opener.ready || self.intake.as_ref().is_some_and(|intake| intake.ready);
-            wait(&mut self.poll, &mut events, busy)?;
+            if self.rest.wait(&mut self.poll, &mut events, busy).map_err(io_error("waiting for packets"))? {
+                self.give_back();
+            }
             let now = self.core.clock.now();
             let mut has_errors = false;
             for event in &events {
@@ -121,6 +125,13 @@ impl Bulk {
             }
         }
         Ok(())
+    }
+
+    /// The buffers' memory.
+    fn give_back(&mut self) {
+        self.intake.iter_mut().for_each(Intake::give_back);
+        self.opener.give_back();
+        self.sealer.give_back();
     }
 
     /// Does what the control plane asked.
@@ -245,14 +256,4 @@ pub(super) fn watch(poll: &Poll, fd: i32, token: Token) -> Result<(), PumpError>
     poll.registry()
         .register(&mut SourceFd(&fd), token, Interest::READABLE)
         .map_err(io_error("watching a descriptor"))
-}
-
-/// Waits for events; a thread that is busy only looks for them.
-pub(super) fn wait(poll: &mut Poll, events: &mut Events, busy: bool) -> Result<(), PumpError> {
-    match poll.poll(events, busy.then_some(Duration::ZERO)) {
-        Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-            Err(io_error("waiting for packets")(error))
-        }
-        _ => Ok(()),
-    }
 }

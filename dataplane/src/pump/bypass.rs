@@ -97,6 +97,11 @@ impl Bypass {
         vec![raw("identity-mapping-v4", &self.raw_v4), raw("identity-mapping-v6", &self.raw_v6)]
     }
 
+    /// Its buffers' memory; see [`Rest`](crate::rest::Rest).
+    pub(super) fn give_back(&mut self) {
+        self.datagrams.give_back();
+    }
+
     /// Reserves an external port for an internal endpoint and tells the engine.
     pub(super) fn reserve(
         &mut self,

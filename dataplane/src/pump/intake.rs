@@ -59,6 +59,11 @@ impl Intake {
         }
     }
 
+    /// As [`Buffers::give_back`].
+    pub(super) fn give_back(&mut self) {
+        self.records.give_back();
+    }
+
     /// Reads one batch of what applications sent; it is [`Intake::ready`] as long as there may be more.
     pub(super) fn read(&mut self) -> Result<(), PumpError> {
         self.count = 0;

@@ -40,6 +40,12 @@ impl Opener {
         self.ready = true;
     }
 
+    /// Its buffers' memory; see [`Rest`](crate::rest::Rest).
+    pub(super) fn give_back(&mut self) {
+        self.inbox.give_back();
+        self.writer.give_back();
+    }
+
     /// Takes one batch of what the gateway sent; it is [`Opener::ready`] as long as there may be more.
     pub(super) fn receive(&mut self, core: &Core, tun: &mut Tun, sealer: &mut Sealer, now: Instant) {
         let socket = Arc::clone(&core.tunnel.lock().socket);

@@ -40,6 +40,11 @@ impl Sealer {
         Self { outbox: Outbox::new(segmentation, dscp) }
     }
 
+    /// Its buffer's memory; see [`Rest`](crate::rest::Rest).
+    pub(super) fn give_back(&mut self) {
+        self.outbox.give_back();
+    }
+
     /// Seals packets and sends them; super-packets are taken apart where they lie.
     pub(super) fn send(
         &mut self,

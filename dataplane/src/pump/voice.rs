@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token, Waker};
 
 use super::PumpError;
-use super::bulk::{wait, watch};
+use super::bulk::watch;
 use super::bypass::{Bypass, Unsent};
 use super::core::{Core, Judge};
 use super::intake::Intake;
@@ -16,6 +16,7 @@ use crate::Feature;
 use crate::engine::{Engine, MappingId};
 use crate::io::realtime::RealTime;
 use crate::io::tun::Queue;
+use crate::rest::Rest;
 
 const WAKER: Token = Token(0);
 const TUN: Token = Token(1);
@@ -30,6 +31,7 @@ const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 /// the bulk thread holds for a batch at most.
 pub(super) struct Voice {
     poll: Poll,
+    rest: Rest,
     core: Arc<Core>,
     intake: Intake,
     to_tun: ToTun,
@@ -49,6 +51,7 @@ impl Voice {
         let own = queue.try_clone().map_err(io_error("sharing the TUN"))?;
         Ok(Self {
             poll,
+            rest: Rest::default(),
             intake: Intake::new(queue),
             to_tun: ToTun::new(own, Arc::clone(&core.counters)),
             sealer,
@@ -71,7 +74,10 @@ impl Voice {
     pub(super) fn run(&mut self, mut real_time: Option<RealTime>) -> Result<(), PumpError> {
         let mut events = Events::with_capacity(256);
         while !self.core.is_stopped() {
-            wait(&mut self.poll, &mut events, self.intake.ready || self.bypass.has_ready())?;
+            let busy = self.intake.ready || self.bypass.has_ready();
+            if self.rest.wait(&mut self.poll, &mut events, busy).map_err(io_error("waiting for packets"))? {
+                self.give_back();
+            }
             let now = self.core.clock.now();
             let mut due = false;
             for event in &events {
@@ -101,6 +107,13 @@ impl Voice {
             }
         }
         Ok(())
+    }
+
+    /// The buffers' memory.
+    fn give_back(&mut self) {
+        self.intake.give_back();
+        self.bypass.give_back();
+        self.sealer.give_back();
     }
 
     fn take_from_tun(&mut self, now: Instant) -> Result<(), PumpError> {
