@@ -3,28 +3,23 @@
 //! Counts that must be the same on each x86-64: no cipher, which picks its code by the processor's features, and a C library that is kept from
 //! doing so for its copies. Setting up and tearing down is not counted.
 
-#[path = "../../dataplane/tests/scenario/mod.rs"]
-#[allow(dead_code, reason = "shared with the engine's tests")]
-mod scenario;
+mod flows;
 
 #[allow(dead_code, reason = "shared with the bench of verdicts")]
 mod prefixes;
 
 use std::hint::black_box;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
-use dataplane::engine::{Action, Engine, Limits};
 use dataplane::offload::{Coalescer, SegmentKind, Segmentation, Segments};
+use flows::Flows;
+use flows::scenario::{self, MEDIA, SIGNALING, TUN};
 use gungraun::Callgrind;
 use gungraun::prelude::*;
-use packet::{Checksum, Headers, Packet, PacketMut, TcpFlags};
+use packet::{Headers, Packet, TcpFlags};
 use policy::{Facts, Snapshot};
 use prefixes::Family;
-use scenario::{MEDIA, SIGNALING, TUN};
 
-/// As the pump has them.
-const BATCH: usize = 32;
 /// The TCP payload of a packet of 1420 bytes with timestamps.
 const MSS: u16 = 1368;
 const SEGMENTS: usize = 45;
@@ -32,12 +27,9 @@ const SEGMENTS: usize = 45;
 #[library_benchmark]
 #[bench::bypass(args = (MEDIA, 20_000, 0xb8), setup = flows)]
 #[bench::tunnel(args = (SIGNALING, 5060, 0), setup = flows)]
-fn engine((mut engine, mut batch, now): Flows) -> Flows {
-    for bytes in &mut batch {
-        let Ok(mut packet) = PacketMut::parse(black_box(bytes), Checksum::Partial) else { continue };
-        black_box(engine.outbound(&mut packet, None, now));
-    }
-    (engine, batch, now)
+fn engine(mut flows: Flows) -> Flows {
+    flows.step();
+    flows
 }
 
 #[library_benchmark]
@@ -80,35 +72,8 @@ fn coalesce((mut coalescer, mut packets): (Box<Coalescer>, Vec<Vec<u8>>)) -> (Bo
     (coalescer, packets)
 }
 
-type Flows = (Box<Engine>, Vec<Vec<u8>>, Instant);
-
-/// A batch of packets, each of a flow that is pinned.
 fn flows(destination: std::net::IpAddr, port: u16, tos: u8) -> Flows {
-    let mut now = Instant::now();
-    let mut engine = Box::new(scenario::engine(Limits::default()));
-    let mut batch: Vec<_> = (0..BATCH)
-        .map(|place| {
-            let source = SocketAddr::new(TUN, 5000 + place as u16);
-            scenario::udp(source, SocketAddr::new(destination, port), tos, &scenario::rtp(0, 172))
-        })
-        .collect();
-    for bytes in &mut batch {
-        let mut packet = PacketMut::parse(bytes, Checksum::Partial).unwrap();
-        if let Action::Reserve { internal, external } = engine.outbound(&mut packet, None, now) {
-            engine.reserved(internal, SocketAddr::new(external, internal.port()), now);
-            engine.outbound(&mut packet, None, now);
-        }
-    }
-    // Long enough that the clock rate is known and jitter measured.
-    for number in 1..60 {
-        now += Duration::from_millis(20);
-        for bytes in &mut batch {
-            bytes[28..].copy_from_slice(&scenario::rtp(number, 172));
-            let mut packet = PacketMut::parse(bytes, Checksum::Partial).unwrap();
-            engine.outbound(&mut packet, None, now);
-        }
-    }
-    (engine, batch, now)
+    Flows::new(SocketAddr::new(destination, port), tos, 172)
 }
 
 fn table(family: Family) -> (Box<Snapshot>, Vec<Facts>) {
