@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use boringtun::noise::errors::WireGuardError;
 
@@ -127,6 +127,8 @@ pub struct Stats {
     /// Our handshake messages that were never answered.
     pub handshakes_failed: u64,
     pub last_handshake: Option<Instant>,
+    /// Of the last handshake that we began: from the initiation to its answer.
+    pub round_trip: Option<Duration>,
     /// When something authentic last came from the peer.
     pub last_received: Option<Instant>,
     /// Datagrams refused, by reason.

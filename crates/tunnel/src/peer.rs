@@ -27,6 +27,8 @@ pub const MIN_OUT: usize = INITIATION_LEN;
 /// Handshake messages with our key's MAC that are looked at, at about 0.1 ms each. Low enough to bound the work, high
 /// enough that a flood does not keep out the gateway's answers.
 const HANDSHAKES_PER_SECOND: u64 = 500;
+/// For [`Peer::ask`]: long enough for an answer to what was asked before.
+const LEAST_BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
 
 pub struct PeerConfig {
     pub private_key: PrivateKey,
@@ -54,6 +56,7 @@ pub struct Peer {
     queue: Queue,
     /// A session wants to be renewed.
     rekey_at: Option<Instant>,
+    ask_at: Option<Instant>,
     erase_at: Option<Instant>,
     last_wanted: Option<Instant>,
     underlay_lost: Option<Instant>,
@@ -90,6 +93,7 @@ impl Peer {
             jitter: Jitter::new(index),
             queue: Queue::default(),
             rekey_at: None,
+            ask_at: None,
             erase_at: None,
             last_wanted: None,
             underlay_lost: None,
@@ -202,6 +206,7 @@ impl Peer {
                 .map(Attempt::down_at),
             self.queue.deadline(),
             self.rekey_at,
+            self.ask_at,
             self.timers.unanswered,
             self.timers.keepalive(),
             self.erase_at,
@@ -228,10 +233,37 @@ impl Peer {
         if self.handshake_due(now) {
             return self.initiate(out, now);
         }
+        if due(self.ask_at, now) {
+            return self.put_question(out, now);
+        }
         if due(self.timers.keepalive(), now) {
             return self.keepalive(out, now);
         }
         None
+    }
+
+    /// Has the peer show whether it is there: a handshake begins, or is repeated if that was not done within the last second. Of itself this one
+    /// is not repeated, and keeps up no session.
+    pub fn ask(&mut self, now: Instant) {
+        let is_asked = self.attempt.is_some_and(|attempt| now < attempt.sent + LEAST_BETWEEN_QUESTIONS);
+        if self.underlay_lost.is_none() && !is_asked {
+            self.ask_at = Some(now);
+        }
+    }
+
+    /// Since when data waits for anything authentic to come back; `None`: since then something did, or nothing was to be sent.
+    pub fn waits_since(&self) -> Option<Instant> {
+        self.timers.waits_since
+    }
+
+    /// Whether somebody wanted to send something within the time for which handshakes are repeated (90 s).
+    pub fn is_wanted(&self, now: Instant) -> bool {
+        self.wanted(now)
+    }
+
+    /// The next packet that waits for a session, to be sent another way; call until `None`.
+    pub fn take_waiting(&mut self) -> Option<Vec<u8>> {
+        self.queue.take()
     }
 
     /// Tells whether a route to the gateway exists. Without one the peer is down at once. With a new one it tries again
@@ -352,6 +384,7 @@ impl Peer {
 
     /// Queues a packet that cannot be sent now, or says that it is refused.
     fn wait<'a>(&mut self, padded: &[u8], length: usize, out: &'a mut [u8], now: Instant) -> Sealed<'a> {
+        self.timers.waits(now);
         if let State::Down { .. } = self.state(now) {
             if let Some(attempt) = &mut self.attempt {
                 attempt.retry_at.get_or_insert(now);

@@ -35,6 +35,11 @@ impl Queue {
         self.waiting.pop_front().map(|waiting| waiting.padded)
     }
 
+    /// As [`Queue::pop`], without its padding.
+    pub(crate) fn take(&mut self) -> Option<Vec<u8>> {
+        self.waiting.pop_front().map(Waiting::unpadded)
+    }
+
     /// What [`Queue::pop`] would give.
     pub(crate) fn next(&self) -> Option<&[u8]> {
         self.waiting.front().map(|waiting| waiting.padded.as_slice())
@@ -68,11 +73,17 @@ impl Queue {
     }
 
     fn refuse_oldest(&mut self) {
-        let Some(mut waiting) = self.waiting.pop_front() else { return };
-        waiting.padded.truncate(waiting.length);
+        let Some(packet) = self.take() else { return };
         if self.refused.len() >= MAX_QUEUED {
             self.refused.pop_front();
         }
-        self.refused.push_back(waiting.padded);
+        self.refused.push_back(packet);
+    }
+}
+
+impl Waiting {
+    fn unpadded(mut self) -> Vec<u8> {
+        self.padded.truncate(self.length);
+        self.padded
     }
 }

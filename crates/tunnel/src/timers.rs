@@ -23,6 +23,8 @@ pub(crate) struct Timers {
     pub(crate) passive: Option<Instant>,
     /// Data was sent and nothing came back: a new handshake finds out why.
     pub(crate) unanswered: Option<Instant>,
+    /// When data began to wait for anything to come back: sent, or for want of a session not even that.
+    pub(crate) waits_since: Option<Instant>,
     pub(crate) last_received: Option<Instant>,
 }
 
@@ -34,6 +36,7 @@ impl Timers {
             persistent: interval.map(|_| now),
             passive: None,
             unanswered: None,
+            waits_since: None,
             last_received: None,
         }
     }
@@ -44,12 +47,19 @@ impl Timers {
         self.persistent = self.interval.map(|interval| now + interval);
         if data {
             self.unanswered.get_or_insert(now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT);
+            self.waits(now);
         }
+    }
+
+    /// Notes data that may wait for an answer from now on.
+    pub(crate) fn waits(&mut self, now: Instant) {
+        self.waits_since.get_or_insert(now);
     }
 
     /// Notes an authentic message received; keepalives and handshakes are not `data`.
     pub(crate) fn received(&mut self, data: bool, now: Instant) {
         self.unanswered = None;
+        self.waits_since = None;
         self.last_received = Some(now);
         if data {
             self.passive.get_or_insert(now + KEEPALIVE_TIMEOUT);

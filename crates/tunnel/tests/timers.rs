@@ -388,3 +388,83 @@ fn a_responder_waits_for_the_initiator_to_use_the_session() {
     assert_eq!(take(&mut pair.gateway, &keepalive, pair.now), Ok(Took::Keepalive));
     assert_eq!(flush(&mut pair.gateway, pair.now).len(), 1);
 }
+
+#[test]
+fn a_question_is_one_handshake_and_keeps_nothing_up() {
+    let mut pair = Pair::new();
+    pair.agent.ask(pair.now);
+    let first = run(&mut pair.agent, pair.now);
+    assert!(first.len() == 1 && is_initiation(&first[0]));
+    pair.agent.ask(pair.now + secs(1) - MILLI);
+    assert!(run(&mut pair.agent, pair.now + secs(1) - MILLI).is_empty(), "it was asked a moment ago");
+    pair.wait(secs(100));
+    assert!(run(&mut pair.agent, pair.now).is_empty(), "nobody wants to send");
+
+    pair.agent.ask(pair.now);
+    let second = run(&mut pair.agent, pair.now);
+    pair.wait(30 * MILLI);
+    pair.answer(&second[0]);
+    assert_eq!(pair.agent.state(pair.now), State::Up { since: pair.now });
+    assert_eq!(pair.agent.stats().round_trip, Some(30 * MILLI));
+    assert!(!pair.agent.is_wanted(pair.now));
+    assert_eq!(pair.pass(secs(1000)), 0, "the session ends unused");
+}
+
+#[test]
+fn a_question_in_a_session_leaves_it_as_it_is() {
+    let mut pair = Pair::up();
+    pair.wait(secs(20));
+    pair.agent.ask(pair.now);
+    let initiation = run(&mut pair.agent, pair.now);
+    assert!(initiation.len() == 1 && is_initiation(&initiation[0]));
+    pair.upload();
+    pair.answer(&initiation[0]);
+    pair.upload();
+}
+
+#[test]
+fn without_a_route_nobody_is_asked() {
+    let mut pair = Pair::new();
+    pair.agent.set_underlay(false, pair.now);
+    pair.agent.ask(pair.now);
+    pair.agent.set_underlay(true, pair.now);
+    assert_eq!(pair.agent.deadline(), None);
+}
+
+#[test]
+fn data_waits_from_when_it_was_given_until_anything_comes_back() {
+    let mut pair = Pair::new();
+    assert_eq!(pair.agent.waits_since(), None);
+    let begun = pair.now;
+    let Gave::Queued(Some(initiation)) = give(&mut pair.agent, &ipv4(100, 0), pair.now) else {
+        panic!("no initiation")
+    };
+    pair.wait(secs(1));
+    give(&mut pair.agent, &ipv4(100, 1), pair.now);
+    assert_eq!(pair.agent.waits_since(), Some(begun));
+    pair.answer(&initiation);
+    assert_eq!(pair.agent.waits_since(), None);
+
+    assert_eq!(flush(&mut pair.agent, pair.now).len(), 2);
+    let flushed = pair.now;
+    pair.wait(secs(3));
+    pair.upload();
+    assert_eq!(pair.agent.waits_since(), Some(flushed));
+    pair.wait(secs(10));
+    let initiation = run(&mut pair.agent, pair.now).pop();
+    assert_eq!((initiation, pair.agent.waits_since()), (None, Some(flushed)));
+    pair.download();
+    assert_eq!(pair.agent.waits_since(), None);
+}
+
+#[test]
+fn what_waits_can_be_taken_away_without_its_padding() {
+    let mut pair = Pair::new();
+    let packets = [ipv4(41, 1), ipv4(100, 2)];
+    packets.iter().for_each(|packet| drop(give(&mut pair.agent, packet, pair.now)));
+    let taken: Vec<_> = std::iter::from_fn(|| pair.agent.take_waiting()).collect();
+    assert_eq!(taken, packets);
+    pair.wait(secs(5));
+    run(&mut pair.agent, pair.now);
+    assert!(refused(&mut pair.agent).is_empty());
+}

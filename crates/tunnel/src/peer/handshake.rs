@@ -82,8 +82,8 @@ impl Peer {
         self.sessions.insert(session);
         // The answer to an earlier initiation leaves the latest one open in boringtun, which would drop all sessions
         // after 90 s: it goes on being retried.
-        if self.attempt.is_some_and(|attempt| attempt.index == local) {
-            self.attempt = None;
+        if let Some(attempt) = self.attempt.take_if(|attempt| attempt.index == local) {
+            self.stats.round_trip = Some(now.saturating_duration_since(attempt.sent));
         }
         self.stats.received_bytes += received as u64;
         self.timers.received(false, now);
@@ -153,6 +153,20 @@ impl Peer {
         self.erase_at = Some(now + ERASE_AFTER_TIME);
         self.sent(sent, false, now);
         Some(sent)
+    }
+
+    /// Begins or repeats a handshake for [`Peer::ask`].
+    pub(super) fn put_question(&mut self, out: &mut [u8], now: Instant) -> Option<usize> {
+        self.ask_at = None;
+        let last_wanted = self.last_wanted;
+        let sent = self.initiate(out, now);
+        self.last_wanted = last_wanted;
+        if !self.wanted(now)
+            && let Some(attempt) = &mut self.attempt
+        {
+            attempt.retry_at = None;
+        }
+        sent
     }
 
     /// Sends a keepalive; where there is no session and persistent keepalives are wanted, a handshake.
