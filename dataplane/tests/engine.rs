@@ -20,9 +20,12 @@ use scenario::{
     CABLE, MEDIA, OTHER_MEDIA, SIGNALING, STRANGER, TUN, WIFI, policy, rtp, stun, tcp, udp, underlay,
 };
 
+/// To the gateway that new flows go to at first.
+const TUNNEL: Action = Action::Tunnel { gateway: 0 };
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 const SYN_ACK: u8 = 0x12;
+const FIN_ACK: u8 = 0x11;
 
 struct Bench {
     engine: Engine,
@@ -54,7 +57,7 @@ impl Bench {
     }
 
     fn answer(&mut self, bytes: &[u8]) -> Result<(), DropReason> {
-        self.engine.from_tunnel(&Packet::parse(bytes).unwrap(), self.now)
+        self.engine.from_tunnel(&Packet::parse(bytes).unwrap(), 0, self.now)
     }
 
     fn swap(&mut self, kind: u8) -> usize {
@@ -101,7 +104,7 @@ fn each_kind_takes_its_path() {
     let mut bench = Bench::new();
     for (what, bytes, expected) in cases {
         let found = match bench.send(bytes) {
-            Action::Tunnel => "tunnel",
+            Action::Tunnel { .. } => "tunnel",
             Action::Reserve { .. } | Action::Bypass { .. } => "bypass",
             Action::Identity => "identity",
             Action::Refuse(Refusal::Reset) => "reset",
@@ -182,7 +185,7 @@ fn both_directions_of_a_call_are_measured() {
 #[test]
 fn out_of_the_tunnel_comes_only_what_was_asked_for() {
     let mut bench = Bench::new();
-    assert_eq!(bench.send(tcp(at(TUN, 5000), at(SIGNALING, 443), SYN)), Action::Tunnel);
+    assert_eq!(bench.send(tcp(at(TUN, 5000), at(SIGNALING, 443), SYN)), TUNNEL);
     assert_eq!(bench.answer(&tcp(at(SIGNALING, 443), at(TUN, 5000), SYN_ACK)), Ok(()));
     assert_eq!(bench.answer(&tcp(at(SIGNALING, 443), at(TUN, 5001), SYN_ACK)), Err(DropReason::Unsolicited));
     assert_eq!(bench.answer(&tcp(at(SIGNALING, 443), at(WIFI, 5000), SYN_ACK)), Err(DropReason::NotOurs));
@@ -193,7 +196,7 @@ fn an_icmp_error_gets_in_if_it_is_about_a_tunnel_flow() {
     let mut bench = Bench::new();
     let asked = udp(at(TUN, 5000), at(SIGNALING, 5060), 0, b"OPTIONS");
     let never_asked = udp(at(TUN, 5001), at(SIGNALING, 5060), 0, b"OPTIONS");
-    assert_eq!(bench.send(asked.clone()), Action::Tunnel);
+    assert_eq!(bench.send(asked.clone()), TUNNEL);
     for (about, expected) in [(asked, Ok(())), (never_asked, Err(DropReason::Unsolicited))] {
         let mut error = [0; build::MAX_REFUSAL];
         let about = Packet::parse(&about).unwrap();
@@ -255,7 +258,7 @@ fn a_reload_cuts_what_it_forbids_and_leaves_the_rest() {
     let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
     let signaling = || tcp(at(TUN, 5001), at(SIGNALING, 443), SYN);
     let voice = || udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun());
-    assert_eq!(bench.send(signaling()), Action::Tunnel);
+    assert_eq!(bench.send(signaling()), TUNNEL);
 
     assert_eq!(bench.swap(0), 0);
     assert!(matches!(bench.send(voice()), Action::Bypass { .. }));
@@ -263,7 +266,7 @@ fn a_reload_cuts_what_it_forbids_and_leaves_the_rest() {
     assert_eq!(bench.swap(1), 1, "media is refused now");
     assert_eq!(bench.send(voice()), Action::Refuse(Refusal::Prohibited));
     assert_eq!(bench.heard(mapping, at(MEDIA, 20_000)), Err(DropReason::Cut));
-    assert_eq!(bench.send(signaling()), Action::Tunnel);
+    assert_eq!(bench.send(signaling()), TUNNEL);
 }
 
 #[test]
@@ -275,7 +278,7 @@ fn a_voice_flow_that_may_no_longer_go_in_the_clear_is_cut_not_moved() {
         bench.send(udp(at(TUN, 5000), at(MEDIA, 20_000), 0, &stun())),
         Action::Refuse(Refusal::Prohibited)
     );
-    assert_eq!(bench.send(udp(at(TUN, 5001), at(MEDIA, 20_000), 0, &stun())), Action::Tunnel, "a new flow");
+    assert_eq!(bench.send(udp(at(TUN, 5001), at(MEDIA, 20_000), 0, &stun())), TUNNEL, "a new flow");
 }
 
 #[test]
@@ -288,7 +291,7 @@ fn a_forbidden_flow_sends_and_hears_nothing_before_its_turn_in_a_reload_and_is_c
     for flow in 1..FLOWS {
         assert!(matches!(bench.send(voice(flow)), Action::Bypass { .. }));
     }
-    assert_eq!(bench.send(tcp(at(TUN, 5001), at(SIGNALING, 443), SYN)), Action::Tunnel);
+    assert_eq!(bench.send(tcp(at(TUN, 5001), at(SIGNALING, 443), SYN)), TUNNEL);
 
     bench.engine.swap(policy(1));
     assert_eq!(bench.engine.judge_again(), None, "one step does not look at all flows");
@@ -300,10 +303,92 @@ fn a_forbidden_flow_sends_and_hears_nothing_before_its_turn_in_a_reload_and_is_c
 }
 
 #[test]
+fn a_flow_keeps_its_gateway_and_hears_no_other() {
+    let mut bench = Bench::new();
+    let (old, new) =
+        (tcp(at(TUN, 5000), at(SIGNALING, 443), SYN), tcp(at(TUN, 5001), at(SIGNALING, 443), SYN));
+    assert_eq!(bench.send(old.clone()), TUNNEL);
+    bench.engine.use_gateway(1);
+    assert_eq!(bench.send(old), TUNNEL);
+    assert_eq!(bench.send(new), Action::Tunnel { gateway: 1 });
+    for (port, gateway, expected) in
+        [(5000, 0, Ok(())), (5000, 1, Err(DropReason::Unsolicited)), (5001, 1, Ok(()))]
+    {
+        let answer = tcp(at(SIGNALING, 443), at(TUN, port), SYN_ACK);
+        let answer = Packet::parse(&answer).unwrap();
+        assert_eq!(bench.engine.from_tunnel(&answer, gateway, bench.now), expected);
+    }
+    let mut flows = [0; 3];
+    assert!(bench.engine.count_flows(0, &mut flows) && !bench.engine.count_flows(1, &mut flows));
+    assert_eq!(flows, [1, 1, 0]);
+}
+
+#[test]
+fn a_fail_over_cuts_connections_that_were_answered_and_moves_all_else() {
+    const MOVED: Action = Action::Tunnel { gateway: 1 };
+    const RESET: Action = Action::Refuse(Refusal::Reset);
+    let mut bench = Bench::new();
+    let packet = |port, flags| tcp(at(TUN, port), at(SIGNALING, 443), flags);
+    let sip = || udp(at(TUN, 5060), at(SIGNALING, 5060), 0, b"OPTIONS");
+    let [opening, live, closing, elsewhere] = [5000, 5001, 5002, 5003];
+    for port in [opening, live, closing] {
+        assert_eq!(bench.send(packet(port, SYN)), TUNNEL);
+    }
+    assert_eq!(bench.send(sip()), TUNNEL);
+    for port in [live, closing] {
+        bench.answer(&tcp(at(SIGNALING, 443), at(TUN, port), SYN_ACK)).unwrap();
+        assert_eq!(bench.send(packet(port, ACK)), TUNNEL);
+    }
+    assert_eq!(bench.send(packet(closing, FIN_ACK)), TUNNEL);
+    bench.answer(&udp(at(SIGNALING, 5060), at(TUN, 5060), 0, b"OK")).unwrap();
+    bench.engine.use_gateway(2);
+    assert_eq!(bench.send(packet(elsewhere, SYN)), Action::Tunnel { gateway: 2 });
+    bench.engine.use_gateway(1);
+
+    let cut: usize = (0..).map_while(|part| bench.engine.fail_over(0, 1, part)).sum();
+    assert_eq!(cut, 1, "one connection was live");
+    let mut judge_again =
+        |bytes: &[u8]| bench.engine.after_fail_over(&Packet::parse(bytes).unwrap(), bench.now);
+    assert_eq!(
+        [packet(opening, SYN), packet(live, ACK), sip()].map(|it| judge_again(&it)),
+        [MOVED, RESET, MOVED]
+    );
+    assert_eq!(judge_again(&packet(5999, ACK)), Action::Drop, "of no flow");
+    assert_eq!(bench.send(packet(opening, SYN)), MOVED);
+    assert_eq!(bench.send(sip()), MOVED);
+    assert_eq!(bench.send(packet(elsewhere, SYN)), Action::Tunnel { gateway: 2 });
+    for port in [live, closing] {
+        assert_eq!(bench.send(packet(port, ACK)), RESET);
+        assert_eq!(bench.answer(&tcp(at(SIGNALING, 443), at(TUN, port), ACK)), Err(DropReason::Cut));
+    }
+    assert_eq!(bench.send(packet(live, SYN)), MOVED, "the same ports again are another connection");
+}
+
+#[test]
+fn later_fragments_follow_their_first_one_to_another_gateway() {
+    let mut bench = Bench::new();
+    let part = |field: u16| {
+        let mut bytes = udp(at(TUN, 5060), at(SIGNALING, 5060), 0, &[0; 16]);
+        bytes[6..8].copy_from_slice(&field.to_be_bytes());
+        // The datagram is longer than its first part.
+        bytes[25] += 16;
+        let sum =
+            packet::checksum::Sum::default().add_bytes(&bytes[..10]).add_bytes(&bytes[12..20]).checksum();
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+        bytes
+    };
+    assert_eq!([part(0x2000), part(0x0003)].map(|it| bench.send(it)), [TUNNEL, TUNNEL]);
+    bench.engine.use_gateway(1);
+    assert_eq!(bench.send(part(0x0003)), TUNNEL, "pinned as its flow is");
+    assert_eq!(bench.engine.fail_over(0, 1, 0), Some(0));
+    assert_eq!(bench.send(part(0x0003)), Action::Tunnel { gateway: 1 });
+}
+
+#[test]
 fn all_flows_are_shown_each_once() {
     let mut bench = Bench::new();
     for port in 1..=1000 {
-        assert_eq!(bench.send(tcp(at(TUN, port), at(SIGNALING, 443), SYN)), Action::Tunnel);
+        assert_eq!(bench.send(tcp(at(TUN, port), at(SIGNALING, 443), SYN)), TUNNEL);
     }
     let parts: Vec<_> = (0..).map_while(|part| bench.engine.flows(part, bench.now)).collect();
     assert!(parts.len() > 1, "one step does not show all flows");
@@ -317,13 +402,13 @@ fn at_the_limit_no_live_flow_gives_way() {
     let mut bench = Bench::with(Limits { flows: 3, mappings: 3 });
     let signaling = |port| tcp(at(TUN, port), at(SIGNALING, 443), SYN);
     for port in 1..=3 {
-        assert_eq!(bench.send(signaling(port)), Action::Tunnel);
+        assert_eq!(bench.send(signaling(port)), TUNNEL);
     }
     assert_eq!(bench.send(signaling(4)), Action::Refuse(Refusal::Prohibited));
     bench.now += Duration::from_secs(61);
-    assert_eq!(bench.send(signaling(1)), Action::Tunnel);
-    assert_eq!(bench.send(signaling(4)), Action::Tunnel, "an idle one gave way");
-    assert_eq!(bench.send(signaling(1)), Action::Tunnel, "a live one did not");
+    assert_eq!(bench.send(signaling(1)), TUNNEL);
+    assert_eq!(bench.send(signaling(4)), TUNNEL, "an idle one gave way");
+    assert_eq!(bench.send(signaling(1)), TUNNEL, "a live one did not");
 }
 
 #[test]
@@ -442,7 +527,7 @@ fn refusals_are_limited_in_rate() {
 fn sweeping_takes_less_than_one_step_in_a_second() {
     let mut bench = Bench::new();
     for source in 0..=u16::MAX {
-        assert_eq!(bench.send(tcp(at(TUN, source), at(SIGNALING, 443), SYN)), Action::Tunnel);
+        assert_eq!(bench.send(tcp(at(TUN, source), at(SIGNALING, 443), SYN)), TUNNEL);
     }
     let (end, mut steps) = (bench.now + Duration::from_secs(60), 0);
     while let Some(due) = bench.engine.deadline().filter(|due| *due <= end) {

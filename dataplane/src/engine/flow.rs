@@ -27,6 +27,8 @@ pub(super) struct Flow {
     pub(super) mark: Mark,
     /// Of a bypass flow from the TUN's address; `None` on the identity mapping.
     pub(super) mapping: Option<MappingId>,
+    /// Of a tunnel flow.
+    pub(super) gateway: u8,
     /// Whose rule and mark these are.
     snapshot: Arc<Snapshot>,
     /// Who judged it last: one that would choose another path, yet lets this one be, gives no rule.
@@ -58,6 +60,7 @@ impl Flow {
         facts: Facts,
         verdict: Verdict,
         mapping: Option<MappingId>,
+        gateway: u8,
         snapshot: Arc<Snapshot>,
         now: Instant,
     ) -> Self {
@@ -68,6 +71,7 @@ impl Flow {
             rule: verdict.rule,
             mark: verdict.mark,
             mapping,
+            gateway,
             judged_by: Arc::clone(&snapshot),
             snapshot,
             cache: CacheState::default(),
@@ -103,6 +107,19 @@ impl Flow {
             self.snapshot = Arc::clone(snapshot);
         }
         cut
+    }
+
+    /// `from` is silent, and `to` is another NAT: what is not known beyond it moves, a connection that is, is cut. Whether it was and was live.
+    pub(super) fn fail_over(&mut self, from: u8, to: u8) -> bool {
+        if self.path != Path::Tunnel || self.gateway != from {
+            return false;
+        }
+        if self.tuple.protocol == protocol::TCP && self.last_in.is_some() {
+            self.path = Path::Reject;
+            return self.tcp != TcpState::Closing;
+        }
+        self.gateway = to;
+        false
     }
 
     pub(super) fn sent(&mut self, headers: &Headers, now: Instant) {
@@ -174,7 +191,7 @@ impl Flow {
             tuple: self.tuple,
             path: self.path,
             rule: self.snapshot.rule_name(self.rule).to_owned(),
-            gateway: (self.path == Path::Tunnel).then_some(0),
+            gateway: (self.path == Path::Tunnel).then_some(self.gateway.into()),
             mapping,
             mark: match self.mark {
                 Mark::Keep => "keep".to_owned(),

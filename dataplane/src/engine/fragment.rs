@@ -7,11 +7,17 @@ use packet::Headers;
 const LIFE: Duration = Duration::from_secs(30);
 const REMEMBERED: usize = 64;
 
-/// The fragmented datagrams whose first fragment passed; their later fragments, which carry no ports, follow it. A ring: the oldest gives way.
+/// The fragmented datagrams whose first fragment passed, to or from which gateway; their later fragments, which carry no ports, follow it. A ring: the oldest gives way.
 #[derive(Default)]
 pub(super) struct Fragments {
-    ring: Vec<(Datagram, Instant)>,
+    ring: Vec<Passed>,
     next: usize,
+}
+
+struct Passed {
+    datagram: Datagram,
+    gateway: u8,
+    since: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,23 +29,31 @@ struct Datagram {
 }
 
 impl Fragments {
-    pub(super) fn follow(&mut self, headers: &Headers, now: Instant) {
+    pub(super) fn follow(&mut self, headers: &Headers, gateway: u8, now: Instant) {
         let Some(datagram) = Datagram::of(headers) else { return };
+        let passed = Passed { datagram, gateway, since: now };
         if self.ring.len() < REMEMBERED {
-            self.ring.push((datagram, now));
+            self.ring.push(passed);
             return;
         }
         if let Some(oldest) = self.ring.get_mut(self.next) {
-            *oldest = (datagram, now);
+            *oldest = passed;
         }
         self.next = (self.next + 1) % REMEMBERED;
     }
 
-    pub(super) fn known(&self, headers: &Headers, now: Instant) -> bool {
-        let Some(datagram) = Datagram::of(headers) else { return false };
-        self.ring
-            .iter()
-            .any(|(known, since)| *known == datagram && now.saturating_duration_since(*since) < LIFE)
+    /// To or from which the first fragment passed.
+    pub(super) fn gateway(&self, headers: &Headers, now: Instant) -> Option<u8> {
+        let datagram = Datagram::of(headers)?;
+        let known = self.ring.iter().find(|passed| {
+            passed.datagram == datagram && now.saturating_duration_since(passed.since) < LIFE
+        })?;
+        Some(known.gateway)
+    }
+
+    pub(super) fn fail_over(&mut self, from: u8, to: u8) {
+        let moved = self.ring.iter_mut().filter(|passed| passed.gateway == from);
+        moved.for_each(|passed| passed.gateway = to);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Flows, NAT and actions, without I/O: packets and `now` in, actions out.
 
 mod cache;
+mod fail_over;
 mod flow;
 mod fragment;
 mod limit;
@@ -44,6 +45,8 @@ pub struct Engine {
     snapshot: Arc<Snapshot>,
     addresses: Vec<IpAddr>,
     underlay: Underlay,
+    /// Where new tunnel flows go.
+    gateway: u8,
     flows: FlowTable,
     mappings: Mappings,
     fragments: Fragments,
@@ -61,8 +64,10 @@ pub struct Engine {
 /// What the pump does with a packet that it read from the TUN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Seal it. Its mark is already applied.
-    Tunnel,
+    /// Seal it for this gateway. Its mark is already applied.
+    Tunnel {
+        gateway: u8,
+    },
     /// Send its payload from the mapping's socket.
     Bypass {
         mapping: MappingId,
@@ -112,6 +117,7 @@ impl Engine {
             snapshot,
             addresses,
             underlay,
+            gateway: 0,
             flows: FlowTable::new(limits.flows),
             mappings: Mappings::new(limits.mappings),
             fragments: Fragments::default(),
@@ -138,17 +144,22 @@ impl Engine {
         let Some(flow) = self.flows.get_mut(id) else { return Action::Drop };
 
         match flow.path {
+            // A connection of its own, though the ports are those of one that was cut.
+            Path::Reject if begins_connection(&headers) => {
+                self.flows.remove(id);
+                self.judge(packet, segment, now)
+            }
             Path::Reject => self.refuse(&headers, DropReason::Cut, Refusal::Reset, now),
             Path::Tunnel => {
                 flow.sent(&headers, now);
-                let tos = flow.mark.apply(headers.tos);
+                let (tos, gateway) = (flow.mark.apply(headers.tos), flow.gateway);
                 if headers.fragment.is_some() {
-                    self.fragments.follow(&headers, now);
+                    self.fragments.follow(&headers, gateway, now);
                 }
                 if tos != headers.tos {
                     packet.set_dscp(tos.dscp());
                 }
-                Action::Tunnel
+                Action::Tunnel { gateway }
             }
             Path::Bypass => self.bypass(id, packet, segment, now),
         }
@@ -174,9 +185,9 @@ impl Engine {
         self.refuse(headers, DropReason::NoPort, Refusal::Prohibited, now)
     }
 
-    /// Judges a packet that came out of the tunnel: only what belongs to a flow that the agent opened gets in.
-    pub fn from_tunnel(&mut self, packet: &Packet<'_>, now: Instant) -> Result<(), DropReason> {
-        let accepted = self.accept_from_tunnel(packet, now);
+    /// Judges a packet that came out of the tunnel to this gateway: only what belongs to a flow that the agent opened there gets in.
+    pub fn from_tunnel(&mut self, packet: &Packet<'_>, gateway: u8, now: Instant) -> Result<(), DropReason> {
+        let accepted = self.accept_from_tunnel(packet, gateway, now);
         match accepted {
             Ok(()) => self.counters.count_in(Path::Tunnel, packet.headers().len as usize),
             Err(reason) => self.counters.count_drop(reason),
@@ -337,7 +348,8 @@ impl Engine {
         } else {
             None
         };
-        let flow = Flow::new(tuple, facts, verdict, mapping, Arc::clone(&self.snapshot), now);
+        let snapshot = Arc::clone(&self.snapshot);
+        let flow = Flow::new(tuple, facts, verdict, mapping, self.gateway, snapshot, now);
         if self.flows.insert(flow, now).is_none() {
             return self.refuse(&headers, DropReason::TableFull, Refusal::Prohibited, now);
         }
@@ -394,20 +406,26 @@ impl Engine {
 
     /// A later fragment has no ports: it follows the first one, which only the tunnel takes.
     fn later_fragment(&mut self, headers: &Headers, now: Instant) -> Action {
-        if self.fragments.known(headers, now) {
-            return Action::Tunnel;
+        if let Some(gateway) = self.fragments.gateway(headers, now) {
+            return Action::Tunnel { gateway };
         }
         self.counters.count_drop(DropReason::OrphanFragment);
         Action::Drop
     }
 
-    fn accept_from_tunnel(&mut self, packet: &Packet<'_>, now: Instant) -> Result<(), DropReason> {
+    fn accept_from_tunnel(
+        &mut self,
+        packet: &Packet<'_>,
+        gateway: u8,
+        now: Instant,
+    ) -> Result<(), DropReason> {
         let headers = packet.headers();
         if !self.addresses.contains(&headers.destination) {
             return Err(DropReason::NotOurs);
         }
         if headers.fragment.is_some_and(|fragment| fragment.offset > 0) {
-            return self.fragments.known(headers, now).then_some(()).ok_or(DropReason::OrphanFragment);
+            let is_known = self.fragments.gateway(headers, now) == Some(gateway);
+            return is_known.then_some(()).ok_or(DropReason::OrphanFragment);
         }
         let about = packet.quoted();
         let tuple = about.unwrap_or_else(|| tuple_of(headers).reversed());
@@ -418,11 +436,14 @@ impl Engine {
         if flow.path == Path::Reject {
             return Err(DropReason::Cut);
         }
+        if flow.gateway != gateway {
+            return Err(DropReason::Unsolicited);
+        }
         if about.is_none() {
             flow.received(headers, now);
         }
         if headers.fragment.is_some() {
-            self.fragments.follow(headers, now);
+            self.fragments.follow(headers, gateway, now);
         }
         Ok(())
     }
@@ -476,6 +497,10 @@ impl Engine {
             None => (flow.path == Path::Bypass).then_some(flow.tuple.source),
         }
     }
+}
+
+fn begins_connection(headers: &Headers) -> bool {
+    is_tcp(headers, |flags| flags.has(TcpFlags::SYN) && !flags.has(TcpFlags::ACK))
 }
 
 fn is_tcp(headers: &Headers, holds: impl Fn(TcpFlags) -> bool) -> bool {

@@ -11,24 +11,27 @@ use socket2::Socket;
 
 use super::core::Core;
 use super::fast_tier::FEATURE;
+use super::gateway_set::GatewaySet;
+use super::gateways::Gateways;
 use super::intake::Intake;
 use super::opener::Opener;
 use super::prober::{Prober, mark_socket};
 use super::sealer::Sealer;
 use super::to_tun::ToTun;
-use super::{Command, PumpError, io_error};
+use super::{Command, MAX_GATEWAYS, PumpError, io_error};
 use crate::io::sockets::{self, Discover};
 use crate::io::tun::{Queue, Tun};
 use crate::path_mtu::PathMtu;
 use crate::rest::Rest;
-use crate::{DropReason, Feature, FlowReport};
+use crate::{DropReason, Feature, FlowReport, TunnelReport};
 
 const WAKER: Token = Token(0);
 const TUN: Token = Token(1);
-const TUNNEL: Token = Token(2);
-const ALARM: Token = Token(3);
+const CHOICE: Token = Token(2);
+/// Gateway `n` has the token `FIRST_TUNNEL + 2 * n` for its tunnel's socket, and the one behind for its alarm.
+const FIRST_TUNNEL: usize = 3;
 
-/// The thread for everything that is no voice: the TUN's queue of that, the tunnel's socket, and what the control plane asks.
+/// The thread for everything that is no voice: the TUN's queue of that, the tunnels' sockets, and what the control plane asks.
 pub(super) struct Bulk {
     poll: Poll,
     rest: Rest,
@@ -41,6 +44,8 @@ pub(super) struct Bulk {
     sealer: Sealer,
     opener: Opener,
     prober: Prober,
+    /// `None`: there is but one.
+    gateways: Option<Gateways>,
     /// Those of the voice thread.
     voice_features: Vec<Feature>,
 }
@@ -52,17 +57,17 @@ impl Bulk {
         tun: Tun,
         queue: Option<Queue>,
         sealer: Sealer,
-        opener: Opener,
+        mut opener: Opener,
         prober: Prober,
     ) -> Result<(Self, Arc<Waker>), PumpError> {
         let poll = Poll::new().map_err(io_error("opening an epoll"))?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?;
-        let tunnel = core.tunnel.lock();
-        let socket = Arc::clone(&tunnel.socket);
-        let alarm = tunnel.alarm.as_raw_fd();
-        drop(tunnel);
-        watch(&poll, alarm, ALARM)?;
-        watch(&poll, socket.as_raw_fd(), TUNNEL)?;
+        for gateway in core.gateways() {
+            let tunnel = core.tunnel(gateway).lock();
+            watch(&poll, tunnel.alarm.as_raw_fd(), alarm_of(gateway))?;
+            watch(&poll, tunnel.socket.as_raw_fd(), socket_of(gateway))?;
+            opener.socket_changed(gateway, &tunnel.socket);
+        }
         if let Some(queue) = &queue {
             watch(&poll, queue.as_raw_fd(), TUN)?;
         }
@@ -79,9 +84,17 @@ impl Bulk {
             sealer,
             opener,
             prober,
+            gateways: None,
             voice_features: Vec::new(),
         };
         Ok((bulk, Arc::new(waker)))
+    }
+
+    /// To be called where there are several.
+    pub(super) fn choose_among(&mut self, gateways: Gateways) -> Result<(), PumpError> {
+        watch(&self.poll, gateways.as_raw_fd(), CHOICE)?;
+        self.gateways = Some(gateways);
+        Ok(())
     }
 
     /// Moves packets until told to stop, or until the TUN is gone.
@@ -89,25 +102,32 @@ impl Bulk {
         self.voice_features = voice_features;
         let mut events = Events::with_capacity(16);
         while !self.core.is_stopped() {
-            let busy = self.opener.ready || self.intake.as_ref().is_some_and(|intake| intake.ready);
+            let busy = self.opener.is_ready() || self.intake.as_ref().is_some_and(|intake| intake.ready);
             if self.rest.wait(&mut self.poll, &mut events, busy).map_err(io_error("waiting for packets"))? {
                 self.give_back();
             }
             let now = self.core.clock.now();
-            let mut has_errors = false;
+            let mut with_errors = GatewaySet::default();
             for event in &events {
                 match event.token() {
                     WAKER => self.obey(),
-                    ALARM => self.core.tunnel.lock().alarm.rang(),
-                    TUNNEL => {
-                        self.opener.ready = true;
-                        has_errors |= event.is_error();
+                    TUN => self.intake.iter_mut().for_each(|intake| intake.ready = true),
+                    CHOICE => self.gateways.iter_mut().for_each(Gateways::rang),
+                    Token(token) => {
+                        let gateway = (token.saturating_sub(FIRST_TUNNEL) / 2) as u8;
+                        if event.token() == alarm_of(gateway) {
+                            self.core.tunnel(gateway).lock().alarm.rang();
+                            continue;
+                        }
+                        self.opener.set_ready(gateway);
+                        if event.is_error() {
+                            with_errors.insert(gateway);
+                        }
                     }
-                    _ => self.intake.iter_mut().for_each(|intake| intake.ready = true),
                 }
             }
-            if has_errors {
-                self.prober.hear_errors(&self.core, now);
+            for gateway in with_errors {
+                self.prober.hear_errors(gateway, &self.core, now);
             }
             if let Some(intake) = self.intake.as_mut().filter(|intake| intake.ready) {
                 intake.read()?;
@@ -117,11 +137,17 @@ impl Bulk {
                 self.core.counters.count_drops(DropReason::SendFailed, astray);
                 self.sealer.send(&intake.for_tunnel, &mut intake.records, &self.core, &mut self.to_tun, now);
             }
-            if self.opener.ready {
+            if self.opener.is_ready() {
                 self.opener.receive(&self.core, &mut self.tun, &mut self.sealer, now);
             }
-            if self.sealer.meet_deadlines(&self.core, &mut self.to_tun, now) {
-                self.prober.follow(&self.core, &mut self.sealer, now);
+            if let Some(gateways) = &mut self.gateways {
+                gateways.follow(&self.core, &mut self.sealer, &mut self.to_tun, now);
+                self.prober.follow_mtu(&self.core);
+            }
+            for gateway in self.core.gateways() {
+                if self.sealer.meet_deadlines(gateway, &self.core, &mut self.to_tun, now) {
+                    self.prober.follow(gateway, &self.core, &mut self.sealer, now);
+                }
             }
         }
         Ok(())
@@ -144,12 +170,12 @@ impl Bulk {
                     let _ = reply.send(self.swap(snapshot));
                 }
                 Command::Underlay(underlay, reply) => {
-                    let mut tunnel = self.core.tunnel.lock();
-                    tunnel.peer.set_underlay(underlay.leg(0).reachable, now);
-                    tunnel.segmentation.offer_again();
-                    tunnel.path.network_changed(underlay.leg(0).mtu, now);
-                    tunnel.set_alarm(now);
-                    drop(tunnel);
+                    for gateway in self.core.gateways() {
+                        let mut tunnel = self.core.tunnel(gateway).lock();
+                        tunnel.network_changed(underlay.leg(gateway.into()), now);
+                        tunnel.set_alarm(now);
+                    }
+                    self.gateways.iter_mut().for_each(|gateways| gateways.network_changed(now));
                     let mut judge = self.core.engine.lock();
                     judge.engine.set_underlay(underlay, now);
                     judge.routes_changed(now);
@@ -163,17 +189,13 @@ impl Bulk {
                 }
                 Command::Routes => self.core.engine.lock().routes_changed(now),
                 Command::Endpoint(gateway, endpoint, reply) => {
-                    let moved = match gateway {
-                        0 => self.move_to(endpoint, now),
-                        _ => Err(PumpError::NoSuchGateway(gateway)),
-                    };
-                    let _ = reply.send(moved);
+                    let _ = reply.send(self.move_to(gateway, endpoint, now));
                 }
                 Command::Flows(reply) => {
                     let _ = reply.send(self.flows(now));
                 }
                 Command::Tunnels(reply) => {
-                    let _ = reply.send(vec![self.core.tunnel.lock().report(now)]);
+                    let _ = reply.send(self.tunnels(now));
                 }
                 Command::Features(reply) => {
                     let _ = reply.send(self.features());
@@ -206,9 +228,24 @@ impl Bulk {
         (0..).map_while(|part| self.core.engine.lock().engine.flows(part, now)).flatten().collect()
     }
 
+    fn tunnels(&self, now: Instant) -> Vec<TunnelReport> {
+        let mut flows = [0; MAX_GATEWAYS];
+        let _ =
+            (0..).take_while(|part| self.core.engine.lock().engine.count_flows(*part, &mut flows)).count();
+        let used = self.gateways.as_ref().map_or(0, Gateways::used);
+        let tunnels = self.core.gateways().zip(flows);
+        tunnels
+            .map(|(gateway, flows)| {
+                self.core.tunnel(gateway).lock().report(usize::from(gateway) == used, flows, now)
+            })
+            .collect()
+    }
+
     /// On an error the tunnel stays where it was.
-    fn move_to(&mut self, endpoint: SocketAddr, now: Instant) -> Result<(), PumpError> {
-        let tunnel = self.core.tunnel.lock();
+    fn move_to(&mut self, gateway: usize, endpoint: SocketAddr, now: Instant) -> Result<(), PumpError> {
+        let known = self.core.gateways().find(|known| usize::from(*known) == gateway);
+        let gateway = known.ok_or(PumpError::NoSuchGateway(gateway))?;
+        let tunnel = self.core.tunnel(gateway).lock();
         let (stays, path) = (endpoint.is_ipv4() == tunnel.endpoint.is_ipv4(), discover(&tunnel.path));
         drop(tunnel);
         let other_socket = match stays {
@@ -216,10 +253,11 @@ impl Bulk {
             false => Some(Arc::new(open_socket(endpoint, self.core.fwmark, path)?)),
         };
         if let Some(socket) = &other_socket {
-            watch(&self.poll, socket.as_raw_fd(), TUNNEL)?;
-            self.opener.socket_changed(socket);
+            watch(&self.poll, socket.as_raw_fd(), socket_of(gateway))?;
+            self.opener.socket_changed(gateway, socket);
         }
-        let mut tunnel = self.core.tunnel.lock();
+        self.gateways.iter_mut().for_each(|gateways| gateways.network_changed(now));
+        let mut tunnel = self.core.tunnel(gateway).lock();
         if let Some(socket) = other_socket {
             tunnel.socket = socket;
         }
@@ -230,7 +268,7 @@ impl Bulk {
     }
 
     fn features(&self) -> Vec<Feature> {
-        let segmentation = self.core.tunnel.lock().segmentation.feature();
+        let segmentation = self.core.tunnel(0).lock().segmentation.feature();
         let own = self.tun.features().into_iter().chain([segmentation, self.opener.feature()]);
         let fast = match &self.core.engine.lock().fast {
             Ok(fast) => fast.feature(),
@@ -238,6 +276,14 @@ impl Bulk {
         };
         own.chain(self.voice_features.iter().cloned()).chain([fast]).collect()
     }
+}
+
+fn socket_of(gateway: u8) -> Token {
+    Token(FIRST_TUNNEL + 2 * usize::from(gateway))
+}
+
+fn alarm_of(gateway: u8) -> Token {
+    Token(FIRST_TUNNEL + 2 * usize::from(gateway) + 1)
 }
 
 pub(super) fn open_socket(

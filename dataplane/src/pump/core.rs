@@ -7,19 +7,23 @@ use packet::Packet;
 use socket2::Socket;
 use tunnel::{Peer, State};
 
+use super::choice::{Seen, silent_at};
 use super::fast_tier::FastTier;
 use crate::clock::{Alarm, Clock};
 use crate::engine::{Engine, MappingId};
 use crate::lock::PiMutex;
 use crate::path_mtu::PathMtu;
 use crate::wire::UdpSegmentation;
-use crate::{Counters, TunnelReport};
+use crate::{Counters, GatewayLeg, TunnelReport};
 
-/// What the pump's threads share. Who takes both locks takes the tunnel's first.
+/// What the pump's threads share. Who takes the engine's lock and a tunnel's takes the tunnel's first; those of two tunnels at once only the
+/// bulk thread takes.
 pub(super) struct Core {
     pub(super) clock: Clock,
     pub(super) engine: PiMutex<Judge>,
-    pub(super) tunnel: PiMutex<Tunnel>,
+    /// To the first gateway, and to the others in order.
+    first: PiMutex<Tunnel>,
+    others: Box<[PiMutex<Tunnel>]>,
     pub(super) counters: Arc<Counters>,
     /// The largest packet the tunnel carries, in bytes; the TUN itself takes at least IPv6's 1280.
     mtu: AtomicU16,
@@ -38,7 +42,7 @@ pub(super) struct Judge {
     pub(super) alarm: Alarm,
 }
 
-/// The WireGuard peer, where it is, and the alarm that wakes the bulk thread for it.
+/// The WireGuard peer of a gateway, where it is, and the alarm that wakes the bulk thread for it.
 pub(super) struct Tunnel {
     pub(super) peer: Peer,
     pub(super) endpoint: SocketAddr,
@@ -48,13 +52,24 @@ pub(super) struct Tunnel {
     pub(super) socket: Arc<Socket>,
     pub(super) segmentation: Arc<UdpSegmentation>,
     pub(super) alarm: Alarm,
+    /// Its place among them.
+    pub(super) gateway: u8,
+    /// Whether a route to it exists.
+    pub(super) reachable: bool,
+    /// Whether there are others, to which flows go when it is silent.
+    pub(super) has_others: bool,
+    /// Whether flows go here, or may still.
+    pub(super) has_flows: bool,
+    /// Where all of its flows went when it was silent: what was judged before follows them.
+    pub(super) left_for: Option<u8>,
 }
 
 impl Core {
     pub(super) fn new(
         clock: Clock,
         engine: Judge,
-        tunnel: Tunnel,
+        first: Tunnel,
+        others: Vec<Tunnel>,
         counters: Arc<Counters>,
         addresses: Vec<IpAddr>,
         fwmark: u32,
@@ -62,13 +77,30 @@ impl Core {
         Arc::new(Self {
             clock,
             engine: PiMutex::new(engine),
-            mtu: AtomicU16::new(tunnel.path.mtu()),
-            tunnel: PiMutex::new(tunnel),
+            mtu: AtomicU16::new(first.path.mtu()),
+            first: PiMutex::new(first),
+            others: others.into_iter().map(PiMutex::new).collect(),
             counters,
             addresses,
             fwmark,
             stopped: AtomicBool::new(false),
         })
+    }
+
+    /// The places of the gateways, in order of preference.
+    pub(super) fn gateways(&self) -> impl Iterator<Item = u8> + use<> {
+        0..=self.others.len() as u8
+    }
+
+    /// To a gateway, by its place.
+    pub(super) fn tunnel(&self, gateway: u8) -> &PiMutex<Tunnel> {
+        usize::from(gateway).checked_sub(1).and_then(|place| self.others.get(place)).unwrap_or(&self.first)
+    }
+
+    /// What the paths to all gateways that flows go to carry. No tunnel may be locked.
+    pub(super) fn least_mtu(&self) -> Option<u16> {
+        let tunnels = self.gateways().map(|gateway| self.tunnel(gateway).lock());
+        tunnels.filter(|tunnel| tunnel.has_flows).map(|tunnel| tunnel.path.mtu()).min()
     }
 
     pub(super) fn mtu(&self) -> u16 {
@@ -139,8 +171,17 @@ impl Judge {
 impl Tunnel {
     /// To be called before the lock is given back: whoever changed the deadline, the bulk thread meets it.
     pub(super) fn set_alarm(&mut self, now: Instant) {
-        let probe = self.path.deadline().filter(|_| self.is_up(now));
-        self.alarm.ring_at(self.peer.deadline().into_iter().chain(probe).min(), now);
+        let probe = self.path.deadline().filter(|_| self.has_flows && self.is_up(now));
+        let silent = self.silent_at(now).filter(|at| *at > now);
+        self.alarm.ring_at(self.peer.deadline().into_iter().chain(probe).chain(silent).min(), now);
+    }
+
+    /// The way to the gateway is another.
+    pub(super) fn network_changed(&mut self, leg: GatewayLeg, now: Instant) {
+        self.reachable = leg.reachable;
+        self.peer.set_underlay(leg.reachable, now);
+        self.segmentation.offer_again();
+        self.path.network_changed(leg.mtu, now);
     }
 
     /// The peer is heard at `endpoint`: from now on it is answered there.
@@ -159,8 +200,28 @@ impl Tunnel {
         })
     }
 
+    /// Only where flows go is the path of any interest.
     pub(super) fn is_probe_due(&self, now: Instant) -> bool {
-        self.path.deadline().is_some_and(|due| due <= now)
+        self.has_flows && self.path.deadline().is_some_and(|due| due <= now)
+    }
+
+    /// What the choice among several gateways depends on.
+    pub(super) fn seen(&self, now: Instant) -> Seen {
+        let stats = self.peer.stats();
+        Seen {
+            reachable: self.reachable,
+            has_session: self.is_up(now),
+            waits_since: self.peer.waits_since(),
+            heard: stats.last_received,
+            is_wanted: self.peer.is_wanted(now),
+            round_trip: stats.round_trip,
+        }
+    }
+
+    /// When the gateway is silent if nothing is heard until then; `None` where that would change nothing.
+    fn silent_at(&self, now: Instant) -> Option<Instant> {
+        let since = self.peer.waits_since().filter(|_| self.has_others)?;
+        Some(silent_at(since, self.is_up(now)))
     }
 
     /// Whether what is sealed leaves at once.
@@ -168,7 +229,8 @@ impl Tunnel {
         matches!(self.peer.state(now), State::Up { .. })
     }
 
-    pub(super) fn report(&self, now: Instant) -> TunnelReport {
+    /// `flows` go there.
+    pub(super) fn report(&self, is_used: bool, flows: usize, now: Instant) -> TunnelReport {
         let stats = self.peer.stats();
         let ago =
             |at: Option<Instant>| -> Option<Duration> { at.map(|at| now.saturating_duration_since(at)) };
@@ -180,9 +242,9 @@ impl Tunnel {
                 State::Down { .. } => "down",
             },
             endpoint: self.endpoint,
-            is_used: true,
-            flows: 0,
-            round_trip: None,
+            is_used,
+            flows,
+            round_trip: stats.round_trip,
             last_handshake: ago(stats.last_handshake),
             last_received: ago(stats.last_received),
             sent_bytes: stats.sent_bytes,

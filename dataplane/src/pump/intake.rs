@@ -147,7 +147,7 @@ impl Intake {
                 false => engine.unreserved(packet.headers(), now),
             };
         }
-        if action == Action::Tunnel {
+        if let Action::Tunnel { .. } = action {
             packet.clamp_mss(self.mtu);
             if let Some(mtu) = fit::too_big(&packet.as_packet(), segmentation, self.mtu) {
                 return self.answers.push((place, Answer::TooBig(mtu)));
@@ -156,13 +156,13 @@ impl Intake {
         let headers = *packet.headers();
         match action {
             // Segments get checksums of their own.
-            Action::Tunnel if segmentation.is_some() || packet.complete_checksum() => {
-                self.for_tunnel.push(Plain { place, headers, segmentation });
+            Action::Tunnel { gateway } if segmentation.is_some() || packet.complete_checksum() => {
+                self.for_tunnel.push(Plain { place, gateway, headers, segmentation });
             }
             Action::Identity if segmentation.is_some() || packet.complete_checksum() => {
                 self.whole.push(Whole { place, headers, segmentation });
             }
-            Action::Tunnel | Action::Identity => core.counters.count_drop(DropReason::Malformed),
+            Action::Tunnel { .. } | Action::Identity => core.counters.count_drop(DropReason::Malformed),
             Action::Bypass { mapping, destination, tos, ttl } => {
                 let payload = payload_in_record(&headers);
                 self.for_bypass.push(Outgoing { place, payload, mapping, destination, tos, ttl, segment });

@@ -2,8 +2,11 @@
 
 mod bulk;
 mod bypass;
+mod choice;
 mod core;
 mod fast_tier;
+mod gateway_set;
+mod gateways;
 mod intake;
 mod looks;
 mod opener;
@@ -35,6 +38,7 @@ use crate::{Counters, Feature, FlowReport, Tun, TunnelReport, Underlay};
 use bulk::Bulk;
 use core::{Core, Judge, Tunnel};
 use fast_tier::FastTier;
+use gateways::Gateways;
 use opener::Opener;
 use prober::Prober;
 use sealer::Sealer;
@@ -163,21 +167,22 @@ pub(crate) enum Command {
 
 impl Pump {
     /// Starts the threads; returns once they are ready to move packets.
-    pub fn start(setup: Setup) -> Result<Handle, PumpError> {
+    pub fn start(mut setup: Setup) -> Result<Handle, PumpError> {
         let count = setup.gateways.len();
-        let gateway = setup.gateways.into_iter().next().ok_or(PumpError::Gateways(count))?;
+        if count == 0 || count > MAX_GATEWAYS {
+            return Err(PumpError::Gateways(count));
+        }
         let counters = Arc::new(Counters::default());
         let (commands, inbox) = unbounded();
         let offload = setup.offload;
         let clock = Clock::start();
-        let (now, v4) = (clock.now(), gateway.endpoint.is_ipv4());
-        let (path, tell): (_, Tell) = match setup.mtu {
-            Mtu::Fixed(mtu) => (PathMtu::fixed(mtu, v4, now), Box::new(|_| {})),
-            Mtu::Discovered(tell) => (PathMtu::begin(setup.underlay.leg(0).mtu, v4, secret(), now), tell),
+        let mut tunnels = open_tunnels(&mut setup, clock)?.into_iter();
+        let first = tunnels.next().ok_or(PumpError::Gateways(0))?;
+        let (socket, segmentation) = (Arc::clone(&first.socket), Arc::clone(&first.segmentation));
+        let tell: Tell = match setup.mtu {
+            Mtu::Fixed(_) => Box::new(|_| {}),
+            Mtu::Discovered(tell) => tell,
         };
-        let probed = probed(&setup.addresses, &setup.snapshot);
-        let socket = Arc::new(bulk::open_socket(gateway.endpoint, setup.fwmark, bulk::discover(&path))?);
-        let segmentation = UdpSegmentation::new(&socket, offload.udp);
         let mut tun = setup.tun;
         if offload.tun {
             tun.offer_segmentation(segmentation.is_on());
@@ -211,30 +216,23 @@ impl Pump {
         let core = Core::new(
             clock,
             Judge { engine, fast, alarm: Alarm::new(clock).map_err(io_error("opening a timer"))? },
-            Tunnel {
-                peer: gateway.peer,
-                endpoint: gateway.endpoint,
-                path,
-                probed,
-                socket: Arc::clone(&socket),
-                alarm: Alarm::new(clock).map_err(io_error("opening a timer"))?,
-                segmentation: Arc::clone(&segmentation),
-            },
+            first,
+            tunnels.collect(),
             Arc::clone(&counters),
             setup.addresses,
             setup.fwmark,
         );
-        let mut tunnel = core.tunnel.lock();
-        tunnel.peer.set_mtu(core.mtu());
-        tunnel.peer.set_underlay(setup.underlay.leg(0).reachable, clock.now());
-        tunnel.set_alarm(clock.now());
-        drop(tunnel);
         let sealer = || Sealer::new(Arc::clone(&segmentation), setup.outer_dscp);
         let voice = Voice::new(Arc::clone(&core), voice_queue, sealer())?;
         let voice_waker = voice.waker();
         let opener = Opener::new(&socket, offload.udp);
         let prober = Prober::new(tell);
-        let (bulk, waker) = Bulk::new(Arc::clone(&core), inbox, tun, bulk_queue, sealer(), opener, prober)?;
+        let (mut bulk, waker) =
+            Bulk::new(Arc::clone(&core), inbox, tun, bulk_queue, sealer(), opener, prober)?;
+        if count > 1 {
+            let alarm = Alarm::new(clock).map_err(io_error("opening a timer"))?;
+            bulk.choose_among(Gateways::new(setup.prefer, count, alarm, setup.on_failover))?;
+        }
 
         let (voice, features) = start_voice(voice, own_queue, Arc::clone(&core), Arc::clone(&waker))?;
         let end = EndsWithMe { core, other: voice_waker };
@@ -312,6 +310,46 @@ impl Drop for Handle {
     fn drop(&mut self) {
         let _ = self.end();
     }
+}
+
+/// The tunnels to all gateways, in order. New flows go to the first.
+fn open_tunnels(setup: &mut Setup, clock: Clock) -> Result<Vec<Tunnel>, PumpError> {
+    let now = clock.now();
+    let probed = probed(&setup.addresses, &setup.snapshot);
+    let gateways = std::mem::take(&mut setup.gateways);
+    let count = gateways.len();
+    let mut tunnels: Vec<Tunnel> = Vec::with_capacity(count);
+    for (place, Gateway { mut peer, endpoint }) in gateways.into_iter().enumerate() {
+        let leg = setup.underlay.leg(place);
+        let path = match setup.mtu {
+            Mtu::Fixed(mtu) => PathMtu::fixed(mtu, endpoint.is_ipv4(), now),
+            Mtu::Discovered(_) => PathMtu::begin(leg.mtu, endpoint.is_ipv4(), secret(), now),
+        };
+        let socket = Arc::new(bulk::open_socket(endpoint, setup.fwmark, bulk::discover(&path))?);
+        let segmentation = match tunnels.first() {
+            Some(first) => Arc::clone(&first.segmentation),
+            None => UdpSegmentation::new(&socket, setup.offload.udp),
+        };
+        peer.set_mtu(path.mtu());
+        peer.set_underlay(leg.reachable, now);
+        let mut tunnel = Tunnel {
+            peer,
+            endpoint,
+            path,
+            probed,
+            socket,
+            segmentation,
+            alarm: Alarm::new(clock).map_err(io_error("opening a timer"))?,
+            gateway: place as u8,
+            reachable: leg.reachable,
+            has_others: count > 1,
+            has_flows: place == 0,
+            left_for: None,
+        };
+        tunnel.set_alarm(now);
+        tunnels.push(tunnel);
+    }
+    Ok(tunnels)
 }
 
 /// Ends the pump's other thread with the one that holds this, also when that panics or does not even start.

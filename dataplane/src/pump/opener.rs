@@ -6,6 +6,7 @@ use socket2::Socket;
 use tunnel::Opened;
 
 use super::core::{Core, Tunnel};
+use super::gateway_set::GatewaySet;
 use super::sealer::Sealer;
 use crate::io::tun::Tun;
 use crate::path_mtu::LARGE;
@@ -15,10 +16,10 @@ use crate::{DropReason, Feature};
 
 /// The way out of the tunnel: datagrams are opened under the peer's lock, judged under the engine's, written to the TUN under none.
 pub(super) struct Opener {
-    pub(super) ready: bool,
+    ready: GatewaySet,
     inbox: Inbox,
     writer: TunWriter,
-    /// The gateway's probes of the path to here, to be answered.
+    /// A gateway's probes of the path to here, to be answered.
     asked: Vec<Echo>,
 }
 
@@ -28,16 +29,27 @@ const MAX_ASKED: usize = 8;
 impl Opener {
     pub(super) fn new(socket: &Socket, offload: bool) -> Self {
         let (inbox, writer) = (Inbox::new(socket, offload), TunWriter::new());
-        Self { ready: true, inbox, writer, asked: Vec::with_capacity(MAX_ASKED) }
+        Self { ready: GatewaySet::default(), inbox, writer, asked: Vec::with_capacity(MAX_ASKED) }
+    }
+
+    /// Whether there may be more in a socket.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// There may be something in the socket of the tunnel to this gateway.
+    pub(super) fn set_ready(&mut self, gateway: u8) {
+        self.ready.insert(gateway);
     }
 
     pub(super) fn feature(&self) -> Feature {
         self.inbox.feature()
     }
 
-    pub(super) fn socket_changed(&mut self, socket: &Socket) {
+    /// To be told of each other socket from which datagrams of this gateway come.
+    pub(super) fn socket_changed(&mut self, gateway: u8, socket: &Socket) {
         self.inbox.socket_changed(socket);
-        self.ready = true;
+        self.set_ready(gateway);
     }
 
     /// Its buffers' memory; see [`Rest`](crate::rest::Rest).
@@ -46,20 +58,28 @@ impl Opener {
         self.writer.give_back();
     }
 
-    /// Takes one batch of what the gateway sent; it is [`Opener::ready`] as long as there may be more.
+    /// Takes one batch of what each gateway sent; it [`is ready`](Opener::is_ready) as long as there may be more.
     pub(super) fn receive(&mut self, core: &Core, tun: &mut Tun, sealer: &mut Sealer, now: Instant) {
-        let socket = Arc::clone(&core.tunnel.lock().socket);
+        for gateway in std::mem::take(&mut self.ready) {
+            self.receive_from(gateway, core, tun, sealer, now);
+        }
+    }
+
+    fn receive_from(&mut self, gateway: u8, core: &Core, tun: &mut Tun, sealer: &mut Sealer, now: Instant) {
+        let socket = Arc::clone(&core.tunnel(gateway).lock().socket);
         let (count, more) = self.inbox.receive(&socket);
-        self.ready = more;
+        if more {
+            self.set_ready(gateway);
+        }
         let (mtu, mut large) = (core.mtu(), false);
         for place in 0..count {
             let Some((from, tos, datagrams)) = self.inbox.message(place) else { continue };
-            let mut tunnel = core.tunnel.lock();
+            let mut tunnel = core.tunnel(gateway).lock();
             for datagram in datagrams {
                 if self.writer.is_full() {
                     drop(tunnel);
-                    pass_on(&mut self.writer, core, tun, now);
-                    tunnel = core.tunnel.lock();
+                    pass_on(&mut self.writer, gateway, core, tun, now);
+                    tunnel = core.tunnel(gateway).lock();
                 }
                 let opened = match tunnel.peer.open(datagram, self.writer.room(), now) {
                     Ok(opened) => opened,
@@ -97,9 +117,9 @@ impl Opener {
             }
             tunnel.set_alarm(now);
         }
-        pass_on(&mut self.writer, core, tun, now);
-        sealer.flush(core, now);
-        self.asked.drain(..).for_each(|echo| sealer.answer(&echo, core, now));
+        pass_on(&mut self.writer, gateway, core, tun, now);
+        sealer.flush(gateway, core, now);
+        self.asked.drain(..).for_each(|echo| sealer.answer(&echo, gateway, core, now));
     }
 }
 
@@ -125,9 +145,9 @@ fn is_of_the_path(
 }
 
 /// Judges what was opened and writes to the TUN what belongs to a flow.
-fn pass_on(writer: &mut TunWriter, core: &Core, tun: &mut Tun, now: Instant) {
+fn pass_on(writer: &mut TunWriter, gateway: u8, core: &Core, tun: &mut Tun, now: Instant) {
     let mut judge = core.engine.lock();
-    let malformed = writer.judge(|packet| judge.engine.from_tunnel(packet, now).is_ok());
+    let malformed = writer.judge(|packet| judge.engine.from_tunnel(packet, gateway, now).is_ok());
     judge.set_alarm(now);
     drop(judge);
     core.counters.count_drops(DropReason::Malformed, malformed);

@@ -30,12 +30,12 @@ impl Prober {
     }
 
     /// To be called when [`Tunnel::wants_prober`] says so.
-    pub(super) fn follow(&self, core: &Core, sealer: &mut Sealer, now: Instant) {
+    pub(super) fn follow(&self, gateway: u8, core: &Core, sealer: &mut Sealer, now: Instant) {
         for _ in 0..MAX_STEPS {
-            let mut tunnel = core.tunnel.lock();
+            let mut tunnel = core.tunnel(gateway).lock();
             let is_due = tunnel.is_probe_due(now) && tunnel.is_up(now);
             let size = if is_due { tunnel.path.on_deadline(now) } else { None };
-            self.apply(&mut tunnel, core);
+            apply(&mut tunnel);
             let Tunnel { peer, path, probed, .. } = &mut *tunnel;
             let probe = size.zip(*probed).and_then(|(size, ends)| probe::seal(path, size, ends, peer, now));
             tunnel.set_alarm(now);
@@ -49,18 +49,19 @@ impl Prober {
                 }
             }
             if !is_due {
-                return;
+                break;
             }
         }
+        self.follow_mtu(core);
     }
 
-    /// Empties the socket's error queue.
-    pub(super) fn hear_errors(&self, core: &Core, now: Instant) {
-        let socket = Arc::clone(&core.tunnel.lock().socket);
+    /// Empties the error queue of the socket to a gateway.
+    pub(super) fn hear_errors(&self, gateway: u8, core: &Core, now: Instant) {
+        let socket = Arc::clone(&core.tunnel(gateway).lock().socket);
         for _ in 0..MAX_ERRORS {
             // What is quoted says nothing that the kernel has not looked at.
             let Some(error) = error_queue::take(socket.as_fd(), &mut []) else { return };
-            let mut tunnel = core.tunnel.lock();
+            let mut tunnel = core.tunnel(gateway).lock();
             if let Some(mtu) = error.path_mtu()
                 && error.destination == tunnel.endpoint
             {
@@ -69,19 +70,26 @@ impl Prober {
         }
     }
 
-    fn apply(&self, tunnel: &mut Tunnel, core: &Core) {
-        let mtu = tunnel.path.mtu();
-        if mtu == core.mtu() {
-            return;
+    /// Packets are judged by what all paths in use carry. To be called when another one is used, too.
+    pub(super) fn follow_mtu(&self, core: &Core) {
+        if let Some(mtu) = core.least_mtu().filter(|mtu| *mtu != core.mtu()) {
+            core.set_mtu(mtu);
+            (self.tell)(mtu);
         }
-        core.set_mtu(mtu);
-        tunnel.peer.set_mtu(mtu);
-        // A path that is too narrow refuses large sends in one call.
-        tunnel.segmentation.offer_again();
-        mark_socket(tunnel);
-        tracing::info!(mtu, path = tunnel.path.outer(), known = %tunnel.path, "the path's MTU is another");
-        (self.tell)(mtu);
     }
+}
+
+fn apply(tunnel: &mut Tunnel) {
+    let mtu = tunnel.path.mtu();
+    if mtu == tunnel.peer.mtu() {
+        return;
+    }
+    tunnel.peer.set_mtu(mtu);
+    // A path that is too narrow refuses large sends in one call.
+    tunnel.segmentation.offer_again();
+    mark_socket(tunnel);
+    let (endpoint, path) = (tunnel.endpoint, tunnel.path.outer());
+    tracing::info!(%endpoint, mtu, path, known = %tunnel.path, "the path's MTU is another");
 }
 
 /// Has the tunnel's socket send as its path asks for. To be called of each other socket, too.

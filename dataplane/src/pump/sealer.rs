@@ -2,14 +2,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use packet::{Echo, Headers, OuterDscp, Packet, Tos};
+use packet::{Echo, Headers, OuterDscp, Packet, Tos, clamp_mss};
 use policy::Path;
 use socket2::Socket;
 use tunnel::Sealed;
 
 use super::core::{Core, Tunnel};
+use super::gateway_set::GatewaySet;
 use super::to_tun::ToTun;
 use crate::buffers::Buffers;
+use crate::engine::Action;
 use crate::io::tun::VNET_HEADER;
 use crate::lock::Guard;
 use crate::offload::{Segment, Segmentation, Segments};
@@ -31,6 +33,7 @@ pub(super) struct Sealer {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plain {
     pub(super) place: usize,
+    pub(super) gateway: u8,
     pub(super) headers: Headers,
     pub(super) segmentation: Option<Segmentation>,
 }
@@ -45,7 +48,7 @@ impl Sealer {
         self.outbox.give_back();
     }
 
-    /// Seals packets and sends them; super-packets are taken apart where they lie.
+    /// Seals packets and sends them, one gateway's after the other's; super-packets are taken apart where they lie.
     pub(super) fn send(
         &mut self,
         packets: &[Plain],
@@ -54,15 +57,28 @@ impl Sealer {
         to_tun: &mut ToTun,
         now: Instant,
     ) {
-        if packets.is_empty() {
-            return;
+        let gateways: GatewaySet = packets.iter().map(|packet| packet.gateway).collect();
+        for gateway in gateways {
+            let packets = packets.iter().filter(|packet| packet.gateway == gateway);
+            self.send_to(gateway, packets, records, core, to_tun, now);
         }
-        let mut tunnel = self.lock(core, now);
+    }
+
+    fn send_to<'p>(
+        &mut self,
+        gateway: u8,
+        packets: impl Iterator<Item = &'p Plain>,
+        records: &mut Buffers,
+        core: &Core,
+        to_tun: &mut ToTun,
+        now: Instant,
+    ) {
+        let mut tunnel = self.lock_for_flows(gateway, core, now);
         let (mut held, mut large) = (0, false);
         for packet in packets {
             if held >= HELD_BYTES {
                 drop(tunnel);
-                tunnel = self.lock(core, now);
+                tunnel = self.lock_for_flows(gateway, core, now);
                 held = 0;
             }
             held += packet.headers.len as usize;
@@ -92,19 +108,55 @@ impl Sealer {
         self.send_sealed(&socket, core);
     }
 
+    /// Seals and sends what waited for a gateway that its flows have left for this one, under its lock.
+    pub(super) fn send_moved(
+        &mut self,
+        packets: Vec<Vec<u8>>,
+        mut tunnel: Guard<'_, Tunnel>,
+        core: &Core,
+        to_tun: &mut ToTun,
+        now: Instant,
+    ) {
+        for mut packet in packets {
+            let length = packet.len();
+            packet.resize(length.next_multiple_of(16), 0);
+            clamp_mss(packet.get_mut(..length).unwrap_or_default(), tunnel.path.mtu());
+            let Ok(parsed) = Packet::parse(packet.get(..length).unwrap_or_default()) else { continue };
+            let tos = parsed.headers().tos;
+            match core.engine.lock().engine.after_fail_over(&parsed, now) {
+                Action::Tunnel { .. } => {}
+                action => {
+                    to_tun.refuse(action, &parsed);
+                    continue;
+                }
+            }
+            if self.outbox.is_full() {
+                self.send_sealed(&tunnel.socket, core);
+            }
+            self.seal(&mut tunnel, Segment { room: &mut packet, length }, tos, core, to_tun, now);
+        }
+        self.send_sealed(&tunnel.socket, core);
+        tunnel.set_alarm(now);
+    }
+
     /// Sends what waited for the session that is up now.
-    pub(super) fn flush(&mut self, core: &Core, now: Instant) {
-        self.lock(core, now).set_alarm(now);
+    pub(super) fn flush(&mut self, gateway: u8, core: &Core, now: Instant) {
+        self.lock(gateway, core, now).set_alarm(now);
     }
 
     /// Whether the path's discovery has something to do, too.
-    pub(super) fn meet_deadlines(&mut self, core: &Core, to_tun: &mut ToTun, now: Instant) -> bool {
-        let mut tunnel = self.lock(core, now);
+    pub(super) fn meet_deadlines(
+        &mut self,
+        gateway: u8,
+        core: &Core,
+        to_tun: &mut ToTun,
+        now: Instant,
+    ) -> bool {
+        let mut tunnel = self.lock(gateway, core, now);
         for _ in 0..BATCH {
-            if tunnel.peer.deadline().is_none_or(|due| due > now) {
+            if self.outbox.is_full() || tunnel.peer.deadline().is_none_or(|due| due > now) {
                 break;
             }
-            tunnel = self.make_room(tunnel, core, now);
             let datagram = tunnel.peer.on_deadline(self.outbox.room(), now);
             if let Some(len) = datagram.map(<[u8]>::len) {
                 self.outbox.push(len, None, tunnel.endpoint);
@@ -114,7 +166,7 @@ impl Sealer {
             refuse(&packet, core, to_tun, now);
         }
         tunnel.set_alarm(now);
-        let wants_prober = tunnel.is_probe_due(now) || tunnel.path.mtu() != core.mtu();
+        let wants_prober = tunnel.is_probe_due(now) || tunnel.path.mtu() != tunnel.peer.mtu();
         let socket = Arc::clone(&tunnel.socket);
         drop(tunnel);
         self.send_sealed(&socket, core);
@@ -126,15 +178,14 @@ impl Sealer {
         self.outbox.send_now(datagram, to, socket);
     }
 
-    /// Answers the gateway's probe of the path, with as little as an answer can be.
-    pub(super) fn answer(&mut self, echo: &Echo, core: &Core, now: Instant) {
+    /// Answers a gateway's probe of the path, with as little as an answer can be.
+    pub(super) fn answer(&mut self, echo: &Echo, gateway: u8, core: &Core, now: Instant) {
         let mut packet = [0; 48];
         let len = if echo.source.is_ipv4() { 28 } else { 48 };
         if !packet.get_mut(..len).is_some_and(|out| echo.reply(TTL, out)) {
             return;
         }
-        let tunnel = self.lock(core, now);
-        let mut tunnel = self.make_room(tunnel, core, now);
+        let mut tunnel = self.lock(gateway, core, now);
         if let Ok(Sealed::Datagram(datagram)) = tunnel.peer.seal(&mut packet, len, self.outbox.room(), now) {
             let len = datagram.len();
             self.outbox.push(len, Some(Tos(0)), tunnel.endpoint);
@@ -184,16 +235,27 @@ impl Sealer {
         if !self.outbox.is_full() {
             return tunnel;
         }
-        let socket = Arc::clone(&tunnel.socket);
+        let (socket, gateway) = (Arc::clone(&tunnel.socket), tunnel.gateway);
         drop(tunnel);
         self.send_sealed(&socket, core);
-        self.lock(core, now)
+        self.lock_for_flows(gateway, core, now)
     }
 
-    /// Locks the tunnel. What waited for the session that is up now is sent before anything else can be sealed, under the lock: a later
+    /// As [`Sealer::lock`], of the gateway to which the flows of this one have gone. What is sealed already is sent where it belongs.
+    fn lock_for_flows<'a>(&mut self, gateway: u8, core: &'a Core, now: Instant) -> Guard<'a, Tunnel> {
+        let mut tunnel = self.lock(gateway, core, now);
+        while let Some(other) = tunnel.left_for {
+            self.send_sealed(&tunnel.socket, core);
+            drop(tunnel);
+            tunnel = self.lock(other, core, now);
+        }
+        tunnel
+    }
+
+    /// Locks the tunnel to a gateway. What waited for the session that is up now is sent before anything else can be sealed, under the lock: a later
     /// packet of the same flow may be with the other thread. Once in a session's life, that is up to [`tunnel::MAX_QUEUED`] packets.
-    fn lock<'a>(&mut self, core: &'a Core, now: Instant) -> Guard<'a, Tunnel> {
-        let mut tunnel = core.tunnel.lock();
+    pub(super) fn lock<'a>(&mut self, gateway: u8, core: &'a Core, now: Instant) -> Guard<'a, Tunnel> {
+        let mut tunnel = core.tunnel(gateway).lock();
         let mut flushed = false;
         while let Some(inner) = tunnel.peer.waiting(now).map(Tos::of) {
             if self.outbox.is_full() {
@@ -298,10 +360,15 @@ cidrs = ["203.0.113.0/24"]
                 socket: own,
                 segmentation: Arc::clone(&segmentation),
                 alarm: alarm(),
+                gateway: 0,
+                reachable: true,
+                has_others: false,
+                has_flows: true,
+                left_for: None,
             };
             let judge = Judge { engine, fast: Err("not in this test".to_owned()), alarm: alarm() };
             Self {
-                core: Core::new(clock, judge, tunnel, Arc::clone(&counters), Vec::new(), 0),
+                core: Core::new(clock, judge, tunnel, Vec::new(), Arc::clone(&counters), Vec::new(), 0),
                 gateway: peer(&gateway, &agent, 2),
                 socket,
                 sealer: Sealer::new(segmentation, OuterDscp::ZERO),
@@ -318,7 +385,7 @@ cidrs = ["203.0.113.0/24"]
             assert!(build::udp_header(headers, from, to, Tos(0), 64, payload.len()));
             rest[..payload.len()].copy_from_slice(payload);
             let headers = *Packet::parse(record).unwrap().headers();
-            let packet = Plain { place: 0, headers, segmentation: None };
+            let packet = Plain { place: 0, gateway: 0, headers, segmentation: None };
             let now = self.core.clock.now();
             self.sealer.send(&[packet], &mut self.records, &self.core, &mut self.to_tun, now);
         }
@@ -356,7 +423,7 @@ cidrs = ["203.0.113.0/24"]
         };
         // Another thread opens it, and has not come to flush what waits.
         let mut out = vec![0; 2048];
-        scene.core.tunnel.lock().peer.open(response, &mut out, scene.core.clock.now()).unwrap();
+        scene.core.tunnel(0).lock().peer.open(response, &mut out, scene.core.clock.now()).unwrap();
         scene.send(b"later");
         for packet in packets.iter().map(Vec::as_slice).chain([b"later".as_slice()]) {
             assert_eq!(scene.opened(), packet);

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use dataplane::{DropReason, Gateway, Handle, Mtu, Offload, Prefer, Pump, Setup, Tun, Underlay};
+use dataplane::{DropReason, Gateway, Handle, Mtu, Offload, OnFailover, Prefer, Pump, Setup, Tun, Underlay};
 use packet::OuterDscp;
 use policy::{Config, FastPathUse, Snapshot};
 use tunnel::{Peer, PeerConfig, PrivateKey};
@@ -18,6 +18,7 @@ pub const DEAD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(52, 129, 96, 11));
 pub const SIGNALING_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
 
 pub const FWMARK: u32 = 0x77;
+pub const GATEWAY_PORT: u16 = 51_820;
 
 /// One family's addresses.
 #[derive(Clone, Copy)]
@@ -80,6 +81,14 @@ impl Machine {
     }
 
     pub fn with(tunnel: &Tunnel) -> Option<Self> {
+        Self::with_gateways(tunnel, |first| (vec![first], Box::new(|_| {})))
+    }
+
+    /// `gateways` gets the one that is always there.
+    pub fn with_gateways(
+        tunnel: &Tunnel,
+        gateways: impl FnOnce(Gateway) -> (Vec<Gateway>, OnFailover),
+    ) -> Option<Self> {
         namespace()?;
         let far = FarEnd::start();
         let thread = far.thread;
@@ -109,7 +118,7 @@ impl Machine {
         ip("route add default via 192.168.77.1");
         wait_for_local("2001:db8:77::10");
         ip("route add default via 2001:db8:77::1");
-        let (pump, tun) = start_pump(tunnel);
+        let (pump, tun) = start_pump(tunnel, gateways);
         Some(Self { pump, tun, far })
     }
 
@@ -128,6 +137,20 @@ impl Tunnel {
     pub fn new(outer_dscp: OuterDscp) -> Self {
         let key = || PrivateKey::generate().unwrap();
         Self { agent: key(), gateway: key(), outer_dscp }
+    }
+
+    /// A far end at this address, as the near one knows it.
+    pub fn to(&self, gateway: &PrivateKey, endpoint: IpAddr) -> Gateway {
+        let peer = PeerConfig {
+            private_key: self.agent.clone(),
+            peer_public_key: gateway.public_key(),
+            preshared_key: None,
+            keepalive: None,
+            index: 1,
+            mtu: 1420,
+        };
+        let peer = Peer::new(peer, Instant::now());
+        Gateway { peer, endpoint: SocketAddr::new(endpoint, GATEWAY_PORT) }
     }
 }
 
@@ -179,7 +202,10 @@ const fn v6(network: u16, host: u16) -> IpAddr {
 }
 
 /// The name is the TUN's.
-fn start_pump(tunnel: &Tunnel) -> (Handle, String) {
+fn start_pump(
+    tunnel: &Tunnel,
+    gateways: impl FnOnce(Gateway) -> (Vec<Gateway>, OnFailover),
+) -> (Handle, String) {
     let tun = Tun::open(None).unwrap();
     let name = tun.name().to_owned();
     ip(&format!("link set {name} mtu 1420 up"));
@@ -193,22 +219,12 @@ fn start_pump(tunnel: &Tunnel) -> (Handle, String) {
         ip(&format!("{family} rule add not fwmark {FWMARK} table 100 priority 100"));
     }
     let (config, _) = Config::parse(CONFIG, "test.toml").unwrap();
-    let peer = PeerConfig {
-        private_key: tunnel.agent.clone(),
-        peer_public_key: tunnel.gateway.public_key(),
-        preshared_key: None,
-        keepalive: None,
-        index: 1,
-        mtu: 1420,
-    };
+    let (gateways, on_failover) = gateways(tunnel.to(&tunnel.gateway, Ipv4Addr::new(192, 168, 77, 1).into()));
     let pump = Pump::start(Setup {
         tun,
         addresses: vec![V4.tun, V6.tun],
         mtu: Mtu::Fixed(1420),
-        gateways: vec![Gateway {
-            peer: Peer::new(peer, Instant::now()),
-            endpoint: SocketAddr::from(([192, 168, 77, 1], 51_820)),
-        }],
+        gateways,
         prefer: Prefer::Order,
         snapshot: Arc::new(Snapshot::compile(&config)),
         fwmark: FWMARK,
@@ -216,7 +232,7 @@ fn start_pump(tunnel: &Tunnel) -> (Handle, String) {
         offload: Offload { tun: true, udp: true },
         fast_path: FastPathUse::Auto,
         outer_dscp: tunnel.outer_dscp,
-        on_failover: Box::new(|_| {}),
+        on_failover,
         on_exit: Box::new(|result| result.unwrap()),
     });
     (pump.unwrap(), name)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::engine::{Action, Answer, Engine, LINGER, Limits, MappingId};
 use dataplane::{Counters, GatewayLeg, Underlay};
-use packet::{Checksum, FiveTuple, Packet, PacketMut, Tos, build, protocol};
+use packet::{Checksum, FiveTuple, Packet, PacketMut, TcpFlags, Tos, Transport, build, protocol};
 use policy::{Config, Snapshot};
 
 pub const TUN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1));
@@ -150,6 +150,20 @@ struct Pinned {
     external: Option<SocketAddr>,
     bypass: bool,
     last_out: Instant,
+    through: Through,
+}
+
+/// How a flow stands with the gateways.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Through {
+    /// It goes out directly, or a reload may have cut it since it was pinned.
+    Unknown,
+    Gateway {
+        gateway: u8,
+        has_heard: bool,
+    },
+    /// Its gateway has failed.
+    Cut,
 }
 
 struct Scenario {
@@ -157,6 +171,8 @@ struct Scenario {
     now: Instant,
     physical: Option<IpAddr>,
     policy: u8,
+    /// Where new flows go.
+    gateway: u8,
     /// Live mappings: what each was made for.
     mappings: HashMap<MappingId, (SocketAddr, SocketAddr)>,
     talked_to: HashMap<MappingId, HashSet<IpAddr>>,
@@ -175,6 +191,7 @@ impl Scenario {
             now: Instant::now(),
             physical: Some(WIFI),
             policy: 0,
+            gateway: 0,
             mappings: HashMap::new(),
             talked_to: HashMap::new(),
             pinned: HashMap::new(),
@@ -185,6 +202,9 @@ impl Scenario {
     }
 
     fn step(&mut self, operation: u8, input: &mut Input<'_>) {
+        if operation >= 0xf0 {
+            return self.change_gateway(operation, input);
+        }
         match operation % 16 {
             0..=6 => self.send(input),
             7..=8 => self.answer_from_tunnel(input),
@@ -245,17 +265,25 @@ impl Scenario {
             );
             return;
         };
+        self.check_gateway(tuple, action, begins_connection(&packet));
         self.check(tuple, action, headers.tos.0, packet.headers().tos.0);
     }
 
     fn check(&mut self, tuple: FiveTuple, action: Action, tos_before: u8, tos_in_place: u8) {
         let before = self.pinned.get(&tuple).copied().filter(|flow| self.lives(flow));
         match action {
-            Action::Tunnel => {
+            Action::Tunnel { gateway } => {
                 assert_eq!(tuple.source.ip(), TUN, "only our address goes into the tunnel");
                 assert!(before.is_none_or(|flow| !flow.bypass), "a live voice flow moved into the tunnel");
                 self.tunnelled.insert(tuple);
-                self.pinned.insert(tuple, Pinned { external: None, bypass: false, last_out: self.now });
+                let same = |through| match through {
+                    Through::Gateway { gateway: before, has_heard } => before == gateway && has_heard,
+                    _ => false,
+                };
+                let has_heard = self.pinned.get(&tuple).is_some_and(|flow| same(flow.through));
+                let through = Through::Gateway { gateway, has_heard };
+                let pinned = Pinned { external: None, bypass: false, last_out: self.now, through };
+                self.pinned.insert(tuple, pinned);
             }
             Action::Bypass { mapping, destination, tos, .. } => {
                 let &(internal, external) = &self.mappings[&mapping];
@@ -273,8 +301,7 @@ impl Scenario {
                     assert_eq!(flow.external, Some(external), "the mapping depends on the remote");
                 }
                 self.talked_to.entry(mapping).or_default().insert(destination.ip());
-                self.pinned
-                    .insert(tuple, Pinned { external: Some(external), bypass: true, last_out: self.now });
+                self.pin_directly(tuple, external);
             }
             Action::Identity => {
                 assert_eq!(Some(tuple.source.ip()), self.physical);
@@ -282,11 +309,32 @@ impl Scenario {
                 assert!(self.policy_lets_voice_out(), "voice goes on that a reload cut");
                 assert!(matches!(tos_in_place & 0xfc, 0xb8 | 0x88), "voice leaves marked");
                 assert!(before.is_none_or(|flow| flow.bypass));
-                self.pinned
-                    .insert(tuple, Pinned { external: Some(tuple.source), bypass: true, last_out: self.now });
+                self.pin_directly(tuple, tuple.source);
             }
             Action::Refuse(_) | Action::Drop => {}
             Action::Reserve { .. } => panic!("asked twice for one port"),
+        }
+    }
+
+    fn pin_directly(&mut self, tuple: FiveTuple, external: SocketAddr) {
+        let (external, through) = (Some(external), Through::Unknown);
+        self.pinned.insert(tuple, Pinned { external, bypass: true, last_out: self.now, through });
+    }
+
+    fn check_gateway(&self, tuple: FiveTuple, action: Action, begins: bool) {
+        let Action::Tunnel { gateway } = action else { return };
+        let before = self.pinned.get(&tuple).filter(|flow| !flow.bypass);
+        match before.map(|flow| (flow.through, self.lives(flow))) {
+            None => assert_eq!(gateway, self.gateway, "a new flow goes where new flows go"),
+            Some((Through::Unknown, _)) => {}
+            Some((Through::Cut, lives)) => {
+                assert!(begins || !lives, "a connection goes on whose gateway has failed");
+                assert_eq!(gateway, self.gateway, "another connection is a new flow");
+            }
+            Some((Through::Gateway { gateway: before, .. }, lives)) => {
+                assert!(gateway == before || !lives, "a live flow changed its gateway");
+                assert!(gateway == before || gateway == self.gateway);
+            }
         }
     }
 
@@ -313,10 +361,50 @@ impl Scenario {
             tcp(source, destination, 0x12)
         };
         let packet = Packet::parse(&bytes).unwrap();
-        if self.engine.from_tunnel(&packet, self.now).is_ok() {
+        let from = input.pick([0, 0, 1, 2]);
+        if self.engine.from_tunnel(&packet, from, self.now).is_ok() {
             let tuple = packet.five_tuple().unwrap().reversed();
             assert!(self.tunnelled.contains(&tuple), "in from the tunnel without being asked for: {tuple:?}");
+            match self.pinned.get_mut(&tuple).map(|flow| &mut flow.through) {
+                Some(Through::Gateway { gateway, has_heard }) => {
+                    assert_eq!(*gateway, from, "in from a gateway that the flow does not go to");
+                    *has_heard = true;
+                }
+                Some(Through::Cut) => panic!("in for a connection whose gateway has failed"),
+                Some(Through::Unknown) | None => {}
+            }
         }
+    }
+
+    fn change_gateway(&mut self, operation: u8, input: &mut Input<'_>) {
+        let to = input.pick([0, 1, 2]);
+        let from = input.pick([0, 1, 2]);
+        if operation < 0xf8 || from == to {
+            self.gateway = to;
+            return self.engine.use_gateway(to);
+        }
+        if self.gateway == from {
+            self.gateway = to;
+            self.engine.use_gateway(to);
+        }
+        let cut: usize = (0..).map_while(|part| self.engine.fail_over(from, to, part)).sum();
+        let mut may_be_cut = 0;
+        for (tuple, flow) in &mut self.pinned {
+            match flow.through {
+                Through::Gateway { gateway, has_heard } if gateway == from => {
+                    let is_cut = has_heard && tuple.protocol == protocol::TCP;
+                    may_be_cut += usize::from(is_cut);
+                    flow.through = match is_cut {
+                        true => Through::Cut,
+                        false => Through::Gateway { gateway: to, has_heard },
+                    };
+                }
+                // What became of it is not known.
+                Through::Unknown => may_be_cut += 1,
+                Through::Gateway { .. } | Through::Cut => {}
+            }
+        }
+        assert!(cut <= may_be_cut, "what never heard anything was cut");
     }
 
     fn answer_from_bypass(&mut self, input: &mut Input<'_>) {
@@ -362,6 +450,7 @@ impl Scenario {
     fn reload(&mut self, input: &mut Input<'_>) {
         self.policy = input.next().unwrap_or(0);
         self.engine.swap(policy(self.policy));
+        self.pinned.values_mut().for_each(|flow| flow.through = Through::Unknown);
         if input.pick([true, false]) {
             while self.engine.judge_again().is_none() {}
         }
@@ -373,6 +462,10 @@ impl Scenario {
     fn policy_lets_voice_out(&self) -> bool {
         self.policy.is_multiple_of(3)
     }
+}
+
+fn begins_connection(packet: &PacketMut<'_>) -> bool {
+    matches!(packet.headers().transport, Transport::Tcp { flags, .. } if flags.has(TcpFlags::SYN))
 }
 
 fn fragment(mut bytes: Vec<u8>, field: u16) -> Vec<u8> {

@@ -1,0 +1,271 @@
+//! Which gateway new flows go to, and when one's flows leave it: without I/O, from what each peer knows.
+
+use std::time::{Duration, Instant};
+
+use super::{FailoverCause, Prefer};
+
+/// With a session: after data was sent for so long and nothing authentic came back, all gateways are asked.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Without one data waits for a handshake, whose answer takes no longer than a round trip.
+const NO_ANSWER: Duration = Duration::from_secs(1);
+/// For a silent gateway to answer itself: traffic in one direction alone is no outage, and others are often nearer.
+const GRACE: Duration = Duration::from_secs(1);
+/// As long as nobody answers, all are asked again after this.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Between two attempts to return to a gateway that is preferred.
+const RETURN: Duration = Duration::from_secs(30);
+
+/// The choice among gateways, which are told by their places in the order of preference.
+///
+/// A gateway is silent when data waited [`SILENCE`] for anything authentic to come back, or [`NO_ANSWER`] for a session. All are asked then, by
+/// a handshake. If it has not answered itself after [`GRACE`], its flows go to another that has answered; if none has by then, to the first
+/// that does.
+pub(super) struct Choice {
+    prefer: Prefer,
+    used: usize,
+    gateways: Vec<Known>,
+    measure: Measure,
+    /// When to ask those that are preferred to the one in use.
+    return_at: Option<Instant>,
+    deadline: Option<Instant>,
+}
+
+/// What a peer knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) reachable: bool,
+    pub(super) has_session: bool,
+    /// Since when data waits for anything authentic to come back.
+    pub(super) waits_since: Option<Instant>,
+    /// When something authentic last did.
+    pub(super) heard: Option<Instant>,
+    /// Somebody wanted to send something not long ago.
+    pub(super) is_wanted: bool,
+    /// Of its last handshake.
+    pub(super) round_trip: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Begin a handshake with this one.
+    Ask(usize),
+    /// New flows go to this one, all others stay where they are.
+    Use(usize),
+    /// Nothing of `from` goes on there; if it was used, `to` is from now on.
+    FailOver { from: usize, to: usize, cause: FailoverCause },
+}
+
+#[derive(Clone, Copy, Default)]
+struct Known {
+    /// Silent: when all were asked last because of that.
+    asked_for: Option<Instant>,
+    /// What it says from then on shows that it is there.
+    asked: Option<Instant>,
+    /// Its flows have left it: it may be silent.
+    left: bool,
+}
+
+/// How the shortest round trip is found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Measure {
+    Done,
+    Due,
+    Since(Instant),
+}
+
+/// When a gateway for which data waits is silent.
+pub(super) fn silent_at(waits_since: Instant, has_session: bool) -> Instant {
+    waits_since + if has_session { SILENCE } else { NO_ANSWER }
+}
+
+impl Choice {
+    /// Begins with the first of `count`.
+    pub(super) fn new(prefer: Prefer, count: usize) -> Self {
+        let measure = if prefer == Prefer::RoundTrip { Measure::Due } else { Measure::Done };
+        let gateways = vec![Known::default(); count];
+        Self { prefer, used: 0, gateways, measure, return_at: None, deadline: None }
+    }
+
+    /// Where new flows go.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// When [`Choice::follow`] wants to be called, though nothing was sent or heard.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// The underlay has changed, or a gateway has moved: what was asked before says nothing.
+    pub(super) fn network_changed(&mut self, now: Instant) {
+        self.gateways.iter_mut().for_each(|known| known.asked_for = None);
+        self.return_at = self.return_at.map(|_| now);
+        if self.prefer == Prefer::RoundTrip {
+            self.measure = Measure::Due;
+        }
+    }
+
+    /// Follows what the peers know now, one [`Seen`] for each gateway; returns what is to be done, in this order.
+    pub(super) fn follow(&mut self, seen: &[Seen], now: Instant) -> Vec<Step> {
+        let mut steps = Vec::new();
+        self.deadline = None;
+        self.measure(seen, &mut steps, now);
+        self.heed_silence(seen, &mut steps, now);
+        for from in 0..self.gateways.len() {
+            self.fail_over(from, seen, &mut steps, now);
+        }
+        self.go_back(seen, &mut steps, now);
+        steps
+    }
+
+    fn measure(&mut self, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
+        if self.measure == Measure::Due && seen.iter().any(|seen| seen.reachable) {
+            self.measure = Measure::Since(now);
+            self.ask(|_, seen| seen.reachable, seen, steps, now);
+        }
+        let Measure::Since(since) = self.measure else { return };
+        let end = since + GRACE;
+        let all_answered = (0..seen.len()).all(|it| !is_reachable(seen, it) || has_answered(seen, it, since));
+        if !all_answered && now < end {
+            return self.wake_at(end);
+        }
+        self.measure = Measure::Done;
+        if let Some(best) = self.best(|it| has_answered(seen, it, since), seen)
+            && best != self.used
+        {
+            self.begin_to_use(best, steps);
+        }
+    }
+
+    /// Asks everybody if there is one whose silence is new, or lasts.
+    fn heed_silence(&mut self, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
+        let mut asks = false;
+        for place in 0..self.gateways.len() {
+            let is_silent = self.is_silent(place, seen, now);
+            let is_wanted = seen.get(place).is_some_and(|seen| seen.is_wanted);
+            let Some(known) = self.gateways.get_mut(place) else { continue };
+            known.asked_for = known.asked_for.filter(|_| is_silent);
+            let is_due = known.asked_for.is_none_or(|asked| is_wanted && asked + ASK_AGAIN <= now);
+            if is_silent && is_due {
+                known.asked_for = Some(now);
+                asks = true;
+            }
+            if let Some(asked) = known.asked_for {
+                let again = (is_wanted).then_some(asked + ASK_AGAIN);
+                let next = Some(asked + GRACE).filter(|end| *end > now).or(again);
+                next.into_iter().for_each(|next| self.wake_at(next));
+            }
+        }
+        if asks {
+            self.ask(|_, seen| seen.reachable, seen, steps, now);
+        }
+    }
+
+    fn fail_over(&mut self, from: usize, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
+        let Some(asked) = self.gateways.get(from).and_then(|known| known.asked_for) else { return };
+        let may_answer = |it: usize| it != from && is_reachable(seen, it) && !self.is_silent(it, seen, now);
+        let answered = |it: usize| may_answer(it) && has_answered(seen, it, asked);
+        let Some(to) = self.best(answered, seen) else { return };
+        let could_be_better = |it: usize| {
+            may_answer(it) && !has_answered(seen, it, asked) && (self.prefer == Prefer::RoundTrip || it < to)
+        };
+        let cause = if is_reachable(seen, from) { FailoverCause::Silence } else { FailoverCause::NoRoute };
+        let waits = cause == FailoverCause::Silence || (0..self.gateways.len()).any(could_be_better);
+        if waits && now < asked + GRACE {
+            return;
+        }
+        if let Some(known) = self.gateways.get_mut(from) {
+            *known = Known { asked_for: None, asked: Some(now), left: true };
+        }
+        if let Some(known) = self.gateways.get_mut(to) {
+            known.left = false;
+        }
+        if self.used == from {
+            self.used = to;
+            self.return_at = (self.prefer == Prefer::Order).then_some(now + RETURN);
+        }
+        steps.push(Step::FailOver { from, to, cause });
+    }
+
+    /// New flows return to a gateway that is preferred as soon as it answers.
+    fn go_back(&mut self, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
+        let Some(return_at) = self.return_at else { return };
+        let answered = (0..self.used).find(|it| {
+            let asked = self.gateways.get(*it).and_then(|known| known.asked);
+            is_reachable(seen, *it)
+                && asked.is_some_and(|asked| has_answered(seen, *it, asked))
+                && !self.is_silent(*it, seen, now)
+        });
+        if let Some(better) = answered {
+            self.begin_to_use(better, steps);
+        }
+        let used = self.used;
+        if used == 0 {
+            self.return_at = None;
+        } else if seen.get(used).is_some_and(|seen| seen.has_session) {
+            let next = if return_at <= now { now + RETURN } else { return_at };
+            self.return_at = Some(next);
+            self.wake_at(next);
+            if return_at <= now {
+                self.ask(|it, seen| it < used && seen.reachable, seen, steps, now);
+            }
+        }
+    }
+
+    fn begin_to_use(&mut self, gateway: usize, steps: &mut Vec<Step>) {
+        self.used = gateway;
+        if let Some(known) = self.gateways.get_mut(gateway) {
+            known.left = false;
+        }
+        steps.push(Step::Use(gateway));
+    }
+
+    fn ask(
+        &mut self,
+        whom: impl Fn(usize, &Seen) -> bool,
+        seen: &[Seen],
+        steps: &mut Vec<Step>,
+        now: Instant,
+    ) {
+        for (place, (known, seen)) in self.gateways.iter_mut().zip(seen).enumerate() {
+            if whom(place, seen) {
+                known.asked = Some(now);
+                steps.push(Step::Ask(place));
+            }
+        }
+    }
+
+    /// Of those that are `eligible` the one to choose.
+    fn best(&self, eligible: impl Fn(usize) -> bool, seen: &[Seen]) -> Option<usize> {
+        let mut eligible = (0..self.gateways.len()).filter(|it| eligible(*it));
+        match self.prefer {
+            Prefer::Order => eligible.next(),
+            Prefer::RoundTrip => eligible
+                .min_by_key(|it| seen.get(*it).and_then(|seen| seen.round_trip).unwrap_or(Duration::MAX)),
+        }
+    }
+
+    fn is_silent(&self, place: usize, seen: &[Seen], now: Instant) -> bool {
+        let (Some(known), Some(seen)) = (self.gateways.get(place), seen.get(place)) else { return false };
+        match seen.waits_since {
+            _ if known.left => false,
+            Some(since) => !seen.reachable || silent_at(since, seen.has_session) <= now,
+            None => !seen.reachable && place == self.used,
+        }
+    }
+
+    fn wake_at(&mut self, at: Instant) {
+        self.deadline = Some(self.deadline.map_or(at, |deadline| deadline.min(at)));
+    }
+}
+
+fn is_reachable(seen: &[Seen], place: usize) -> bool {
+    seen.get(place).is_some_and(|seen| seen.reachable)
+}
+
+fn has_answered(seen: &[Seen], place: usize, asked: Instant) -> bool {
+    seen.get(place).is_some_and(|seen| seen.reachable && seen.heard >= Some(asked))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,445 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+/// As WireGuard has it.
+const SESSION: Duration = Duration::from_secs(180);
+const RETRY: Duration = Duration::from_secs(5);
+const WANTED: Duration = Duration::from_secs(90);
+
+/// A gateway as it is, and what its peer has seen of it.
+#[derive(Clone, Copy)]
+struct Gateway {
+    round_trip: Duration,
+    reachable: bool,
+    is_alive: bool,
+    /// Since it last was not, or could not be reached.
+    well_since: Option<Instant>,
+    asked: Option<Instant>,
+    answers_at: Answers,
+    session_until: Option<Instant>,
+    waits_since: Option<Instant>,
+    heard: Option<Instant>,
+    wanted: Option<Instant>,
+    measured: Option<Duration>,
+}
+
+/// Times of answers on their way: of handshakes.
+type Answers = [Option<Instant>; 4];
+
+struct World {
+    choice: Choice,
+    begun: Instant,
+    now: Instant,
+    gateways: Vec<Gateway>,
+    /// Everything but questions, in milliseconds since the beginning.
+    log: Vec<(u128, Step)>,
+    questions: usize,
+}
+
+impl World {
+    /// Gateways with these round trips in milliseconds.
+    fn new(prefer: Prefer, round_trips: &[u64]) -> Self {
+        let now = Instant::now();
+        let gateway = |ms: &u64| Gateway {
+            round_trip: Duration::from_millis(*ms),
+            reachable: true,
+            is_alive: true,
+            well_since: Some(now),
+            asked: None,
+            answers_at: [None; 4],
+            session_until: None,
+            waits_since: None,
+            heard: None,
+            wanted: None,
+            measured: None,
+        };
+        let gateways: Vec<_> = round_trips.iter().map(gateway).collect();
+        let choice = Choice::new(prefer, gateways.len());
+        let mut world = Self { choice, begun: now, now, gateways, log: Vec::new(), questions: 0 };
+        world.follow();
+        world
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        let seen = |it: &Gateway| Seen {
+            reachable: it.reachable,
+            has_session: it.session_until.is_some_and(|end| self.now < end),
+            waits_since: it.waits_since,
+            heard: it.heard,
+            is_wanted: it.wanted.is_some_and(|at| self.now < at + WANTED),
+            round_trip: it.measured,
+        };
+        self.gateways.iter().map(seen).collect()
+    }
+
+    fn follow(&mut self) {
+        let seen = self.seen();
+        let steps = self.choice.follow(&seen, self.now);
+        for step in steps {
+            if let Step::FailOver { from, to, cause } = step {
+                assert!(from != to && seen[to].reachable, "{step:?}");
+                assert_eq!(cause == FailoverCause::NoRoute, !seen[from].reachable);
+                assert!(seen[to].heard > seen[from].heard, "{step:?}: it was heard later");
+                let well = self.gateways[from].well_since;
+                assert!(well.is_none_or(|since| self.now - since < SILENCE + GRACE), "{step:?} is well");
+                self.gateways[from].waits_since = None;
+            }
+            match step {
+                Step::Ask(place) => self.ask(place),
+                _ => self.log.push(((self.now - self.begun).as_millis(), step)),
+            }
+        }
+        assert_eq!(self.choice.follow(&self.seen(), self.now), [], "twice at one time changes nothing");
+        assert!(self.choice.deadline().is_none_or(|due| due > self.now), "what is due is done");
+    }
+
+    fn ask(&mut self, place: usize) {
+        self.questions += 1;
+        let (now, gateway) = (self.now, &mut self.gateways[place]);
+        gateway.asked = Some(now);
+        if gateway.reachable
+            && gateway.is_alive
+            && let Some(free) = gateway.answers_at.iter_mut().find(|at| at.is_none())
+        {
+            *free = Some(now + gateway.round_trip);
+        }
+    }
+
+    /// An application sends to a gateway; what it talks to answers if `both_ways`.
+    fn send_to(&mut self, place: usize, both_ways: bool) {
+        let now = self.now;
+        let gateway = &mut self.gateways[place];
+        gateway.wanted = Some(now);
+        gateway.waits_since.get_or_insert(now);
+        let has_session = gateway.session_until.is_some_and(|end| now < end);
+        if both_ways && has_session || !has_session && gateway.asked.is_none_or(|at| at + RETRY <= now) {
+            self.ask(place);
+        }
+        self.follow();
+    }
+
+    fn send(&mut self) {
+        self.send_to(self.choice.used(), true);
+    }
+
+    /// Lets time pass: with traffic every half second, or without.
+    fn pass(&mut self, time: Duration, with_traffic: bool) {
+        let end = self.now + time;
+        while self.now < end {
+            if with_traffic {
+                self.send();
+            }
+            self.rest(end.min(self.now + 500 * MILLISECOND));
+        }
+    }
+
+    fn rest(&mut self, end: Instant) {
+        loop {
+            let answers = self.gateways.iter().flat_map(|it| it.answers_at).flatten();
+            let silences = self
+                .seen()
+                .into_iter()
+                .filter_map(|seen| Some(silent_at(seen.waits_since?, seen.has_session)));
+            let next =
+                answers.chain(self.choice.deadline()).chain(silences).filter(|at| *at > self.now).min();
+            let Some(next) = next.filter(|next| *next <= end) else { break };
+            self.now = next;
+            for gateway in &mut self.gateways {
+                for at in gateway.answers_at.iter_mut().filter(|at| **at == Some(next)) {
+                    *at = None;
+                    if gateway.is_alive && gateway.reachable {
+                        gateway.heard = Some(next);
+                        gateway.waits_since = None;
+                        gateway.measured = Some(gateway.round_trip);
+                        gateway.session_until = Some(next + SESSION);
+                    }
+                }
+            }
+            self.follow();
+        }
+        self.now = end;
+        self.follow();
+    }
+
+    fn set(&mut self, place: usize, is_alive: bool, reachable: bool) {
+        let (now, gateway) = (self.now, &mut self.gateways[place]);
+        let was_reachable = std::mem::replace(&mut gateway.reachable, reachable);
+        gateway.is_alive = is_alive;
+        gateway.well_since = (is_alive && reachable).then(|| gateway.well_since.unwrap_or(now));
+        if was_reachable != reachable {
+            self.choice.network_changed(now);
+        }
+        self.follow();
+    }
+
+    fn dies(&mut self, place: usize) {
+        self.set(place, false, true);
+    }
+
+    fn lives(&mut self, place: usize) {
+        self.set(place, true, true);
+    }
+
+    fn loses_its_route(&mut self, place: usize) {
+        self.set(place, true, false);
+    }
+}
+
+const fn silent(from: usize, to: usize) -> Step {
+    Step::FailOver { from, to, cause: FailoverCause::Silence }
+}
+
+const fn no_route(from: usize, to: usize) -> Step {
+    Step::FailOver { from, to, cause: FailoverCause::NoRoute }
+}
+
+type Case = (&'static str, Prefer, &'static [u64], fn(&mut World), &'static [(u128, Step)]);
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const CASES: &[Case] = &[
+    ("all is well", Prefer::Order, &[30, 10, 10], |world| world.pass(secs(600), true), &[]),
+    (
+        "a gateway that is dead from the start is left after a second for its answer and one of grace",
+        Prefer::Order,
+        &[30, 40, 10],
+        |world| {
+            world.dies(0);
+            world.pass(secs(20), true);
+        },
+        &[(2000, silent(0, 1))],
+    ),
+    (
+        "with a session it has five seconds, and one of grace",
+        Prefer::Order,
+        &[30, 40, 10],
+        |world| {
+            world.pass(secs(10), true);
+            world.dies(0);
+            world.pass(secs(20), true);
+        },
+        &[(16_000, silent(0, 1))],
+    ),
+    (
+        "traffic in one direction is no outage",
+        Prefer::Order,
+        &[30, 10],
+        |world| {
+            world.pass(secs(2), true);
+            for _ in 0..100 {
+                world.send_to(0, false);
+                world.rest(world.now + secs(1));
+            }
+        },
+        &[],
+    ),
+    (
+        "nobody who sends hears of a death, and nobody is asked",
+        Prefer::Order,
+        &[30, 10],
+        |world| {
+            world.pass(secs(2), true);
+            world.dies(0);
+            world.pass(secs(1000), false);
+            assert_eq!((world.questions, world.choice.deadline()), (4, None));
+        },
+        &[],
+    ),
+    (
+        "one that nobody takes over from is waited for, and the first that answers is taken",
+        Prefer::Order,
+        &[30, 30, 30],
+        |world| {
+            world.pass(secs(10), true);
+            (0..3).for_each(|it| world.dies(it));
+            world.pass(secs(17), true);
+            world.lives(2);
+            world.pass(secs(5), true);
+        },
+        // Asked again at 30 s; a second later there is nobody better.
+        &[(31_000, silent(0, 2))],
+    ),
+    (
+        "after an outage of all it is the same gateway as before, though another is nearer",
+        Prefer::Order,
+        &[30, 10],
+        |world| {
+            world.pass(secs(10), true);
+            (0..2).for_each(|it| world.dies(it));
+            world.pass(secs(17), true);
+            (0..2).for_each(|it| world.lives(it));
+            world.pass(secs(20), true);
+        },
+        &[],
+    ),
+    (
+        "new flows return as soon as the first answers, which is asked every 30 s",
+        Prefer::Order,
+        &[30, 40],
+        |world| {
+            world.dies(0);
+            world.pass(secs(20), true);
+            world.lives(0);
+            world.pass(secs(40), true);
+        },
+        &[(2000, silent(0, 1)), (32_030, Step::Use(0))],
+    ),
+    (
+        "without a session nobody is asked; the first use brings the return",
+        Prefer::Order,
+        &[30, 40],
+        |world| {
+            world.dies(0);
+            world.pass(secs(3), true);
+            world.lives(0);
+            world.gateways.iter_mut().for_each(|it| it.session_until = None);
+            world.pass(secs(997), false);
+            world.pass(secs(1), true);
+        },
+        // The session that was used took 40 ms, the question 30 ms.
+        &[(2000, silent(0, 1)), (1_000_070, Step::Use(0))],
+    ),
+    (
+        "an old gateway dies with the flows that stayed there",
+        Prefer::Order,
+        &[30, 40],
+        |world| {
+            world.dies(0);
+            world.pass(secs(3), true);
+            world.lives(0);
+            world.pass(secs(37), true);
+            world.dies(1);
+            world.send_to(1, true);
+            world.pass(secs(10), true);
+        },
+        &[(2000, silent(0, 1)), (32_030, Step::Use(0)), (46_000, silent(1, 0))],
+    ),
+    (
+        "without a route its flows go to the first that answers and is best placed",
+        Prefer::Order,
+        &[30, 40, 10],
+        |world| {
+            world.pass(secs(10), true);
+            world.loses_its_route(0);
+            world.pass(secs(2), true);
+            world.lives(0);
+            world.pass(secs(2), true);
+        },
+        &[(10_040, no_route(0, 1)), (12_030, Step::Use(0))],
+    ),
+    (
+        "where no other answers, a route that comes back finds all as it was",
+        Prefer::Order,
+        &[30, 40],
+        |world| {
+            world.pass(secs(10), true);
+            (0..2).for_each(|it| world.loses_its_route(it));
+            world.pass(secs(20), true);
+            (0..2).for_each(|it| world.lives(it));
+            world.pass(secs(20), true);
+        },
+        &[],
+    ),
+    (
+        "by round trip the nearest is used from the start",
+        Prefer::RoundTrip,
+        &[30, 10, 20],
+        |world| world.pass(secs(20), true),
+        &[(30, Step::Use(1))],
+    ),
+    (
+        "by round trip a dead one is not waited for longer than the grace",
+        Prefer::RoundTrip,
+        &[30, 10, 20],
+        |world| {
+            world.dies(1);
+            world.choice.network_changed(world.now);
+            world.pass(secs(20), true);
+        },
+        &[(1000, Step::Use(2))],
+    ),
+    (
+        "by round trip flows go to the nearest that lives, and stay when a nearer one comes back",
+        Prefer::RoundTrip,
+        &[30, 10, 20],
+        |world| {
+            world.pass(secs(10), true);
+            world.dies(1);
+            world.pass(secs(10), true);
+            world.lives(1);
+            world.pass(secs(100), true);
+        },
+        &[(30, Step::Use(1)), (16_000, silent(1, 2))],
+    ),
+    (
+        "by round trip the network's change is a new choice",
+        Prefer::RoundTrip,
+        &[30, 10],
+        |world| {
+            world.pass(secs(10), true);
+            world.gateways[1].round_trip = 50 * MILLISECOND;
+            world.choice.network_changed(world.now);
+            world.pass(secs(10), true);
+        },
+        &[(30, Step::Use(1)), (10_050, Step::Use(0))],
+    ),
+];
+
+#[test]
+fn each_outage_has_its_end() {
+    for (name, prefer, round_trips, story, expected) in CASES {
+        let mut world = World::new(*prefer, round_trips);
+        story(&mut world);
+        assert_eq!(world.log, *expected, "{name}");
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Set { place: usize, is_alive: bool, reachable: bool },
+    OneWay(usize),
+    Pass(u64, bool),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => (0..3_usize, any::<bool>(), prop::bool::weighted(0.8))
+            .prop_map(|(place, is_alive, reachable)| Event::Set { place, is_alive, reachable }),
+        1 => (0..3_usize).prop_map(Event::OneWay),
+        3 => (1..20_000_u64, any::<bool>()).prop_map(|(time, with_traffic)| Event::Pass(time, with_traffic)),
+    ]
+}
+
+proptest! {
+    /// Besides what each step is held against as it is made.
+    #[test]
+    fn who_is_well_is_never_left_and_who_is_not_does_not_stay_in_use(
+        by_order in any::<bool>(),
+        round_trips in prop::collection::vec(1..400_u64, 3),
+        events in prop::collection::vec(event(), 1..30),
+    ) {
+        let prefer = if by_order { Prefer::Order } else { Prefer::RoundTrip };
+        let mut world = World::new(prefer, &round_trips);
+        for event in events {
+            match event {
+                Event::Set { place, is_alive, reachable } => world.set(place, is_alive, reachable),
+                Event::OneWay(place) => world.send_to(place, false),
+                Event::Pass(time, with_traffic) => world.pass(Duration::from_millis(time), with_traffic),
+            }
+        }
+        // One more question to all (5 s) and an answer, or 5 s of silence and the grace, with half a second to send.
+        world.pass(Duration::from_millis(7000), true);
+        let well: Vec<_> = (0..3).filter(|it| world.gateways[*it].well_since.is_some()).collect();
+        let used = world.choice.used();
+        prop_assert!(well.is_empty() || well.contains(&used), "{used} is used, {well:?} are well");
+        // And in the end the first that is well, by order.
+        world.pass(secs(31), true);
+        if by_order && let Some(first) = well.first() {
+            prop_assert_eq!(world.choice.used(), *first);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Instant;
+
+use super::choice::{Choice, Seen, Step};
+use super::core::Core;
+use super::sealer::Sealer;
+use super::to_tun::ToTun;
+use super::{Failover, MAX_GATEWAYS, OnFailover, Prefer};
+use crate::clock::Alarm;
+
+/// Where there are several gateways: has each flow go to one that answers.
+pub(super) struct Gateways {
+    choice: Choice,
+    alarm: Alarm,
+    on_failover: OnFailover,
+}
+
+impl Gateways {
+    pub(super) fn new(prefer: Prefer, count: usize, alarm: Alarm, on_failover: OnFailover) -> Self {
+        Self { choice: Choice::new(prefer, count), alarm, on_failover }
+    }
+
+    pub(super) fn used(&self) -> usize {
+        self.choice.used()
+    }
+
+    pub(super) fn rang(&mut self) {
+        self.alarm.rang();
+    }
+
+    /// The underlay has changed, or a gateway has moved.
+    pub(super) fn network_changed(&mut self, now: Instant) {
+        self.choice.network_changed(now);
+    }
+
+    /// To be called in each turn: what was heard, sent and not heard shows in the peers.
+    pub(super) fn follow(&mut self, core: &Core, sealer: &mut Sealer, to_tun: &mut ToTun, now: Instant) {
+        let mut seen = [Seen::default(); MAX_GATEWAYS];
+        let count = core
+            .gateways()
+            .zip(&mut seen)
+            .map(|(gateway, seen)| *seen = core.tunnel(gateway).lock().seen(now))
+            .count();
+        for step in self.choice.follow(seen.get(..count).unwrap_or_default(), now) {
+            match step {
+                Step::Ask(gateway) => core.tunnel(gateway as u8).lock().peer.ask(now),
+                Step::Use(gateway) => {
+                    tracing::info!(gateway, "new flows go to another gateway");
+                    let mut tunnel = core.tunnel(gateway as u8).lock();
+                    tunnel.left_for = None;
+                    tunnel.has_flows = true;
+                    drop(tunnel);
+                    core.engine.lock().engine.use_gateway(gateway as u8);
+                }
+                Step::FailOver { from, to, cause } => {
+                    let cut_flows = self.fail_over(from as u8, to as u8, core, sealer, to_tun, now);
+                    (self.on_failover)(Failover { from, to, cause, cut_flows });
+                }
+            }
+        }
+        self.alarm.ring_at(self.choice.deadline(), now);
+    }
+
+    /// Returns how many live connections that has cut. The new gateway's peer is held all the while: what waited for the old one's session is
+    /// sent before what the other thread has for the same flows.
+    fn fail_over(
+        &self,
+        from: u8,
+        to: u8,
+        core: &Core,
+        sealer: &mut Sealer,
+        to_tun: &mut ToTun,
+        now: Instant,
+    ) -> usize {
+        let mut target = sealer.lock(to, core, now);
+        target.left_for = None;
+        target.has_flows = true;
+        core.engine.lock().engine.use_gateway(self.choice.used() as u8);
+        let cut_flows = (0..).map_while(|part| core.engine.lock().engine.fail_over(from, to, part)).sum();
+
+        let mut source = core.tunnel(from).lock();
+        source.left_for = Some(to);
+        source.has_flows = false;
+        let waiting: Vec<_> = std::iter::from_fn(|| source.peer.take_waiting()).collect();
+        drop(source);
+        sealer.send_moved(waiting, target, core, to_tun, now);
+        cut_flows
+    }
+}
+
+impl AsRawFd for Gateways {
+    fn as_raw_fd(&self) -> RawFd {
+        self.alarm.as_raw_fd()
+    }
+}

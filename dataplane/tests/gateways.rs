@@ -1,0 +1,291 @@
+//! The pump with two gateways, each in a namespace of its own with servers behind it: what applications see when one falls silent and comes back.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that fails here should stop"
+)]
+
+#[allow(dead_code, reason = "shared with other tests")]
+mod machine;
+#[allow(dead_code, reason = "shared with other tests")]
+mod marked;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dataplane::gateway::{Gateway, GatewaySetup};
+use dataplane::{Failover, FailoverCause, GatewayLeg, Tun, Underlay};
+use machine::{FarEnd, GATEWAY_PORT, Machine, SIGNALING_V4, Tunnel, V4, WIFI_V4, ip, underlay};
+use packet::OuterDscp;
+use tunnel::{PrivateKey, Responder, ResponderPeer};
+
+const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 77, 1));
+const SECOND: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 88, 1));
+const CABLE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 88, 10));
+/// Nobody has it: what is sent there is lost without a word.
+const NOWHERE: &str = "02:00:00:00:00:99";
+const HTTPS: u16 = 443;
+const SIP: u16 = 5060;
+/// From a gateway's last answer until all goes through another: 5 s of silence, 1 s of grace, and as much to spare.
+const FAIL_OVER: Duration = Duration::from_secs(7);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A machine with two ways out, and a gateway at each; behind both are the same addresses.
+struct Scene {
+    machine: Machine,
+    _second: FarEnd,
+    _gateways: [Gateway; 2],
+    failovers: Receiver<Failover>,
+}
+
+impl Scene {
+    /// `None`, with the reason told, where it cannot be made.
+    fn new() -> Option<Self> {
+        let tunnel = Tunnel::new(OuterDscp::ZERO);
+        let key = PrivateKey::generate().unwrap();
+        let (told, failovers) = channel();
+        let second = tunnel.to(&key, SECOND);
+        let machine = Machine::with_gateways(&tunnel, |first| {
+            (vec![first, second], Box::new(move |failover| told.send(failover).unwrap()))
+        })?;
+        let far = FarEnd::start();
+        ip(&format!("link add cable type veth peer name wan netns {}", far.thread));
+        ip("link set cable up");
+        ip("address add 192.168.88.10/24 dev cable");
+        far.run(|| {
+            ip("link set lo up");
+            ip("link set wan up");
+            machine::wait_for_carrier("wan");
+            ip("address add 192.168.88.1/24 dev wan");
+        });
+        let gateways = [
+            start_gateway(&machine.far, "1", FIRST, &tunnel.agent, &tunnel.gateway),
+            start_gateway(&far, "2", SECOND, &tunnel.agent, &key),
+        ];
+        machine.pump.set_underlay(with_routes([true, true])).unwrap();
+        Some(Self { machine, _second: far, _gateways: gateways, failovers })
+    }
+
+    /// What the first gateway and this machine send to each other is lost.
+    fn silence_the_first(&self) {
+        ip(&format!("neighbour replace 192.168.77.1 lladdr {NOWHERE} dev wifi nud permanent"));
+        self.machine
+            .far
+            .run(|| ip(&format!("neighbour replace 192.168.77.10 lladdr {NOWHERE} dev wan nud permanent")));
+    }
+
+    fn restore_the_first(&self) {
+        self.machine.far.run(|| ip("neighbour del 192.168.77.10 dev wan"));
+        ip("neighbour del 192.168.77.1 dev wifi");
+    }
+
+    /// Which gateway new flows go to, and how many go to each.
+    fn used(&self) -> (Vec<bool>, Vec<usize>) {
+        let tunnels = self.machine.pump.tunnels().unwrap();
+        tunnels.iter().map(|tunnel| (tunnel.is_used, tunnel.flows)).unzip()
+    }
+
+    fn fails_over(&self, cause: FailoverCause, cut_flows: usize) {
+        let failover = self.failovers.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(failover, Failover { from: 0, to: 1, cause, cut_flows });
+    }
+}
+
+#[test]
+fn when_a_gateway_falls_silent_all_but_what_it_alone_knew_goes_on_and_only_new_flows_return() {
+    let Some(scene) = Scene::new() else { return };
+    let mut established = connect();
+    assert_eq!(asked(&mut established), "1?");
+    let call = Flow::new();
+    assert_eq!(call.asked("before"), "1before");
+
+    let begun = Instant::now();
+    scene.silence_the_first();
+    let opening = thread::spawn(connect);
+    let answer = loop {
+        call.send("during");
+        if let Some(answer) = call.received(Duration::from_millis(100)) {
+            break answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "nothing takes over");
+    };
+    assert!(begun.elapsed() < FAIL_OVER, "after {:?}", begun.elapsed());
+    assert_eq!(answer, "2during");
+    scene.fails_over(FailoverCause::Silence, 1);
+
+    established.write_all(b"?").unwrap();
+    assert_eq!(established.read(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let mut old = connect();
+    assert_eq!(asked(&mut old), "2?");
+    assert_eq!(asked(&mut opening.join().unwrap()), "2?", "its SYN is repeated through the other");
+    assert_eq!(scene.used().0, [false, true]);
+
+    scene.restore_the_first();
+    let begun = Instant::now();
+    while scene.used().0 != [true, false] {
+        assert!(begun.elapsed() < Duration::from_secs(40), "it does not return");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(asked(&mut connect()), "1?");
+    assert_eq!(asked(&mut old), "2?", "it stays");
+    keep_order(&call, &Flow::new());
+    assert!(scene.failovers.try_recv().is_err(), "a return is no fail-over");
+}
+
+/// Of flows through both gateways, mixed as they are sent.
+fn keep_order(old: &Flow, new: &Flow) {
+    const COUNT: usize = 200;
+    for number in 0..COUNT {
+        [new, old].into_iter().for_each(|flow| flow.send(&number.to_string()));
+    }
+    for (flow, name) in [(new, "1"), (old, "2")] {
+        let answers: Vec<_> = (0..COUNT).map(|_| flow.received_in_time()).collect();
+        let expected: Vec<_> = (0..COUNT).map(|number| format!("{name}{number}")).collect();
+        assert!(answers == expected, "out of order through {name}");
+    }
+}
+
+#[test]
+fn what_waited_for_a_gateway_that_never_answers_is_sent_through_the_other_in_order() {
+    const COUNT: usize = 100;
+    let Some(scene) = Scene::new() else { return };
+    scene.silence_the_first();
+    let flows = [Flow::new(), Flow::new()];
+    for number in 0..COUNT {
+        flows.iter().for_each(|flow| flow.send(&number.to_string()));
+    }
+    for flow in &flows {
+        let answers: Vec<_> = (0..COUNT).map(|_| flow.received_in_time()).collect();
+        assert!(answers == (0..COUNT).map(|number| format!("2{number}")).collect::<Vec<_>>());
+    }
+    scene.fails_over(FailoverCause::Silence, 0);
+    assert_eq!(scene.used(), (vec![false, true], vec![0, 2]));
+}
+
+#[test]
+fn a_gateway_without_a_route_is_left_at_once() {
+    let Some(scene) = Scene::new() else { return };
+    let call = Flow::new();
+    assert_eq!(call.asked("before"), "1before");
+    scene.silence_the_first();
+    scene.machine.pump.set_underlay(with_routes([false, true])).unwrap();
+    let failover = scene.failovers.recv_timeout(Duration::from_secs(1)).unwrap();
+    assert_eq!((failover.to, failover.cause), (1, FailoverCause::NoRoute));
+    assert_eq!(call.asked("after"), "2after");
+}
+
+/// SIP over UDP.
+struct Flow(UdpSocket);
+
+impl Flow {
+    fn new() -> Self {
+        let socket = UdpSocket::bind((V4.tun, 0)).unwrap();
+        socket.connect((SIGNALING_V4, SIP)).unwrap();
+        Self(socket)
+    }
+
+    fn send(&self, text: &str) {
+        // It may be told of what it sent before.
+        while self.0.send(text.as_bytes()).is_err() {}
+    }
+
+    fn received(&self, patience: Duration) -> Option<String> {
+        self.0.set_read_timeout(Some(patience)).unwrap();
+        let mut bytes = [0; 100];
+        let length = self.0.recv(&mut bytes).ok()?;
+        Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
+    }
+
+    fn received_in_time(&self) -> String {
+        self.received(PATIENCE).expect("an answer")
+    }
+
+    fn asked(&self, text: &str) -> String {
+        self.send(text);
+        self.received_in_time()
+    }
+}
+
+/// A connection to signaling, wherever it ends.
+fn connect() -> TcpStream {
+    let stream = TcpStream::connect_timeout(&(SIGNALING_V4, HTTPS).into(), PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn asked(stream: &mut TcpStream) -> String {
+    stream.write_all(b"?").unwrap();
+    let mut answer = [0; 2];
+    stream.read_exact(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn with_routes(reachable: [bool; 2]) -> Underlay {
+    let gateways = reachable.map(|reachable| GatewayLeg { reachable, mtu: None }).to_vec();
+    let underlay = underlay(Some(WIFI_V4));
+    Underlay { addresses: [underlay.addresses.clone(), vec![CABLE]].concat(), gateways, ..underlay }
+}
+
+/// A gateway and servers behind it, whose answers begin with `name`.
+fn start_gateway(
+    far: &FarEnd,
+    name: &'static str,
+    address: IpAddr,
+    agent: &PrivateKey,
+    key: &PrivateKey,
+) -> Gateway {
+    let (agent, private_key) = (agent.public_key(), key.clone());
+    far.run(move || {
+        let tun = Tun::open(None).unwrap();
+        let link = tun.name().to_owned();
+        ip(&format!("link set {link} mtu 1420 up"));
+        ip(&format!("address add 10.99.0.254/24 dev {link}"));
+        ip(&format!("address add {SIGNALING_V4}/32 dev lo"));
+        serve(name);
+        let peer = ResponderPeer {
+            public_key: agent,
+            preshared_key: None,
+            allowed_ips: vec!["10.99.0.1/32".parse().unwrap()],
+            mtu: 1420,
+            keepalive: None,
+        };
+        let setup = GatewaySetup {
+            tun,
+            responder: Responder::new(private_key, vec![peer], Instant::now()).unwrap(),
+            addresses: Vec::new(),
+            mtu: 1420,
+            listen: SocketAddr::new(address, GATEWAY_PORT),
+            outer_dscp: OuterDscp::ZERO,
+            on_exit: Box::new(|result| result.unwrap()),
+        };
+        Gateway::start(setup).unwrap()
+    })
+}
+
+/// Echoes behind the name, in this thread's namespace.
+fn serve(name: &'static str) {
+    let datagrams = UdpSocket::bind((SIGNALING_V4, SIP)).unwrap();
+    thread::spawn(move || {
+        let mut bytes = [0; 100];
+        while let Ok((length, from)) = datagrams.recv_from(&mut bytes) {
+            let _ = datagrams.send_to(&[name.as_bytes(), &bytes[..length]].concat(), from);
+        }
+    });
+    let listener = TcpListener::bind((SIGNALING_V4, HTTPS)).unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut bytes = [0; 100];
+                while let Ok(length @ 1..) = stream.read(&mut bytes) {
+                    stream.write_all(&[name.as_bytes(), &bytes[..length]].concat()).unwrap();
+                }
+            });
+        }
+    });
+}
