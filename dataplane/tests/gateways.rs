@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dataplane::gateway::{Gateway, GatewaySetup};
-use dataplane::{Failover, FailoverCause, GatewayLeg, Tun, Underlay};
+use dataplane::{Failover, FailoverCause, GatewayLeg, Mtu, Tun, Underlay};
 use machine::{FarEnd, GATEWAY_PORT, Machine, SIGNALING_V4, Tunnel, V4, WIFI_V4, ip, underlay};
 use packet::OuterDscp;
 use tunnel::{PrivateKey, Responder, ResponderPeer};
@@ -42,6 +42,8 @@ struct Scene {
     _second: FarEnd,
     _gateways: [Gateway; 2],
     failovers: Receiver<Failover>,
+    /// What the pump tells that the tunnel carries.
+    sizes: Receiver<u16>,
 }
 
 impl Scene {
@@ -50,8 +52,10 @@ impl Scene {
         let tunnel = Tunnel::new(OuterDscp::ZERO);
         let key = PrivateKey::generate().unwrap();
         let (told, failovers) = channel();
+        let (tell, sizes) = channel();
+        let mtu = Mtu::Discovered(Box::new(move |size| tell.send(size).unwrap()));
         let second = tunnel.to(&key, SECOND);
-        let machine = Machine::with_gateways(&tunnel, |first| {
+        let machine = Machine::with_gateways(&tunnel, mtu, |first| {
             (vec![first, second], Box::new(move |failover| told.send(failover).unwrap()))
         })?;
         let far = FarEnd::start();
@@ -69,7 +73,7 @@ impl Scene {
             start_gateway(&far, "2", SECOND, &tunnel.agent, &key),
         ];
         machine.pump.set_underlay(with_routes([true, true])).unwrap();
-        Some(Self { machine, _second: far, _gateways: gateways, failovers })
+        Some(Self { machine, _second: far, _gateways: gateways, failovers, sizes })
     }
 
     /// What the first gateway and this machine send to each other is lost.
@@ -151,25 +155,31 @@ fn keep_order(old: &Flow, new: &Flow) {
     }
 }
 
+/// The pump's threads have more of the same flows in hand all the while.
 #[test]
 fn what_waited_for_a_gateway_that_never_answers_is_sent_through_the_other_in_order() {
-    const COUNT: usize = 100;
+    const COUNT: usize = 120;
     let Some(scene) = Scene::new() else { return };
     scene.silence_the_first();
+    let begun = Instant::now();
     let flows = [Flow::new(), Flow::new()];
     for number in 0..COUNT {
         flows.iter().for_each(|flow| flow.send(&number.to_string()));
+        // At most 256 wait, and until after the fail-over at 2 s.
+        thread::sleep(Duration::from_millis(20));
     }
     for flow in &flows {
         let answers: Vec<_> = (0..COUNT).map(|_| flow.received_in_time()).collect();
         assert!(answers == (0..COUNT).map(|number| format!("2{number}")).collect::<Vec<_>>());
     }
+    // A second for its answer, one of grace, and one to spare.
+    assert!(begun.elapsed() < Duration::from_secs(3), "after {:?}", begun.elapsed());
     scene.fails_over(FailoverCause::Silence, 0);
     assert_eq!(scene.used(), (vec![false, true], vec![0, 2]));
 }
 
 #[test]
-fn a_gateway_without_a_route_is_left_at_once() {
+fn a_gateway_without_a_route_is_left_at_once_for_one_with_a_narrower_path() {
     let Some(scene) = Scene::new() else { return };
     let call = Flow::new();
     assert_eq!(call.asked("before"), "1before");
@@ -178,6 +188,8 @@ fn a_gateway_without_a_route_is_left_at_once() {
     let failover = scene.failovers.recv_timeout(Duration::from_secs(1)).unwrap();
     assert_eq!((failover.to, failover.cause), (1, FailoverCause::NoRoute));
     assert_eq!(call.asked("after"), "2after");
+    // WireGuard's overhead with an IPv6 header is 80 bytes.
+    assert_eq!(scene.sizes.try_iter().collect::<Vec<_>>(), [1400 - 80], "only what flows go through counts");
 }
 
 /// SIP over UDP.
@@ -227,7 +239,11 @@ fn asked(stream: &mut TcpStream) -> String {
 }
 
 fn with_routes(reachable: [bool; 2]) -> Underlay {
-    let gateways = reachable.map(|reachable| GatewayLeg { reachable, mtu: None }).to_vec();
+    let [first, second] = reachable;
+    let gateways = vec![
+        GatewayLeg { reachable: first, mtu: Some(1500) },
+        GatewayLeg { reachable: second, mtu: Some(1400) },
+    ];
     let underlay = underlay(Some(WIFI_V4));
     Underlay { addresses: [underlay.addresses.clone(), vec![CABLE]].concat(), gateways, ..underlay }
 }

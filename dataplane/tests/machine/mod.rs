@@ -81,12 +81,13 @@ impl Machine {
     }
 
     pub fn with(tunnel: &Tunnel) -> Option<Self> {
-        Self::with_gateways(tunnel, |first| (vec![first], Box::new(|_| {})))
+        Self::with_gateways(tunnel, Mtu::Fixed(1420), |first| (vec![first], Box::new(|_| {})))
     }
 
     /// `gateways` gets the one that is always there.
     pub fn with_gateways(
         tunnel: &Tunnel,
+        mtu: Mtu,
         gateways: impl FnOnce(Gateway) -> (Vec<Gateway>, OnFailover),
     ) -> Option<Self> {
         namespace()?;
@@ -118,7 +119,7 @@ impl Machine {
         ip("route add default via 192.168.77.1");
         wait_for_local("2001:db8:77::10");
         ip("route add default via 2001:db8:77::1");
-        let (pump, tun) = start_pump(tunnel, gateways);
+        let (pump, tun) = start_pump(tunnel, mtu, gateways);
         Some(Self { pump, tun, far })
     }
 
@@ -204,6 +205,7 @@ const fn v6(network: u16, host: u16) -> IpAddr {
 /// The name is the TUN's.
 fn start_pump(
     tunnel: &Tunnel,
+    mtu: Mtu,
     gateways: impl FnOnce(Gateway) -> (Vec<Gateway>, OnFailover),
 ) -> (Handle, String) {
     let tun = Tun::open(None).unwrap();
@@ -223,7 +225,7 @@ fn start_pump(
     let pump = Pump::start(Setup {
         tun,
         addresses: vec![V4.tun, V6.tun],
-        mtu: Mtu::Fixed(1420),
+        mtu,
         gateways,
         prefer: Prefer::Order,
         snapshot: Arc::new(Snapshot::compile(&config)),

@@ -84,7 +84,6 @@ impl World {
                 assert!(seen[to].heard > seen[from].heard, "{step:?}: it was heard later");
                 let well = self.gateways[from].well_since;
                 assert!(well.is_none_or(|since| self.now - since < SILENCE + GRACE), "{step:?} is well");
-                self.gateways[from].waits_since = None;
             }
             match step {
                 Step::Ask(place) => self.ask(place),
