@@ -336,7 +336,8 @@ async fn take_back_others(
     let is_stale = |undo: &Undo| match undo {
         Undo::Tun { index, .. } | Undo::ResolvedLink { index, .. } => *index != tun,
         Undo::Table { .. } => and_kill_switch,
-        Undo::Routing | Undo::RpFilter { .. } | Undo::ResolvConf { .. } | Undo::ResolvconfEntry => false,
+        Undo::Routing | Undo::RpFilter { .. } => false,
+        Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::DnsLink => false,
     };
     let mut stale: Vec<Undo> = state.journal.undo().iter().filter(|undo| is_stale(undo)).cloned().collect();
     if and_kill_switch {

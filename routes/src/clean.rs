@@ -119,7 +119,7 @@ pub(crate) async fn take_back(netlink: &Netlink, undo: &Undo, cleaned: &mut Clea
             cleaned.sysctls += usize::from(sysctl::restore(*index, *was, &netlink.links().await?)?);
         }
         Undo::Table { name } => cleaned.kill_switch |= remove_table(name)?,
-        Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::ResolvedLink { .. } => {
+        Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::DnsLink | Undo::ResolvedLink { .. } => {
             cleaned.dns |= dns::undo(undo).await?;
         }
     }

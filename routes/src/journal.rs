@@ -35,6 +35,8 @@ pub enum Undo {
     ResolvConf { before: dns::Entry },
     /// Take our entry from resolvconf(8).
     ResolvconfEntry,
+    /// Take back what systemd-resolved was told of our own link, [`dns::LINK`], and delete that.
+    DnsLink,
     /// Take back what systemd-resolved was told of the TUN. It forgets it with the link.
     ResolvedLink { name: String, index: u32 },
 }
@@ -177,6 +179,7 @@ impl fmt::Display for Undo {
             Self::Table { name } => write!(f, "delete the nftables table inet {name}"),
             Self::ResolvConf { .. } => write!(f, "put /etc/resolv.conf back as it was"),
             Self::ResolvconfEntry => write!(f, "take Breakout's entry from resolvconf"),
+            Self::DnsLink => write!(f, "delete the link {}", dns::LINK),
             Self::ResolvedLink { name, .. } => write!(f, "revert systemd-resolved's settings of {name}"),
         }
     }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Undo, crash_point, journal::Journal, netlink::Link};
+use crate::{Error, Undo, crash_point, dns, journal::Journal, netlink::Link};
 
 const STRICT: u8 = 1;
 const LOOSE: u8 = 2;
@@ -24,11 +24,16 @@ pub(crate) fn prepare_tun(tun: &str) -> Result<(), Error> {
     write(&ipv6(tun, "addr_gen_mode"), 1)
 }
 
+/// A link that is to say nothing by itself.
+pub(crate) fn disable_ipv6(link: &str) -> Result<(), Error> {
+    write(&ipv6(link, "disable_ipv6"), 1)
+}
+
 /// Makes `rp_filter` loose where it is strict, each old value noted first. Answers with the names of those changed.
 pub(crate) fn loosen(journal: &mut Journal, links: &[Link]) -> Result<Vec<String>, Error> {
     let all = read(&rp_filter("all"))?.unwrap_or(0);
     let mut found = Vec::new();
-    for link in links.iter().filter(|link| !link.loopback) {
+    for link in links.iter().filter(|link| !link.loopback && link.name != dns::LINK) {
         // The kernel goes by the greater of the two (ip-sysctl). An interface may have gone meanwhile.
         let Some(was) = read(&rp_filter(&link.name))? else { continue };
         if was.max(all) == STRICT {

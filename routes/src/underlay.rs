@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use policy::Captured;
 
 use crate::{
-    Error,
+    Error, dns,
     netlink::{Address, Link, Netlink},
 };
 
@@ -73,7 +73,7 @@ pub async fn underlay(
     tun: Option<u32>,
 ) -> Result<Underlay, Error> {
     let mut links = netlink.links().await?;
-    links.retain(|link| !link.loopback && Some(link.index) != tun);
+    links.retain(|link| !link.loopback && Some(link.index) != tun && link.name != dns::LINK);
     let addresses = netlink.addresses().await?;
     Ok(Underlay {
         gateway: leg(netlink, &links, gateway, mark).await?,

@@ -199,10 +199,10 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         let mut resolved = Resolved::start(&package);
         symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
         let before = look();
-        let (theirs, ours) = (Server::new([10, 0, 0, 1].into()), Server::new([10, 99, 0, 1].into()));
+        let (theirs, ours) = (Server::new([10, 0, 0, 1].into()), Server::breakouts());
         let goes = |name: &str, to_us: bool| {
             let answer = getent(name);
-            let expected = if to_us { "10.99.0.1 " } else { "10.0.0.1 " };
+            let expected = if to_us { "127.51.82.53 " } else { "10.0.0.1 " };
             assert!(answer.starts_with(expected), "{name}: {answer}");
             assert_eq!((theirs.was_asked_for(name), ours.was_asked_for(name)), (!to_us, to_us), "{name}");
         };
@@ -216,13 +216,12 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         assert_eq!(report.mode, Mode::Resolved, "{}", report.why);
         assert_eq!(servers(&dns), ["10.0.0.1:53"]);
         assert_eq!(look(), before);
-        let undo = Undo::ResolvedLink { name: TUN.to_owned(), index: settings.index };
-        assert_eq!(Leftovers::look(directory.path()).unwrap().undo, [undo]);
+        assert_eq!(Leftovers::look(directory.path()).unwrap().undo, [Undo::DnsLink]);
         goes("api.mypurecloud.com", true);
         goes("mypurecloud.com", true);
         goes("api.mypurecloud.com.example", false);
         // Its cache was flushed.
-        assert!(getent("control.mypurecloud.com").starts_with("10.99.0.1 "));
+        assert!(getent("control.mypurecloud.com").starts_with("127.51.82.53 "));
         goes("api.pure.cloud", false);
         assert_eq!(dns.repair(&mut state).await.unwrap(), Vec::<String>::new());
         let domains = vec!["mypurecloud.com".to_owned(), "usw2.pure.cloud".to_owned()];
@@ -230,10 +229,14 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         goes("api.usw2.pure.cloud", true);
 
         // Somebody takes it away.
-        resolved.ctl(&["revert", TUN]);
+        resolved.ctl(&["revert", dns::LINK]);
         let repaired = dns.repair(&mut state).await.unwrap();
-        assert_eq!(repaired, ["systemd-resolved's settings of tun0"]);
+        assert_eq!(repaired, ["systemd-resolved's settings"]);
         goes("reverted.mypurecloud.com", true);
+        run(["ip", "link", "delete", dns::LINK]);
+        let repaired = dns.repair(&mut state).await.unwrap();
+        assert_eq!(repaired, ["systemd-resolved's settings"]);
+        goes("deleted.mypurecloud.com", true);
 
         // Somebody leads past it, and back to it.
         replace("nameserver 10.0.0.1\n");
@@ -285,22 +288,83 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         goes("lost.mypurecloud.com", true);
         dns.tear_down(&mut state).await.unwrap();
 
-        // A crash: the link takes it along.
-        drop(Dns::set_up(&mut state, settings).await.unwrap());
-        goes("up.mypurecloud.com", true);
+        // A crash: the names stay unanswered, whatever comes after it.
+        let crash = async |resolved: &mut Resolved, state: &mut State| {
+            drop(Dns::set_up(state, resolved.settings().await).await.unwrap());
+            goes("up.mypurecloud.com", true);
+            resolved.tun = None;
+        };
+        crash(&mut resolved, &mut state).await;
+        drop(ours);
+        assert_eq!(getent("crashed.mypurecloud.com"), "");
+        assert!(!theirs.was_asked_for("crashed.mypurecloud.com"));
+        assert!(getent("crashed.example.net").starts_with("10.0.0.1 "));
+        assert_eq!(dns::left_before().await.unwrap(), ["10.0.0.1:53".parse().unwrap()]);
+        resolved.kill();
+        resolved.spawn();
+        assert_eq!(getent("restarted.mypurecloud.com"), "");
+        assert!(!theirs.was_asked_for("restarted.mypurecloud.com"));
         drop(state);
         assert!(clean(directory.path()).await.unwrap().dns);
-        goes("cleaned.mypurecloud.com", false);
+        assert!(getent("cleaned.mypurecloud.com").starts_with("10.0.0.1 "));
+        assert!(!resolved.has_our_link().await);
+        assert_eq!(dns::left_before().await, None);
         drop(resolved);
     });
 }
 
-/// D-Bus, systemd-resolved, and a TUN to be told of.
+#[test]
+fn a_crash_at_every_step_with_systemd_resolved() {
+    let Some(package) = package("systemd-resolved") else { return };
+    if !common::has("dbus-daemon") {
+        println!("skipped, because there is no dbus-daemon");
+        return;
+    }
+    with_own_etc(async || {
+        let resolved = Resolved::start(&package);
+        symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
+        let before = look();
+        let theirs = Server::new([10, 0, 0, 1].into());
+        let mut deaths = 0;
+        for step in 1..MANY_STEPS {
+            let directory = tempfile::tempdir().unwrap();
+            let status = live_and_die(directory.path(), step);
+            let state = directory.path().join("state");
+            if status.success() {
+                break;
+            }
+            assert_eq!(status.signal(), Some(libc::SIGKILL), "step {step}");
+            deaths = step;
+            match step % 3 {
+                0 => assert_eq!(open_up().await.1.len(), 0),
+                1 => drop(clean(&state).await.unwrap()),
+                _ => {
+                    let mut state = State::open(&state).unwrap();
+                    let dns = Dns::set_up(&mut state, settings()).await.unwrap();
+                    assert_eq!(dns.report().mode, Mode::Resolved, "{}", dns.report().why);
+                    dns.tear_down(&mut state).await.unwrap();
+                }
+            }
+            assert_eq!((look(), resolved.has_our_link().await), (before.clone(), false), "step {step}");
+            let name = format!("step-{step}.mypurecloud.com");
+            assert!(getent(&name).starts_with("10.0.0.1 ") && theirs.was_asked_for(&name), "step {step}");
+        }
+        assert!(
+            (15..MANY_STEPS - 1).contains(&deaths),
+            "{deaths} steps: not all are there, or they have no end"
+        );
+        println!("died at each of {deaths} steps");
+    });
+}
+
+/// D-Bus, systemd-resolved, a network, and a TUN.
 struct Resolved {
     bus: Child,
     daemon: Child,
     package: std::path::PathBuf,
     tun: Option<std::os::fd::OwnedFd>,
+    /// Without an address it asks nobody.
+    _network: std::os::fd::OwnedFd,
 }
 
 impl Resolved {
@@ -316,9 +380,12 @@ impl Resolved {
         )
         .unwrap();
         run(["ip", "address", "add", "10.0.0.1/32", "dev", "lo"]);
-        let tun = open_tun(TUN);
-        run(["ip", "address", "add", "10.99.0.1/32", "dev", TUN]);
-        run(["ip", "link", "set", TUN, "up"]);
+        let [tun, network] = [(TUN, "10.99.0.1/32"), ("net0", "192.0.2.7/24")].map(|(name, address)| {
+            let tun = open_tun(name);
+            run(["ip", "address", "add", address, "dev", name]);
+            run(["ip", "link", "set", name, "up"]);
+            tun
+        });
 
         for directory in ["/run/dbus", "/run/systemd"] {
             fs::create_dir(directory).unwrap();
@@ -328,7 +395,7 @@ impl Resolved {
             Command::new("dbus-daemon").args(["--nofork", "--config-file=/run/bus.conf"]).spawn().unwrap();
         eventually(|| Path::new("/run/dbus/system_bus_socket").exists());
         let daemon = spawn(package);
-        Self { bus, daemon, package: package.to_owned(), tun: Some(tun) }
+        Self { bus, daemon, package: package.to_owned(), tun: Some(tun), _network: network }
     }
 
     fn kill(&mut self) {
@@ -349,6 +416,10 @@ impl Resolved {
             on_link: "10.99.0.1".parse().unwrap(),
             domains: vec!["mypurecloud.com".to_owned()],
         }
+    }
+
+    async fn has_our_link(&self) -> bool {
+        Netlink::new().unwrap().links().await.unwrap().iter().any(|link| link.name == dns::LINK)
     }
 
     fn ctl(&self, arguments: &[&str]) {

@@ -5,6 +5,7 @@
 //! those of the calling thread's mount namespace.
 
 mod file;
+mod link;
 mod resolv_conf;
 mod resolvconf;
 mod resolved;
@@ -26,6 +27,7 @@ use resolved::Resolved;
 use watch::Watch;
 
 pub use file::{Entry, Text};
+pub use link::NAME as LINK;
 
 /// Where the resolver listens for whoever reads /etc/resolv.conf. It is this machine whatever becomes of the TUN.
 pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 51, 82, 53);
@@ -43,8 +45,8 @@ pub struct Settings {
     /// The TUN's name and index.
     pub link: String,
     pub index: u32,
-    /// The address of the TUN where the resolver listens, beside [`LOOPBACK`]: as a link's server systemd-resolved 248 to 251
-    /// cannot reach any other address of the loopback than 127.0.0.1.
+    /// The address of the TUN where the resolver listens, beside [`LOOPBACK`]: systemd-resolved is told of the TUN where the
+    /// kernel has no [`LINK`].
     pub on_link: IpAddr,
     /// Each stands for itself and all names below it.
     pub domains: Vec<String>,
@@ -67,8 +69,8 @@ pub struct Report {
     pub why: String,
 }
 
-/// Applications ask the resolver until [`Dns::tear_down`]. Dropped without that, as in a crash, they go on asking it: with
-/// [`Mode::Resolved`] until the TUN is gone, else until it is undone.
+/// Applications ask the resolver until [`Dns::tear_down`]. Dropped without that, as in a crash, they go on asking it until it is
+/// undone; with [`Mode::Resolved`] only where the kernel has a [`LINK`], else until the TUN is gone.
 #[derive(Debug)]
 pub struct Dns {
     settings: Settings,
@@ -77,6 +79,8 @@ pub struct Dns {
     resolved: Option<Resolved>,
     watch: Option<Watch>,
     due: Option<Instant>,
+    /// Why systemd-resolved forgets the policy's names with the process, if so.
+    forgets: Option<String>,
 }
 
 impl Dns {
@@ -85,7 +89,8 @@ impl Dns {
         let was_noted = state.journal.undo().iter().any(is_about_dns);
         let watch = Watch::new().inspect_err(|error| warn!("cannot watch /etc/resolv.conf: {error}")).ok();
         let report = Report { mode: Mode::File, why: String::new() };
-        let mut dns = Self { settings, report, before: Vec::new(), resolved: None, watch, due: None };
+        let mut dns =
+            Self { settings, report, before: Vec::new(), resolved: None, watch, due: None, forgets: None };
         match dns.reach(state).await {
             Ok(_) => Ok(dns),
             Err(error) => {
@@ -175,17 +180,21 @@ impl Dns {
         // Programs can ask it past /etc/resolv.conf (nss-resolve(8), D-Bus): it is told wherever it runs.
         let told = self.tell_resolved(journal).await?;
         if told == Ok(true) {
-            changed.push(format!("systemd-resolved's settings of {}", self.settings.link));
+            changed.push("systemd-resolved's settings".to_owned());
         }
         let content = others.content();
         let not_resolved = match &told {
             Ok(_) if resolv_conf::leads_to_stub(&content) => {
-                let why =
-                    "/etc/resolv.conf leads to systemd-resolved, which asks for the policy's domains only";
-                self.settle(Mode::Resolved, why, &content, &others);
+                let mut why =
+                    "/etc/resolv.conf leads to systemd-resolved, which asks for the policy's domains only"
+                        .to_owned();
+                if let Some(forgets) = &self.forgets {
+                    why += &format!("; a crash would have it ask others for them ({forgets})");
+                }
+                self.settle(Mode::Resolved, &why, &content, &others);
                 take_back(journal, |undo| matches!(undo, Undo::ResolvConf { .. } | Undo::ResolvconfEntry))
                     .await?;
-                undo_unnoted().await?;
+                undo_unnoted_entries().await?;
                 return Ok(changed);
             }
             Ok(_) => "/etc/resolv.conf does not lead to systemd-resolved".to_owned(),
@@ -244,8 +253,17 @@ impl Dns {
             return Ok(Err("it does not run".to_owned()));
         }
         let Settings { link, index, on_link, domains } = &self.settings;
-        journal.note([Undo::ResolvedLink { name: link.clone(), index: *index }])?;
-        Ok(resolved.tell(*index, *on_link, domains).await)
+        journal.note([Undo::DnsLink])?;
+        let (index, server) = match link::raise().await? {
+            Ok(index) => (index, LOOPBACK.into()),
+            Err(why) => {
+                journal.forget(|undo| *undo == Undo::DnsLink)?;
+                journal.note([Undo::ResolvedLink { name: link.clone(), index: *index }])?;
+                self.forgets = Some(why);
+                (*index, *on_link)
+            }
+        };
+        Ok(resolved.tell(index, server, domains).await)
     }
 }
 
@@ -274,7 +292,11 @@ pub async fn left_before() -> Option<Vec<SocketAddr>> {
     if found.is_ours() {
         return Some(servers(&resolv_conf::before(&found.content())?.content()));
     }
-    let named = resolv_conf::nameservers(&found.content());
+    let content = found.content();
+    if resolv_conf::leads_to_stub(&content) && matches!(link::index().await, Ok(Some(_))) {
+        return Some(servers(&content));
+    }
+    let named = resolv_conf::nameservers(&content);
     if named.iter().all(|server| server.ip() != LOOPBACK) {
         return None;
     }
@@ -286,6 +308,7 @@ pub(crate) async fn undo(undo: &Undo) -> Result<bool, Error> {
     match undo {
         Undo::ResolvConf { before } => file::give_back(before),
         Undo::ResolvconfEntry => resolvconf::remove().await.map_err(Error::Resolvconf),
+        Undo::DnsLink => remove_link().await,
         Undo::ResolvedLink { name, index } => revert_link(name, *index).await,
         _ => Ok(false),
     }
@@ -293,6 +316,12 @@ pub(crate) async fn undo(undo: &Undo) -> Result<bool, Error> {
 
 /// Takes back, without the journal, what would have names lead nowhere. Whether there was anything.
 pub(crate) async fn undo_unnoted() -> Result<bool, Error> {
+    let entries = undo_unnoted_entries().await;
+    let link = remove_link().await;
+    Ok(entries? | link?)
+}
+
+async fn undo_unnoted_entries() -> Result<bool, Error> {
     let file = file::give_back_unnoted();
     let entry = resolvconf::remove().await.map_err(Error::Resolvconf);
     Ok(file? | entry?)
@@ -316,7 +345,18 @@ async fn take_back(journal: &mut Journal, which: impl Fn(&Undo) -> bool) -> Resu
 }
 
 fn is_about_dns(undo: &Undo) -> bool {
-    matches!(undo, Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::ResolvedLink { .. })
+    matches!(
+        undo,
+        Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::DnsLink | Undo::ResolvedLink { .. }
+    )
+}
+
+/// systemd-resolved hears by and by that the link is gone, and would go on asking there until then.
+async fn remove_link() -> Result<bool, Error> {
+    let Some(index) = link::index().await? else { return Ok(false) };
+    revert_link(LINK, index).await?;
+    link::remove(index).await?;
+    Ok(true)
 }
 
 /// The link takes its settings with it, so that a resolver that cannot be reached needs no second attempt.

@@ -1,10 +1,10 @@
-//! systemd-resolved over D-Bus (org.freedesktop.resolve1(5)): the names of the policy, and they only, are asked at the TUN.
+//! systemd-resolved over D-Bus (org.freedesktop.resolve1(5)): the names of the policy, and they only, are asked at our resolver.
 //! It forgets a link's settings with the link.
 
 use std::{fmt::Display, future::Future, net::IpAddr, time::Duration};
 
 use futures::StreamExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use zbus::{
     Connection,
     fdo::{DBusProxy, NameOwnerChangedStream},
@@ -19,6 +19,12 @@ use crate::crash_point;
 const SERVICE: &str = "org.freedesktop.resolve1";
 /// It answers at once or hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// It hears of links from the kernel, by and by: of ours, which is new, some time after it is there.
+const HEARD: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(10);
+const NO_SUCH_LINK: &str = "org.freedesktop.resolve1.NoSuchLink";
+/// `SD_RESOLVED_DNS` (systemd's resolved-def.h): the link's servers are asked.
+const SCOPE_DNS: u64 = 1;
 
 #[proxy(
     interface = "org.freedesktop.resolve1.Manager",
@@ -56,6 +62,8 @@ trait Link {
     fn domains(&self) -> zbus::Result<Vec<Domain>>;
     #[zbus(property)]
     fn default_route(&self) -> zbus::Result<bool>;
+    #[zbus(property)]
+    fn scopes_mask(&self) -> zbus::Result<u64>;
 }
 
 /// Address family (`AF_INET`, `AF_INET6`) and the address's bytes.
@@ -96,10 +104,12 @@ impl Resolved {
             IpAddr::V6(server) => (libc::AF_INET6, server.octets().to_vec()),
         }];
         let domains: Vec<Domain> = domains.iter().map(|domain| (domain.clone(), true)).collect();
-        if answered(self.is(index, &servers, &domains)).await? {
+        let link = answered(self.link(index)).await?;
+        if answered(is(&link, &servers, &domains)).await? {
             return Ok(false);
         }
         answered(self.set(index, &servers, &domains)).await?;
+        answered(is_asked(&link)).await?;
         Ok(true)
     }
 
@@ -119,16 +129,18 @@ impl Resolved {
         }
     }
 
-    async fn is(&self, index: i32, servers: &[Server], domains: &[Domain]) -> zbus::Result<bool> {
-        let path = self.manager.get_link(index).await?;
-        let link =
-            LinkProxy::builder(&self.bus).path(path)?.cache_properties(CacheProperties::No).build().await?;
-        let is_default = tolerate_unknown(link.default_route().await, false)?;
-        let mut found = link.domains().await?;
-        found.sort();
-        let mut wanted = domains.to_vec();
-        wanted.sort();
-        Ok(!is_default && link.dns().await? == servers && found == wanted)
+    /// As soon as it has heard of it.
+    async fn link(&self, index: i32) -> zbus::Result<LinkProxy<'_>> {
+        let started = Instant::now();
+        let path = loop {
+            match self.manager.get_link(index).await {
+                Err(zbus::Error::MethodError(name, ..))
+                    if name.as_str() == NO_SUCH_LINK && started.elapsed() < HEARD => {}
+                found => break found?,
+            }
+            sleep(POLL).await;
+        };
+        LinkProxy::builder(&self.bus).path(path)?.cache_properties(CacheProperties::No).build().await
     }
 
     /// The server comes last: until then the link is asked for nothing. Ours is asked plainly, and it validates nothing.
@@ -146,6 +158,27 @@ impl Resolved {
         crash_point::reached();
         manager.flush_caches().await
     }
+}
+
+async fn is(link: &LinkProxy<'_>, servers: &[Server], domains: &[Domain]) -> zbus::Result<bool> {
+    let is_default = tolerate_unknown(link.default_route().await, false)?;
+    let mut found = link.domains().await?;
+    found.sort();
+    let mut wanted = domains.to_vec();
+    wanted.sort();
+    Ok(!is_default && link.dns().await? == servers && found == wanted)
+}
+
+/// Returns when the link's server is asked, which takes that it has heard of the link's address.
+async fn is_asked(link: &LinkProxy<'_>) -> zbus::Result<()> {
+    let started = Instant::now();
+    while link.scopes_mask().await? & SCOPE_DNS == 0 {
+        if started.elapsed() > HEARD {
+            return Err(zbus::Error::Failure("it was told of our resolver, and does not ask it".to_owned()));
+        }
+        sleep(POLL).await;
+    }
+    Ok(())
 }
 
 /// Default routes are known since systemd 240, DNS over TLS since 239; before, there was neither.

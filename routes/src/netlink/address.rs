@@ -41,6 +41,14 @@ impl Netlink {
         self.create(message, &format!("add the address {net} to link {index}")).await
     }
 
+    /// Of a single address that reaches no further than its site (`RT_SCOPE_SITE`): the kernel takes it for no other link's source.
+    pub async fn add_site_address(&self, index: u32, address: IpAddr) -> Result<(), Error> {
+        let mut message = address_message(index, address.into());
+        message.header.scope = AddressScope::Site;
+        let message = RouteNetlinkMessage::NewAddress(message);
+        self.create(message, &format!("add the address {address} to link {index}")).await
+    }
+
     pub async fn delete_address(&self, index: u32, net: IpNet) -> Result<(), Error> {
         let message = RouteNetlinkMessage::DelAddress(address_message(index, net));
         self.change(message, &format!("delete the address {net} of link {index}")).await

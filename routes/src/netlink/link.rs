@@ -72,6 +72,21 @@ impl Netlink {
         self.create(RouteNetlinkMessage::NewLink(near), &action).await
     }
 
+    /// Makes a link that needs nothing but a kind, as ip-link(8) names it. `EOPNOTSUPP`: the kernel does not have that kind.
+    pub async fn add_link(&self, name: &str, kind: &str) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Other(kind.to_owned()))]),
+        ];
+        self.create(RouteNetlinkMessage::NewLink(message), &format!("create the {kind} link {name}")).await
+    }
+
+    pub async fn delete_link(&self, index: u32) -> Result<(), Error> {
+        let message = RouteNetlinkMessage::DelLink(link_message(index));
+        self.change(message, &format!("delete link {index}")).await
+    }
+
     pub async fn set_up(&self, index: u32) -> Result<(), Error> {
         self.set_flags(index, LinkFlags::Up).await
     }
