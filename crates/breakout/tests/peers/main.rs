@@ -20,6 +20,7 @@ mod leaks;
 mod machine;
 mod mtu;
 mod names;
+mod resolvers;
 mod sip;
 mod tiers;
 mod webrtc;

@@ -6,14 +6,15 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use lab::addresses::GATEWAY_TUNNEL;
+use lab::addresses::{GATEWAY_TUNNEL, ROUTER};
 use lab::service::listen_tcp;
-use lab::{Captured, Gateway, Process, Record, SIGNALING_NET, Wiring};
+use lab::{Captured, Gateway, Host, Process, Record, SIGNALING_NET, Wiring};
 use serde::Deserialize;
 
 use crate::common::{
     Scene, eventually, exe, file, is_long, is_signaling, is_tunnel, ok, program, said, shared,
 };
+use crate::resolvers::{Keeper, getent};
 
 /// One of the ports that are signaling's.
 const PORT: u16 = 8061;
@@ -25,7 +26,12 @@ const FIRST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 130);
 const COUNT: u8 = 100;
 /// Every name has it too.
 const V6: Ipv6Addr = Ipv6Addr::new(0x2600, 0x1f14, 0, 0, 0, 0, 0, 0x10);
+/// What the network's own DNS server answers, where there is one.
+const UNLEARNED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 240);
 const NAMES: [&str; 3] = ["api.usw2.pure.cloud", "login.usw2.pure.cloud", "streaming.usw2.pure.cloud"];
+/// Every name has another address after each period, in seconds, and so many in all.
+type Moves = (&'static str, u8);
+pub const STILL: Moves = ("1000", 1);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where other names are asked for: nobody is there, so that what comes by the wrong way fails.
 const BEFORE: &str = "# the machine's own\nnameserver 192.0.2.53\noptions timeout:1 attempts:1\n";
@@ -145,8 +151,72 @@ fn an_ipv6_address_that_nobody_is_told_is_closed_too() {
     said(&scene.breakout(&["down"]));
 }
 
-/// The internet with signaling at every address of its network, greeting on two ports, and a resolv.conf of the agent's own.
+/// A crash must not have names asked elsewhere: an address that was not learned before it would be reached in the clear. The network's DNS
+/// server has other addresses for them than the tunnel's.
+#[test]
+fn killed_it_keeps_names_unanswered_whoever_keeps_resolv_conf() {
+    let _turn = shared();
+    for keeper in Keeper::ALL {
+        for kill_switch in [false, true] {
+            crash_and_take_over(keeper, kill_switch);
+        }
+    }
+}
+
+fn crash_and_take_over(keeper: Keeper, kill_switch: bool) {
+    let what = format!("{keeper:?}, kill switch: {kill_switch}");
+    let Some(mut scene) = open_scene() else { return };
+    let Some(_kept) = keeper.install(&scene, ROUTER) else { return };
+    let _network = serve_dns(&scene, &scene.internet.router, (ROUTER, UNLEARNED), STILL);
+    let goes_to_networks = |scene: &Scene, name: &str| {
+        let found = getent(scene, name);
+        assert!(found.starts_with(&UNLEARNED.to_string()), "{what}: {name}: {found}");
+    };
+    let (wire, told) = scene.on_wire(|| call(&scene, NAMES.len()));
+    assert_eq!((told.greeted, &told.addresses), (NAMES.len(), &vec![UNLEARNED.into()]), "{what}: {told:?}");
+    assert!(wire.records.iter().any(is_signaling), "the control");
+
+    let _dns = raise_with(&mut scene, STILL, kill_switch);
+    assert_eq!(names(&scene).resolver.unwrap().mode, keeper.mode(), "{what}");
+    let told = call(&scene, NAMES.len());
+    assert_eq!((told.greeted, &told.addresses), (NAMES.len(), &vec![FIRST.into()]), "{what}: {told:?}");
+
+    ok(scene.kill_daemon());
+    let (wire, told) = scene.on_wire(|| call(&scene, 2 * NAMES.len()));
+    assert_eq!(told.greeted, 0, "{what}: {told:?}");
+    assert_none(&wire);
+    assert!(!wire.records.iter().any(|record| record.destination.port() == 53), "{what}: asked in the clear");
+    if keeper == Keeper::Resolved {
+        goes_to_networks(&scene, "www.example.net");
+    }
+
+    // The next daemon takes over without a gap.
+    let log = scene.directory.file("asking.log");
+    let asking =
+        ok(Process::spawn(&scene.internet.agent, "asking", client_command(usize::MAX, &NAMES), &log));
+    let capture = ok(lab::Capture::start(&scene.internet.router, "lan0"));
+    start_daemon_with(&mut scene, kill_switch);
+    eventually(PATIENCE, || {
+        let told = call(&scene, NAMES.len());
+        if told.greeted == NAMES.len() { Ok(()) } else { Err(format!("{what}: {told:?}")) }
+    });
+    drop(asking);
+    assert_none(&ok(capture.finish()));
+
+    said(&scene.breakout(&["down"]));
+    goes_to_networks(&scene, NAMES[0]);
+}
+
+/// A scene with a resolv.conf of the agent's own.
 fn scene() -> Option<Scene> {
+    let scene = open_scene()?;
+    let own = ok(scene.directory.write("resolv.conf", BEFORE));
+    ok(scene.internet.agent.show_instead(Path::new(RESOLV_CONF), &own));
+    Some(scene)
+}
+
+/// The internet with signaling at every address of its network, greeting on two ports.
+pub fn open_scene() -> Option<Scene> {
     program("python3", "python3")?;
     program("ip", "iproute2")?;
     let scene = Scene::new(Wiring::default())?;
@@ -158,30 +228,49 @@ fn scene() -> Option<Scene> {
         let greet = |mut stream: lab::service::Connection| stream.write_all(b"ok");
         ok(listen_tcp(&scene.internet.signaling, (Ipv4Addr::UNSPECIFIED, port).into(), greet));
     }
-    let own = ok(scene.directory.write("resolv.conf", BEFORE));
-    ok(scene.internet.agent.show_instead(Path::new(RESOLV_CONF), &own));
     Some(scene)
 }
 
 /// The gateway with a DNS server behind it, and the daemon.
-fn raise(scene: &mut Scene, period: &str) -> Process {
+fn raise(scene: &mut Scene, period: &'static str) -> Process {
+    raise_with(scene, (period, COUNT), false)
+}
+
+fn raise_with(scene: &mut Scene, moves: Moves, kill_switch: bool) -> Process {
+    let dns = start_gateway(scene, moves);
+    start_daemon_with(scene, kill_switch);
+    dns
+}
+
+/// The gateway with a DNS server behind it.
+pub fn start_gateway(scene: &mut Scene, moves: Moves) -> Process {
     ok(scene.start_gateway(Gateway::Breakout, exe()));
+    serve_dns(scene, &scene.internet.gateway, (GATEWAY_TUNNEL, FIRST), moves)
+}
+
+/// A DNS server at `listen`, for which names have `first` and the addresses after it.
+fn serve_dns(scene: &Scene, host: &Host, (listen, first): (Ipv4Addr, Ipv4Addr), moves: Moves) -> Process {
+    let (period, count) = moves;
     let mut server = Command::new("python3");
     server.arg(file("names_server.py")).args([
-        &GATEWAY_TUNNEL.to_string(),
+        &listen.to_string(),
         period,
-        &FIRST.to_string(),
-        &COUNT.to_string(),
+        &first.to_string(),
+        &count.to_string(),
     ]);
-    let log = scene.directory.file("names_server.log");
-    let mut dns = ok(Process::spawn(&scene.internet.gateway, "names_server.py", server, &log));
+    let log = scene.directory.file(&format!("names_server-{}.log", host.name()));
+    let mut dns = ok(Process::spawn(host, "names_server.py", server, &log));
     ok(dns.wait_for_line("ready", PATIENCE));
-    start_daemon(scene);
     dns
 }
 
 fn start_daemon(scene: &mut Scene) {
-    let config = ok(lab::write_config(&scene.keys, &scene.directory, ""));
+    start_daemon_with(scene, false);
+}
+
+fn start_daemon_with(scene: &mut Scene, kill_switch: bool) {
+    let more = format!("[routes]\nkill_switch = {kill_switch}\n");
+    let config = ok(lab::write_config(&scene.keys, &scene.directory, &more));
     let text = std::fs::read_to_string(&config).unwrap();
     let named = text
         .replace("[tunnel]\n", &format!("[tunnel]\ndns = [\"{GATEWAY_TUNNEL}\"]\n"))
@@ -197,9 +286,14 @@ fn call(scene: &Scene, count: usize) -> Told {
 }
 
 fn client(scene: &Scene, count: usize, names: &[&str]) -> Told {
+    let client = client_command(count, names);
+    serde_json::from_str(&said(&ok(scene.internet.agent.output(client)))).unwrap()
+}
+
+fn client_command(count: usize, names: &[&str]) -> Command {
     let mut client = Command::new("python3");
     client.arg(file("names_client.py")).args([count.to_string(), PORT.to_string()]).args(names);
-    serde_json::from_str(&said(&ok(scene.internet.agent.output(client)))).unwrap()
+    client
 }
 
 fn connect(scene: &Scene, to: impl Into<SocketAddr>) -> std::io::Result<()> {
