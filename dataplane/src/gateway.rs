@@ -392,7 +392,7 @@ impl Worker {
         let like = self.listen.ip();
         for _ in 0..BATCH {
             let Some((probe, endpoint)) = self.paths.on_deadline(&mut self.responder, now) else { break };
-            let (otherwise, _) = self.paths.fragments();
+            let otherwise = self.paths.fragments();
             let send = || {
                 self.outbox.send_now(&probe, endpoint, &self.socket);
             };

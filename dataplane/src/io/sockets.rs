@@ -126,15 +126,24 @@ pub(crate) fn discover(socket: &Socket, discover: Discover, like: IpAddr) -> io:
 }
 
 /// Runs `send` so that all it sends has DF set and is as large as it is: the kernel may know of a narrow place that is no longer on the way.
+/// `otherwise` is what holds for all else, as of [`discover`] and [`fragment_v6`]: what the latter would cut is refused while DF is set.
 pub(crate) fn probing(
     socket: &Socket,
     like: IpAddr,
-    otherwise: Discover,
+    otherwise: (Discover, Option<u16>),
     send: impl FnOnce(),
 ) -> io::Result<()> {
+    let (mode, cut) = otherwise;
+    let is_cut = like.is_ipv6() && cut.is_some();
     discover(socket, Discover::Probe, like)?;
+    if is_cut {
+        fragment_v6(socket, None)?;
+    }
     send();
-    discover(socket, otherwise, like)
+    if is_cut {
+        fragment_v6(socket, cut)?;
+    }
+    discover(socket, mode, like)
 }
 
 /// Has the kernel cut IPv6 packets to `mtu` bytes (IPV6_MTU, at least 1280): only their sender may, and it may not know. `None`: as it knows.

@@ -40,11 +40,11 @@ impl Prober {
             let probe = size.zip(*probed).and_then(|(size, ends)| probe::seal(path, size, ends, peer, now));
             tunnel.set_alarm(now);
             let (socket, endpoint) = (Arc::clone(&tunnel.socket), tunnel.endpoint);
-            let mode = mode(&tunnel.path, endpoint.ip());
+            let otherwise = marks(&tunnel.path, endpoint.ip());
             drop(tunnel);
             if let Some(probe) = probe {
                 let send = || sealer.send_probe(&probe, endpoint, &socket);
-                if let Err(error) = sockets::probing(&socket, endpoint.ip(), mode, send) {
+                if let Err(error) = sockets::probing(&socket, endpoint.ip(), otherwise, send) {
                     tracing::debug!(%error, "no probe of the path's MTU");
                 }
             }
@@ -100,19 +100,22 @@ pub(super) fn mark_socket(tunnel: &Tunnel) {
 }
 
 fn mark(socket: &Socket, path: &PathMtu, like: IpAddr) -> io::Result<()> {
-    sockets::discover(socket, mode(path, like), like)?;
+    let (mode, cut) = marks(path, like);
+    sockets::discover(socket, mode, like)?;
     if like.is_ipv4() {
         return Ok(());
     }
-    let outer = fragments(path).then(|| path.outer().max(LEAST_LINK_MTU));
-    sockets::fragment_v6(socket, outer)
+    sockets::fragment_v6(socket, cut)
 }
 
-fn mode(path: &PathMtu, like: IpAddr) -> Discover {
-    match path.discovers() && !(fragments(path) && like.is_ipv4()) {
+/// Whether DF is set, and what IPv6 packets are cut to.
+fn marks(path: &PathMtu, like: IpAddr) -> (Discover, Option<u16>) {
+    let mode = match path.discovers() && !(fragments(path) && like.is_ipv4()) {
         true => Discover::On,
         false => Discover::Off,
-    }
+    };
+    let cut = (fragments(path) && like.is_ipv6()).then(|| path.outer().max(LEAST_LINK_MTU));
+    (mode, cut)
 }
 
 /// Where only we know that a path is narrower than what has to be carried, routers must be let fragment that.
@@ -146,12 +149,21 @@ mod tests {
         let like = Ipv4Addr::LOCALHOST.into();
         let socket = sockets::tunnel(like, 0, Discover::On).unwrap();
         let path = narrow(true);
-        assert_eq!(mode(&path, like), Discover::Off);
+        assert_eq!(marks(&path, like), (Discover::Off, None));
         mark(&socket, &path, like).unwrap();
 
         let like = Ipv6Addr::LOCALHOST.into();
         let socket = sockets::tunnel(like, 0, Discover::On).unwrap();
-        mark(&socket, &narrow(false), like).unwrap();
+        let path = narrow(false);
+        mark(&socket, &path, like).unwrap();
+
+        // A larger probe leaves nevertheless.
+        let listener = std::net::UdpSocket::bind((like, 0)).unwrap();
+        let to = listener.local_addr().unwrap().into();
+        let send = || assert_eq!(socket.send_to(&[0; 1400], &to).unwrap(), 1400);
+        sockets::probing(&socket, like, marks(&path, like), send).unwrap();
+        sockets::discover(&socket, Discover::Probe, like).unwrap();
+        assert_eq!(socket.send_to(&[0; 1400], &to).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
     }
 
     #[test]

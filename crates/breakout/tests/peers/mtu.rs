@@ -7,17 +7,26 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::sleep;
 use std::time::Duration;
 
-use lab::addresses::{SIGNALING, STREAMING};
+use lab::addresses::{GATEWAY, SIGNALING, STREAMING};
 use lab::service::{answer_udp, listen_tcp};
 use lab::traffic::stream::connect;
-use lab::{Foreign, Gateway, Host, Wiring};
+use lab::{Foreign, Gateway, Host, Internet, Process, Wiring};
 
 use crate::common::{Scene, eventually, exe, is_long, ok, program, said, shared};
 
-/// IPv4 and UDP header, WireGuard's header and tag.
-const OVERHEAD: u16 = 60;
-/// What the tunnel leaves room for: IPv6 outside.
-const WIDEST: u16 = 1480;
+/// UDP header, WireGuard's header and tag.
+const OVERHEAD: u16 = 40;
+/// What fits inside before anything is known: the tunnel leaves room for IPv6 outside.
+const WIDEST: u16 = 1420;
+/// The agent, the access router's two sides, the core's two, the gateway.
+const IPV6: [(&str, &str); 6] = [
+    ("eth0", "2001:db8:77::10/64"),
+    ("lan0", "2001:db8:77::1/64"),
+    ("wan0", "2001:db8:100::2/64"),
+    ("home0", "2001:db8:100::1/64"),
+    ("gateway0", "2001:db8:18::1/64"),
+    ("eth0", "2001:db8:18::2/64"),
+];
 /// A found path: probes lost to a busy machine are made up for within this time.
 const FOUND: Duration = Duration::from_secs(60);
 /// A transfer that ends has ended by then; TCP tries again every few seconds.
@@ -31,12 +40,22 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 #[test]
 fn a_path_of_1280_bytes_that_routers_do_not_tell_of_to_our_own_gateway() {
-    narrows(Gateway::Breakout, 1280, Routers::Silent);
+    narrows(Gateway::Breakout, 1280, Routers::Silent, Outside::V4);
 }
 
 #[test]
 fn a_path_of_1380_bytes_that_routers_tell_of_to_wireguard_go() {
-    narrows(Gateway::Foreign(Foreign::WireguardGo), 1380, Routers::Tell);
+    narrows(Gateway::Foreign(Foreign::WireguardGo), 1380, Routers::Tell, Outside::V4);
+}
+
+#[test]
+fn an_ipv6_path_of_1280_bytes_that_routers_tell_of_to_our_own_gateway() {
+    narrows(Gateway::Breakout, 1280, Routers::Tell, Outside::V6);
+}
+
+#[test]
+fn an_ipv6_path_of_1380_bytes_that_routers_do_not_tell_of_to_our_own_gateway() {
+    narrows(Gateway::Breakout, 1380, Routers::Silent, Outside::V6);
 }
 
 #[test]
@@ -47,8 +66,10 @@ fn every_path_to_every_gateway() {
     for gateway in [Gateway::Breakout, Gateway::Foreign(Foreign::WireguardGo)] {
         for mtu in [1280, 1380, 1420] {
             for routers in [Routers::Tell, Routers::Silent] {
-                eprintln!("{gateway}, {mtu}, {routers:?}");
-                narrows(gateway, mtu, routers);
+                for outside in [Outside::V4, Outside::V6] {
+                    eprintln!("{gateway}, {mtu}, {routers:?}, {outside:?}");
+                    narrows(gateway, mtu, routers, outside);
+                }
             }
         }
     }
@@ -79,8 +100,21 @@ enum Routers {
     Silent,
 }
 
+/// What the tunnel's own packets are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outside {
+    V4,
+    V6,
+}
+
+impl Outside {
+    fn overhead(self) -> u16 {
+        OVERHEAD + if self == Self::V4 { 20 } else { 40 }
+    }
+}
+
 /// In the middle of transfers.
-fn narrows(gateway: Gateway, mtu: u16, routers: Routers) {
+fn narrows(gateway: Gateway, mtu: u16, routers: Routers, outside: Outside) {
     let _turn = shared();
     if let Gateway::Foreign(foreign) = gateway
         && let Err(missing) = foreign.find()
@@ -95,7 +129,10 @@ fn narrows(gateway: Gateway, mtu: u16, routers: Routers) {
         }
     }
     ok(scene.start_gateway(gateway, exe()));
-    ok(scene.start_daemon(exe(), ""));
+    match outside {
+        Outside::V4 => ok(scene.start_daemon(exe(), "")),
+        Outside::V6 => start_over_ipv6(&mut scene, gateway),
+    }
     serve(&scene);
     let found = |path: u16, known: &'static str| {
         let tunnel = scene.status().tunnel;
@@ -104,7 +141,7 @@ fn narrows(gateway: Gateway, mtu: u16, routers: Routers) {
             _ => Err(format!("{}, {}", tunnel.path_mtu, tunnel.path_mtu_known)),
         }
     };
-    eventually(FOUND, || found(WIDEST, "confirmed by a probe"));
+    eventually(FOUND, || found(WIDEST + outside.overhead(), "confirmed by a probe"));
 
     // Only a gateway that does as we do notices by itself that what it sends no longer arrives.
     let downloads = gateway == Gateway::Breakout || routers == Routers::Tell;
@@ -116,7 +153,7 @@ fn narrows(gateway: Gateway, mtu: u16, routers: Routers) {
     let known = if routers == Routers::Tell { "a router" } else { "probes" };
     eventually(FOUND, || found(mtu, known));
     // What the other end pads to.
-    let inner = (mtu - OVERHEAD) & !15;
+    let inner = (mtu - outside.overhead()) & !15;
     eventually(FOUND, || match link_mtu(&scene) {
         link if link == inner.max(1280) => Ok(()),
         link => Err(format!("the link has {link}")),
@@ -243,10 +280,52 @@ fn narrow(scene: &Scene, mtu: u32) {
 fn silence(nft: &std::path::Path, host: &Host) {
     let mut command = Command::new(nft);
     command.arg(
-        "table ip silent {\nchain out {\ntype filter hook output priority 0;\n\
-         icmp type destination-unreachable drop\n}\n}",
+        "table inet silent {\nchain out {\ntype filter hook output priority 0;\n\
+         icmp type destination-unreachable drop\nicmpv6 type packet-too-big drop\n}\n}",
     );
     said(&ok(host.output(command)));
+}
+
+/// The daemon, on its way to a gateway that is reached over IPv6.
+fn start_over_ipv6(scene: &mut Scene, gateway: Gateway) {
+    let Internet { agent, router, core, gateway: far, .. } = &scene.internet;
+    for host in [router, core] {
+        ok(host.sysctl("net/ipv6/conf/all/forwarding", "1"));
+    }
+    for (host, (device, address)) in [agent, router, router, core, core, far].into_iter().zip(IPV6) {
+        ok(host.add_address(device, address.parse().unwrap()));
+    }
+    let route =
+        |host: &Host, to: &str, via: &str| ok(host.add_route(to.parse().unwrap(), via.parse().unwrap()));
+    route(agent, "::/0", "2001:db8:77::1");
+    route(router, "::/0", "2001:db8:100::1");
+    route(core, "2001:db8:77::/64", "2001:db8:100::2");
+    route(far, "::/0", "2001:db8:18::1");
+    if gateway == Gateway::Breakout {
+        listen_on_ipv6(scene);
+    }
+    let config = ok(lab::write_config(&scene.keys, &scene.directory, ""));
+    replace(&config, &format!("{GATEWAY}:"), "[2001:db8:18::2]:");
+    scene.daemon = Some(ok(lab::Daemon::start(&scene.internet.agent, exe(), &config, &scene.directory)));
+}
+
+/// Our own gateway listens on one family.
+fn listen_on_ipv6(scene: &mut Scene) {
+    scene.gateway = None;
+    let config = scene.directory.file("gateway.toml");
+    replace(&config, "[interface]\n", "[interface]\nlisten_address = \"::\"\n");
+    let mut command = Command::new(exe());
+    command.arg("gateway").arg("--config").arg(config);
+    let log = scene.directory.file("gateway.log");
+    let mut process = ok(Process::spawn(&scene.internet.gateway, "breakout gateway", command, &log));
+    ok(process.wait_for_line("gateway is up", FOUND));
+    scene.gateway = Some(process);
+}
+
+fn replace(file: &std::path::Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(file).unwrap();
+    assert!(text.contains(from), "{text}");
+    std::fs::write(file, text.replacen(from, to, 1)).unwrap();
 }
 
 fn link_mtu(scene: &Scene) -> u16 {
