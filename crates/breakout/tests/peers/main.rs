@@ -21,6 +21,7 @@ mod machine;
 mod mtu;
 mod names;
 mod resolvers;
+mod roaming;
 mod sip;
 mod tiers;
 mod webrtc;
