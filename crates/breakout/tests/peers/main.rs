@@ -23,6 +23,7 @@ mod names;
 mod resolvers;
 mod roaming;
 mod sip;
+mod suspension;
 mod tiers;
 mod webrtc;
 mod wireguard;
