@@ -42,6 +42,7 @@ pub use judge::Driven;
 pub use lab::Lab;
 pub use link::{End, Link, LinkKind};
 pub use process::{Process, find_program};
+pub use random::Random;
 pub use relay::{Impairment, REORDER_HOLD, Relay};
 pub use report::{CapturePoint, Path, Report, Row, Verdict};
 pub use run::{Options, Run, run};

@@ -5,15 +5,20 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use lab::{Process, Wiring, write_config};
+use lab::addresses::{GATEWAY_TUNNEL, WEB};
+use lab::{Process, Random, SIGNALING_NET, Wiring, write_config};
 use nix::sys::signal::Signal;
 
 use crate::common::{Scene, eventually, exe, is_long, ok, program, said, shared};
 use crate::machine::Machine;
+use crate::names;
+use crate::resolvers::{Keeper, getent};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Far more than there are.
 const MANY_STEPS: u64 = 2000;
+/// Of the way to the gateway, where there are names.
+const PATH_MTU: u16 = 1380;
 const CRASH_AT: &str = "BREAKOUT_CRASH_AT";
 const MORE: &str = r#"
 [sets.more]
@@ -71,19 +76,41 @@ fn death_at_every_step_of_cleaning() {
     println!("died at each of {deaths} steps");
 }
 
+/// Names with learned addresses, whoever keeps /etc/resolv.conf, and a path that turns out to be narrow.
 #[test]
-fn death_at_random_times() {
+fn death_at_steps_with_everything_on() {
     let _turn = shared();
-    let Some(bench) = Bench::new() else { return };
-    let started = Instant::now();
-    assert!(!bench.live(None));
-    let whole = started.elapsed();
-    for point in 0..if is_long() { 200 } else { 20 } {
-        let mut chance = [0; 4];
-        getrandom::fill(&mut chance).unwrap();
-        let at = whole.mul_f64(f64::from(u32::from_ne_bytes(chance)) / f64::from(u32::MAX));
-        bench.live_until(at);
-        bench.put_right(&format!("{at:?} of {whole:?}"), point % 2 == 0);
+    let mut random = random();
+    for keeper in Keeper::ALL {
+        let Some(bench) = Bench::with_names(keeper) else { continue };
+        let (mut step, mut deaths) = (0, 0);
+        loop {
+            step += if is_long() { 1 } else { 1 + (40.0 * random.unit()) as u64 };
+            if !bench.live(Some(step)) {
+                break;
+            }
+            deaths += 1;
+            bench.put_right(&format!("step {step}, {keeper:?}"), deaths % 2 == 0);
+        }
+        assert!((80..MANY_STEPS).contains(&step), "{step} steps: they are not all there, or have no end");
+        println!("{keeper:?}: died at {deaths} of {step} steps");
+    }
+}
+
+#[test]
+fn death_at_random_times_with_everything_on() {
+    let _turn = shared();
+    let mut random = random();
+    for (keeper, points) in Keeper::ALL.into_iter().zip(if is_long() { [67, 66, 67] } else { [5, 5, 5] }) {
+        let Some(bench) = Bench::with_names(keeper) else { continue };
+        let started = Instant::now();
+        assert!(!bench.live(None));
+        let whole = started.elapsed();
+        for point in 0..points {
+            let at = random.duration(whole);
+            bench.live_until(at);
+            bench.put_right(&format!("{at:?} of {whole:?}, {keeper:?}"), point % 2 == 0);
+        }
     }
 }
 
@@ -142,22 +169,45 @@ struct Bench {
     before: Machine,
     /// The second one is reloaded.
     configs: [String; 2],
+    has_names: bool,
+    /// What has to run meanwhile.
+    _programs: Vec<Process>,
 }
 
 impl Bench {
     fn new() -> Option<Self> {
-        let scene = Scene::new(Wiring::default())?;
+        Self::of(Scene::new(Wiring::default())?, Vec::new(), "")
+    }
+
+    fn with_names(keeper: Keeper) -> Option<Self> {
+        let mut scene = names::open_scene()?;
+        let mut programs = keeper.install(&scene, WEB)?;
+        programs.push(names::start_gateway(&mut scene, names::STILL));
+        for (host, device) in [(&scene.internet.router, "wan0"), (&scene.internet.core, "home0")] {
+            ok(host.set_mtu(device, PATH_MTU.into()));
+        }
+        let bench = Self::of(scene, programs, &format!("dns = [\"{GATEWAY_TUNNEL}\"]\n"))?;
+        Some(Self { has_names: true, ..bench })
+    }
+
+    fn of(scene: Scene, programs: Vec<Process>, dns: &str) -> Option<Self> {
         program("ip", "iproute2")?;
         for device in ["default", "eth0"] {
             ok(scene.internet.agent.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "1"));
         }
         let config = write_config(&scene.keys, &scene.directory, MORE).unwrap();
         let text = std::fs::read_to_string(&config).unwrap();
-        let text = text.replace("\"10.99.0.1/32\"", "\"10.99.0.1/32\", \"fd99::1/128\"");
+        let mut text = text.replace("\"10.99.0.1/32\"", "\"10.99.0.1/32\", \"fd99::1/128\"");
+        if !dns.is_empty() {
+            text = text
+                .replace("[tunnel]\n", &format!("[tunnel]\n{dns}"))
+                .replace(&format!("cidrs = [\"{SIGNALING_NET}\"]"), "domains = [\"*.usw2.pure.cloud\"]");
+        }
         ok(scene.directory.write("breakout.toml", &text));
         let other = text.replace("203.0.114.0/24", "203.0.115.0/25\", \"198.51.99.0/24");
         let before = Machine::look(&scene.internet.agent)?;
-        Some(Self { before, configs: [config.display().to_string(), other], scene })
+        let configs = [config.display().to_string(), other];
+        Some(Self { before, configs, scene, has_names: false, _programs: programs })
     }
 
     fn spawn(&self, arguments: &[&str], crash_at: Option<u64>) -> Process {
@@ -172,6 +222,13 @@ impl Bench {
             command,
             &self.scene.directory.file("daemon.log"),
         ))
+    }
+
+    fn spawn_getent(&self) -> Process {
+        let mut getent = Command::new("getent");
+        getent.args(["ahostsv4", "api.usw2.pure.cloud"]);
+        let log = self.scene.directory.file("getent.log");
+        ok(Process::spawn(&self.scene.internet.agent, "getent", getent, &log))
     }
 
     fn state(&self) -> PathBuf {
@@ -196,6 +253,9 @@ impl Bench {
         let original = std::fs::read_to_string(&self.configs[0]).unwrap();
         let mut daemon = self.spawn(&["up", "--config", &self.configs[0]], crash_at);
         if daemon.wait_for_line("breakout is up", PATIENCE).is_ok() {
+            if self.has_names {
+                self.use_names(&mut daemon);
+            }
             ok(self.scene.directory.write("breakout.toml", &self.configs[1]));
             self.scene.breakout(&["reload"]);
             ok(self.scene.directory.write("breakout.toml", &original));
@@ -205,6 +265,20 @@ impl Bench {
         let status = daemon.wait(PATIENCE).unwrap().expect("it neither died nor ended");
         assert!(is_killed(status) || status.success(), "{status}\n{}", daemon.output());
         is_killed(status)
+    }
+
+    /// Until addresses are learned and the path is known to be narrow, or the daemon is dead.
+    fn use_names(&self, daemon: &mut Process) {
+        let name = "api.usw2.pure.cloud";
+        let is_done = || {
+            let status = self.scene.breakout(&["status", "--json"]);
+            let status = serde_json::from_slice::<control::Status>(&status.stdout);
+            !getent(&self.scene, name).is_empty() && status.is_ok_and(|s| s.tunnel.path_mtu == PATH_MTU)
+        };
+        eventually(PATIENCE, || match daemon.wait(Duration::ZERO).unwrap() {
+            None if !is_done() => Err(format!("{name} has no address, or the path is not known")),
+            _ => Ok(()),
+        });
     }
 
     /// The same, cut short after some time.
@@ -217,11 +291,14 @@ impl Bench {
             std::thread::sleep(Duration::from_millis(1));
         }
         if !over() {
+            let asking = self.has_names.then(|| self.spawn_getent());
             ok(self.scene.directory.write("breakout.toml", &self.configs[1]));
+            std::thread::sleep(at.saturating_sub(started.elapsed()) / 2);
             daemon.signal(Signal::SIGHUP).unwrap();
             std::thread::sleep(at.saturating_sub(started.elapsed()) / 2);
             let _ = daemon.signal(Signal::SIGTERM);
             std::thread::sleep(at.saturating_sub(started.elapsed()));
+            drop(asking);
             ok(self.scene.directory.write("breakout.toml", &original));
         }
         let _ = daemon.signal(Signal::SIGKILL);
@@ -253,8 +330,22 @@ impl Bench {
             let differences = self.before.differences(&now);
             if differences.is_empty() { Ok(()) } else { Err(format!("after {after}: {differences:#?}")) }
         });
-        assert!(!self.state().join("undo.json").exists(), "after {after} something is still noted");
+        for file in ["undo.json", "learned.json"] {
+            assert!(!self.state().join(file).exists(), "after {after} something is still noted in {file}");
+        }
     }
+}
+
+/// BREAKOUT_SEED repeats a test's choices.
+fn random() -> Random {
+    let given = std::env::var("BREAKOUT_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| {
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).unwrap();
+        u64::from_ne_bytes(seed)
+    });
+    eprintln!("BREAKOUT_SEED={seed}");
+    Random::new(seed)
 }
 
 fn is_killed(status: ExitStatus) -> bool {

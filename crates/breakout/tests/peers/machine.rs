@@ -1,7 +1,8 @@
-//! What of a machine's network a program can change, by other programs' account.
+//! What of a machine's network a program can change, by other programs' account, and how names are resolved.
 
 use std::collections::BTreeMap;
-use std::fs::{read_dir, read_to_string};
+use std::fs::{read_dir, read_link, read_to_string, symlink_metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -23,6 +24,13 @@ const QUESTIONS: [(&str, &[&str]); 7] = [
     ("ip", &["-4", "rule"]),
     ("ip", &["-6", "rule"]),
     ("nft", &["list", "ruleset"]),
+];
+/// What says how names are resolved.
+const NAMES: [&str; 4] = [
+    "/run/resolvconf",
+    "/run/systemd/resolve/netif",
+    "/run/systemd/resolve/resolv.conf",
+    "/run/systemd/resolve/stub-resolv.conf",
 ];
 const SYSCTLS: &str = "/proc/sys/net";
 /// Sysctls that count something.
@@ -70,12 +78,34 @@ impl Machine {
 fn ask(host: &Host) -> BTreeMap<String, String> {
     let mut all = ok(host.run(sysctls));
     assert!(all.keys().any(|name| name.ends_with("/eth0/rp_filter")), "no sysctls were read");
+    all.extend(ok(host.run(names)));
+    assert!(all.contains_key("/etc/resolv.conf"));
     for (program, arguments) in QUESTIONS {
         let mut command = Command::new(program);
         command.args(arguments);
         all.insert(format!("{program} {}", arguments.join(" ")), said(&ok(host.output(command))));
     }
     all
+}
+
+/// Each with its kind, mode and owner.
+fn names() -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut paths: Vec<PathBuf> = NAMES.iter().map(PathBuf::from).collect();
+    let in_etc = read_dir("/etc").unwrap().flatten().map(|entry| entry.path());
+    paths.extend(in_etc.filter(|path| path.to_string_lossy().contains("resolv.conf")));
+    while let Some(path) = paths.pop() {
+        let Ok(metadata) = symlink_metadata(&path) else { continue };
+        if metadata.is_dir() {
+            paths.extend(read_dir(&path).unwrap().flatten().map(|entry| entry.path()));
+            continue;
+        }
+        let target = read_link(&path).map(|target| format!("-> {}", target.display())).unwrap_or_default();
+        let content = read_to_string(&path).unwrap_or_default();
+        let kind = format!("{:o} {}:{} {target}", metadata.mode(), metadata.uid(), metadata.gid());
+        found.insert(path.display().to_string(), format!("{kind}\n{content}"));
+    }
+    found
 }
 
 fn sysctls() -> BTreeMap<String, String> {
