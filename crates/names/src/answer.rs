@@ -9,7 +9,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
 use crate::address::is_public;
 use crate::failure::Failure;
-use crate::service;
+use crate::{name, service};
 
 /// CNAMEs from the name asked to the one that has the records.
 const MAX_CHAIN: usize = 16;
@@ -170,8 +170,12 @@ fn positive(records: &[&Record], wanted: &Wanted, chain: &Chain) -> Result<Readi
                     taken.push(cleaned.data);
                 }
             }
+            data if leads_elsewhere(data, wanted) => {}
             data => taken.push(data.clone()),
         }
+    }
+    if taken.is_empty() && matches!(wanted.query_type, RecordType::SRV | RecordType::NAPTR) {
+        return Err(Failure::Elsewhere);
     }
     let is_address = matches!(wanted.query_type, RecordType::A | RecordType::AAAA);
     if is_address && taken.is_empty() && blocked > 0 {
@@ -181,6 +185,17 @@ fn positive(records: &[&Record], wanted: &Wanted, chain: &Chain) -> Result<Readi
     let ttl = records.iter().map(|record| sane(record.ttl)).fold(chain.ttl, u32::min);
     let ttl = Duration::from_secs(ttl.into());
     Ok(complete(Answer { records: taken, addresses, ttl, ..Answer::empty() }, blocked))
+}
+
+/// A client would go on to the name that the record has, and were that none of the policy's, ask for it and reach it in the clear.
+/// Mail (MX) is no signaling.
+fn leads_elsewhere(data: &RData, wanted: &Wanted) -> bool {
+    let next = match data {
+        RData::SRV(service) => &service.target,
+        RData::NAPTR(rule) => &rule.replacement,
+        _ => return false,
+    };
+    !next.is_root() && !(wanted.asked)(&name::text(next))
 }
 
 fn complete(answer: Answer, blocked: usize) -> Reading {

@@ -19,6 +19,9 @@ pub enum Failure {
     /// DNS rebinding. How many there are.
     #[error("all addresses of the name ({0}) are private or loopback")]
     Blocked(usize),
+    /// SRV or NAPTR.
+    #[error("all records of the name lead to names that are not the policy's; add those to `domains`")]
+    Elsewhere,
     #[error("the name's CNAME records run in a circle, or are too many")]
     Chain,
     #[error("too many names are being asked for at once")]
@@ -43,7 +46,7 @@ impl Failure {
         match self {
             Self::Silent | Self::NoServer | Self::Refused { .. } => NO_REACHABLE_AUTHORITY,
             Self::Network { .. } | Self::Malformed(_) => NETWORK_ERROR,
-            Self::Blocked(_) => BLOCKED,
+            Self::Blocked(_) | Self::Elsewhere => BLOCKED,
             Self::Chain | Self::Busy | Self::NotLearned | Self::NotAName(_) | Self::NoRandom => OTHER,
         }
     }

@@ -9,7 +9,7 @@ use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_proto::rr::rdata::svcb::{
     Alpn, EchConfigList, IpHint, Mandatory, SVCB, SvcParamKey, SvcParamValue,
 };
-use hickory_proto::rr::rdata::{A, AAAA, HTTPS, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, HTTPS, MX, NAPTR, SRV, TXT};
 use hickory_proto::rr::{Name, RData, RecordType};
 use names::Settings;
 
@@ -319,6 +319,47 @@ async fn service_records_keep_clients_within_the_policy() {
     assert_eq!(kept, [SvcParamKey::Alpn, SvcParamKey::Ipv4Hint, SvcParamKey::EchConfigList]);
     assert_eq!(services[0].svc_params[1].1, SvcParamValue::Ipv4Hint(IpHint(vec![A::new(203, 0, 113, 10)])));
     assert_eq!(scene.learner.addresses(), [ip("203.0.113.10")]);
+}
+
+/// Their targets have to be asked for before they are used, and are learned then.
+#[tokio::test]
+async fn services_by_name_stay_within_the_policy_and_mail_does_not_have_to() {
+    let server = DnsServer::answering(|asked| {
+        let reply = Reply::to(&asked.query);
+        let owner = reply.asked();
+        let srv = |target: &str| RData::SRV(SRV::new(1, 1, 5061, name(target)));
+        match (asked.query_type(), asked.name().as_str()) {
+            (RecordType::SRV, "_sips._tcp.example.com.") => reply
+                .record(owner.clone(), 60, srv("sip.example.com."))
+                .record(owner.clone(), 60, srv("sip.other.net."))
+                .record(owner, 60, srv(".")),
+            (RecordType::SRV, _) => reply.record(owner, 60, srv("sip.other.net.")),
+            (RecordType::NAPTR, _) => {
+                let naptr = |replacement: &str| {
+                    let [flags, service] = [b"s".as_slice(), b"SIPS+D2T"].map(Box::from);
+                    RData::NAPTR(NAPTR::new(1, 1, flags, service, Box::default(), name(replacement)))
+                };
+                reply.record(owner.clone(), 60, naptr("_sips._tcp.example.com.")).record(
+                    owner,
+                    60,
+                    naptr("_sips._tcp.other.net."),
+                )
+            }
+            _ => reply.record(owner, 60, RData::MX(MX::new(10, name("mail.other.net.")))),
+        }
+        .bytes()
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let client = scene.client();
+    let srv = client.ask("_sips._tcp.example.com.", RecordType::SRV).await;
+    let targets: Vec<_> = srv.answers.iter().map(|record| record.data.to_string()).collect();
+    assert_eq!(targets, ["1 1 5061 sip.example.com.", "1 1 5061 ."]);
+    let none = client.ask("_sip._udp.example.com.", RecordType::SRV).await;
+    assert_eq!((none.response_code, extended(&none)), (ResponseCode::ServFail, Some(BLOCKED)));
+    assert_eq!(client.ask("example.com.", RecordType::NAPTR).await.answers.len(), 1);
+    assert_eq!(client.ask("example.com.", RecordType::MX).await.answers.len(), 1);
+    assert!(scene.learner.learned().is_empty());
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::common::{Act, Asked, DnsServer, LOOPBACK, Reply, SOON, Scene, settings};
 use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::RecordType;
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+use hickory_proto::rr::{DNSClass, RecordType};
 use names::Settings;
 
 const NO_REACHABLE_AUTHORITY: u16 = 22;
@@ -163,6 +163,39 @@ async fn a_server_that_truncates_by_tcp_too_is_an_error() {
     let scene = Scene::asking(&[&server]);
     let answer = ask(&scene).await;
     assert_eq!((answer.response_code, extended(&answer)), (ResponseCode::ServFail, Some(NETWORK_ERROR)));
+}
+
+/// It takes the connection and says nothing.
+#[tokio::test]
+async fn a_server_that_falls_silent_by_tcp_leaves_it_to_the_next_and_has_an_end() {
+    let silent = DnsServer::start(|asked| {
+        vec![if asked.tcp { Act::Wait(SOON) } else { Act::Send(Reply::to(&asked.query).truncated().bytes()) }]
+    })
+    .await;
+    let living = truthful().await;
+    assert_eq!(addresses(&ask(&Scene::asking(&[&silent, &living])).await), [TRUE]);
+
+    let began = Instant::now();
+    let answer = ask(&Scene::asking(&[&silent])).await;
+    assert_eq!(answer.response_code, ResponseCode::ServFail);
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+}
+
+/// An answer for other names, of another type, and of another class is as good as none.
+#[tokio::test]
+async fn a_server_that_answers_with_something_else_has_not_found_the_name() {
+    let server = DnsServer::answering(|asked| {
+        let mut reply = Reply::to(&asked.query).address_at("bank.example.net.".parse().unwrap(), FALSE, 60);
+        let mut other_class = Reply::to(&asked.query).address(FALSE, 60).0.answers.remove(0);
+        other_class.dns_class = DNSClass::CH;
+        reply.0.answers.push(other_class);
+        reply.bytes()
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let answer = ask(&scene).await;
+    assert!(answer.answers.is_empty(), "{answer:?}");
+    assert!(scene.learner.learned().is_empty());
 }
 
 #[tokio::test]
