@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use dataplane::{DropReason, Underlay};
+use dataplane::{DropReason, PumpError, Underlay};
 use machine::{DEAD_V4, MEDIA_V4, Machine, SIGNALING_V4, V4, V6, WIFI_V4, ip, underlay};
 use policy::Path;
 use socket2::{Domain, Socket, Type};
@@ -236,6 +236,8 @@ fn a_gateway_that_moves_to_the_other_family_and_back_does_not_stop_voice() {
     let Some(machine) = Machine::new() else { return };
     machine.pump.set_endpoint(0, "[2001:db8:77::1]:51820".parse().unwrap()).unwrap();
     machine.pump.set_endpoint(0, "192.168.77.1:51820".parse().unwrap()).unwrap();
+    let unknown = machine.pump.set_endpoint(1, "192.168.77.1:51820".parse().unwrap());
+    assert!(matches!(unknown, Err(PumpError::NoSuchGateway(1))));
     let (app, far) = (open(V4.tun, 5000), machine.far_socket(MEDIA_V4, 20_000));
     app.send_to(&STUN, at(MEDIA_V4, 20_000)).unwrap();
     assert_eq!(marked::receive(&far).payload, STUN);

@@ -280,7 +280,8 @@ impl Peer {
         if sending {
             self.timers.passive = Some(now);
         }
-        if let Some(attempt) = &mut self.attempt {
+        // What was only asked is not wanted.
+        if let Some(attempt) = self.attempt.as_mut().filter(|_| self.last_wanted.is_some()) {
             attempt.started = now;
             attempt.retry_at = Some(now);
             self.last_wanted = Some(now);

@@ -432,6 +432,16 @@ fn without_a_route_nobody_is_asked() {
 }
 
 #[test]
+fn a_new_route_repeats_no_question_that_was_not_answered() {
+    let mut pair = Pair::new();
+    pair.agent.ask(pair.now);
+    assert_eq!(run(&mut pair.agent, pair.now).len(), 1);
+    pair.wait(secs(20));
+    pair.agent.set_underlay(true, pair.now);
+    assert!(run(&mut pair.agent, pair.now).is_empty());
+}
+
+#[test]
 fn data_waits_from_when_it_was_given_until_anything_comes_back() {
     let mut pair = Pair::new();
     assert_eq!(pair.agent.waits_since(), None);
