@@ -37,8 +37,8 @@ pub(super) struct Seen {
     pub(super) has_session: bool,
     /// Since when data waits for anything authentic to come back.
     pub(super) waits_since: Option<Instant>,
-    /// When something authentic last did.
-    pub(super) heard: Option<Instant>,
+    /// When a handshake was last completed. What comes by itself, a keepalive for what arrived before, says nothing of the way there.
+    pub(super) answered: Option<Instant>,
     /// Somebody wanted to send something not long ago.
     pub(super) is_wanted: bool,
     /// Of its last handshake.
@@ -264,7 +264,7 @@ fn is_reachable(seen: &[Seen], place: usize) -> bool {
 }
 
 fn has_answered(seen: &[Seen], place: usize, asked: Instant) -> bool {
-    seen.get(place).is_some_and(|seen| seen.reachable && seen.heard >= Some(asked))
+    seen.get(place).is_some_and(|seen| seen.reachable && seen.answered >= Some(asked))
 }
 
 #[cfg(test)]

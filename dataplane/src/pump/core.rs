@@ -212,7 +212,7 @@ impl Tunnel {
             reachable: self.reachable,
             has_session: self.is_up(now),
             waits_since: self.peer.waits_since(),
-            heard: stats.last_received,
+            answered: stats.last_handshake,
             is_wanted: self.peer.is_wanted(now),
             round_trip: stats.round_trip,
         }

@@ -20,7 +20,7 @@ struct Gateway {
     answers_at: Answers,
     session_until: Option<Instant>,
     waits_since: Option<Instant>,
-    heard: Option<Instant>,
+    answered: Option<Instant>,
     wanted: Option<Instant>,
     measured: Option<Duration>,
 }
@@ -51,7 +51,7 @@ impl World {
             answers_at: [None; 4],
             session_until: None,
             waits_since: None,
-            heard: None,
+            answered: None,
             wanted: None,
             measured: None,
         };
@@ -67,7 +67,7 @@ impl World {
             reachable: it.reachable,
             has_session: it.session_until.is_some_and(|end| self.now < end),
             waits_since: it.waits_since,
-            heard: it.heard,
+            answered: it.answered,
             is_wanted: it.wanted.is_some_and(|at| self.now < at + WANTED),
             round_trip: it.measured,
         };
@@ -81,7 +81,7 @@ impl World {
             if let Step::FailOver { from, to, cause } = step {
                 assert!(from != to && seen[to].reachable, "{step:?}");
                 assert_eq!(cause == FailoverCause::NoRoute, !seen[from].reachable);
-                assert!(seen[to].heard > seen[from].heard, "{step:?}: it was heard later");
+                assert!(seen[to].answered > seen[from].answered, "{step:?}: it answered later");
                 let well = self.gateways[from].well_since;
                 assert!(well.is_none_or(|since| self.now - since < SILENCE + GRACE), "{step:?} is well");
             }
@@ -149,7 +149,7 @@ impl World {
                 for at in gateway.answers_at.iter_mut().filter(|at| **at == Some(next)) {
                     *at = None;
                     if gateway.is_alive && gateway.reachable {
-                        gateway.heard = Some(next);
+                        gateway.answered = Some(next);
                         gateway.waits_since = None;
                         gateway.measured = Some(gateway.round_trip);
                         gateway.session_until = Some(next + SESSION);
