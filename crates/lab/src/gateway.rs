@@ -64,7 +64,9 @@ impl Gateway {
         directory: &Directory,
         mtu: u32,
     ) -> Result<Process, LabError> {
-        let Self::Foreign(program) = self else { return start_our_own(host, keys, exe, directory, mtu) };
+        let Self::Foreign(program) = self else {
+            return start_our_own(host, "gateway", keys, exe, directory, mtu);
+        };
         let interface = WireGuard {
             private_key: keys.gateway.clone(),
             listen_port: Some(GATEWAY_PORT),
@@ -81,27 +83,29 @@ impl Gateway {
     }
 }
 
-fn start_our_own(
+/// Starts `breakout gateway`; its files are called `name`.
+pub fn start_our_own(
     host: &Host,
+    name: &str,
     keys: &Keys,
     exe: &Path,
     directory: &Directory,
     mtu: u32,
 ) -> Result<Process, LabError> {
-    directory.write("gateway.key", &keys.gateway.to_base64())?;
-    directory.write("gateway.psk", &keys.preshared.to_base64())?;
+    directory.write(&format!("{name}.key"), &keys.gateway.to_base64())?;
+    directory.write(&format!("{name}.psk"), &keys.preshared.to_base64())?;
     let config = directory.write(
-        "gateway.toml",
+        &format!("{name}.toml"),
         &format!(
             r#"[interface]
 address = ["{GATEWAY_TUNNEL}/24"]
 listen_port = {GATEWAY_PORT}
 mtu = {mtu}
-private_key_file = "gateway.key"
+private_key_file = "{name}.key"
 
 [[peers]]
 public_key = "{}"
-preshared_key_file = "gateway.psk"
+preshared_key_file = "{name}.psk"
 allowed_ips = ["{AGENT_TUNNEL}/32"]
 "#,
             keys.agent.public_key()
@@ -109,7 +113,8 @@ allowed_ips = ["{AGENT_TUNNEL}/32"]
     )?;
     let mut command = Command::new(exe);
     command.arg("gateway").arg("--config").arg(config);
-    let mut process = Process::spawn(host, "breakout gateway", command, &directory.file("gateway.log"))?;
+    let mut process =
+        Process::spawn(host, "breakout gateway", command, &directory.file(&format!("{name}.log")))?;
     process.wait_for_line("gateway is up", PATIENCE)?;
     Ok(process)
 }

@@ -18,6 +18,8 @@ pub mod addresses {
     /// The home as the internet sees it.
     pub const HOME: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
     pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+    /// Where there are two.
+    pub const OTHER_GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 2);
     pub const SIGNALING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
     /// Signaling again, for WebSockets: api.… and streaming.… are different hosts.
     pub const STREAMING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 11);
@@ -97,13 +99,7 @@ impl Internet {
             End { host: &core, device: "home0", address: net(first(HOME), 24) },
             wiring.seed.wrapping_add(1),
         )?;
-        let wire = |host: &Host, device: &str, address: Ipv4Addr| {
-            let near = End { host, device: "eth0", address: net(address, 24) };
-            let far = End { host: &core, device, address: net(first(address), 24) };
-            let link = Link::connect(LinkKind::Wire, near, far, 0)?;
-            host.add_route(EVERYWHERE, first(address).into())?;
-            Ok::<_, LabError>(link)
-        };
+        let wire = |host: &Host, device: &str, address| attach(&core, host, device, address, LinkKind::Wire);
         let wires = [
             wire(&gateway, "gateway0", GATEWAY)?,
             wire(&signaling, "signaling0", SIGNALING)?,
@@ -117,13 +113,27 @@ impl Internet {
         signaling.add_address("eth0", net(STREAMING, 32))?;
         media.add_address("eth0", net(MEDIA_2, 32))?;
         core.add_route(net(MEDIA_2, 32), MEDIA.into())?;
-        for host in [&router, &core, &gateway] {
+        for host in [&router, &core] {
             host.sysctl("net/ipv4/ip_forward", "1")?;
         }
         masquerade(&router, "wan0")?;
         drop_unsolicited(&router, "wan0")?;
-        masquerade(&gateway, "eth0")?;
+        forward_as_one(&gateway)?;
         Ok(Self { access, uplink, _wires: wires, agent, router, core, gateway, signaling, media, web })
+    }
+
+    /// Another host for a gateway, at an address of a /24 of its own. The link ends when it is dropped.
+    pub fn add_gateway(
+        &self,
+        name: &str,
+        address: Ipv4Addr,
+        link: LinkKind,
+    ) -> Result<(Host, Link), LabError> {
+        let host = Host::new(name)?;
+        host.up("lo")?;
+        let link = attach(&self.core, &host, name, address, link)?;
+        forward_as_one(&host)?;
+        Ok((host, link))
     }
 }
 
@@ -131,6 +141,27 @@ const EVERYWHERE: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0
 
 fn net(address: Ipv4Addr, prefix_len: u8) -> IpNet {
     IpNet::V4(Ipv4Net::new_assert(address, prefix_len))
+}
+
+/// Connects a host's `eth0` to the core's `device`.
+fn attach(
+    core: &Host,
+    host: &Host,
+    device: &str,
+    address: Ipv4Addr,
+    kind: LinkKind,
+) -> Result<Link, LabError> {
+    let near = End { host, device: "eth0", address: net(address, 24) };
+    let far = End { host: core, device, address: net(first(address), 24) };
+    let link = Link::connect(kind, near, far, 0)?;
+    host.add_route(EVERYWHERE, first(address).into())?;
+    Ok(link)
+}
+
+/// A gateway forwards what comes out of its tunnel with its own address.
+fn forward_as_one(gateway: &Host) -> Result<(), LabError> {
+    gateway.sysctl("net/ipv4/ip_forward", "1")?;
+    masquerade(gateway, "eth0")
 }
 
 /// The core's address in the /24 of `address`.

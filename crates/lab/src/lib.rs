@@ -35,7 +35,7 @@ pub use daemon::{Daemon, write_config};
 pub use directory::Directory;
 pub use enter::{clean_up_on_signals, enter, has_rights};
 pub use error::{During, LabError};
-pub use gateway::{Gateway, Keys, UnknownGateway};
+pub use gateway::{Gateway, Keys, UnknownGateway, start_our_own};
 pub use host::Host;
 pub use internet::{Internet, SIGNALING_NET, Wiring, addresses};
 pub use judge::Driven;
