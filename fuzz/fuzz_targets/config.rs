@@ -19,6 +19,16 @@ fuzz_target!(|text: &str| {
     };
     warnings.iter().for_each(|warning| show(warning));
 
+    let gateways = &config.tunnel.gateways;
+    assert!((1..=8).contains(&gateways.len()));
+    for (at, gateway) in gateways.iter().enumerate() {
+        for other in gateways.iter().skip(at + 1) {
+            assert_ne!(gateway.name, other.name);
+            assert_ne!(gateway.public_key, other.public_key);
+            assert_ne!(gateway.endpoint.to_string(), other.endpoint.to_string());
+        }
+    }
+
     let snapshot = Snapshot::compile(&config);
     for captured in snapshot.captured() {
         let to = SocketAddr::new(captured.prefix.addr(), 443);

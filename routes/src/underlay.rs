@@ -17,8 +17,8 @@ const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 
 /// The physical side as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Underlay {
-    /// The way to the gateway; `None`: there is none.
-    pub gateway: Option<Leg>,
+    /// The way to each gateway, in the order in which they were given; `None`: there is none.
+    pub gateways: Vec<Option<Leg>>,
     /// The default way out over IPv4.
     pub v4: Option<Leg>,
     /// The default way out over IPv6.
@@ -65,18 +65,26 @@ pub enum Conflict {
     Network { network: IpNet, device: String, prefix: IpNet },
 }
 
-/// Asks for the physical side now. `mark` is our sockets' fwmark, `tun` the TUN's index if there is one.
+/// Asks for the physical side now. `mark` is our sockets' fwmark, `gateways` are the gateways' addresses where they are known, `tun` is the
+/// TUN's index if there is one.
 pub async fn underlay(
     netlink: &Netlink,
     mark: u32,
-    gateway: IpAddr,
+    gateways: &[Option<IpAddr>],
     tun: Option<u32>,
 ) -> Result<Underlay, Error> {
     let mut links = netlink.links().await?;
     links.retain(|link| !link.loopback && Some(link.index) != tun && link.name != dns::LINK);
     let addresses = netlink.addresses().await?;
+    let mut legs = Vec::with_capacity(gateways.len());
+    for gateway in gateways {
+        legs.push(match gateway {
+            Some(gateway) => leg(netlink, &links, *gateway, mark).await?,
+            None => None,
+        });
+    }
     Ok(Underlay {
-        gateway: leg(netlink, &links, gateway, mark).await?,
+        gateways: legs,
         v4: leg(netlink, &links, ANYWHERE_V4, mark).await?,
         v6: leg(netlink, &links, ANYWHERE_V6, mark).await?,
         addresses: addresses.iter().filter_map(|address| physical(address, &links)).collect(),
@@ -84,11 +92,13 @@ pub async fn underlay(
 }
 
 /// An endpoint inside a captured prefix is an error, a network that overlaps one a warning.
-pub fn conflicts(captured: &[Captured], endpoint: IpAddr, underlay: &Underlay) -> Vec<Conflict> {
-    let endpoint_captured = captured
-        .iter()
-        .filter(|captured| captured.prefix.contains(&endpoint))
-        .map(|captured| Conflict::Endpoint { endpoint, prefix: captured.prefix });
+pub fn conflicts(captured: &[Captured], endpoints: &[IpAddr], underlay: &Underlay) -> Vec<Conflict> {
+    let endpoints_captured = endpoints.iter().flat_map(|endpoint| {
+        captured
+            .iter()
+            .filter(move |captured| captured.prefix.contains(endpoint))
+            .map(move |captured| Conflict::Endpoint { endpoint: *endpoint, prefix: captured.prefix })
+    });
     let networks = underlay.addresses.iter().flat_map(|address| {
         let network = address.net.trunc();
         captured
@@ -102,7 +112,7 @@ pub fn conflicts(captured: &[Captured], endpoint: IpAddr, underlay: &Underlay) -
                 prefix: captured.prefix,
             })
     });
-    endpoint_captured.chain(networks).collect()
+    endpoints_captured.chain(networks).collect()
 }
 
 async fn leg(

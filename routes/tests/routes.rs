@@ -414,8 +414,12 @@ fn the_underlay_is_what_marked_packets_see() {
         let netlink = Netlink::new().unwrap();
         run(["ip", "route", "add", UNRELATED[0], "via", "192.168.7.1", "mtu", "1400"]);
 
-        let found = underlay(&netlink, MARK, ip(UNRELATED[0]), Some(routes.tun())).await.unwrap();
-        let gateway = found.gateway.clone().unwrap();
+        let gateways = [Some(ip(UNRELATED[0])), None, Some(ip("192.168.7.1"))];
+        let found = underlay(&netlink, MARK, &gateways, Some(routes.tun())).await.unwrap();
+        let [Some(gateway), None, Some(neighbour)] = found.gateways.as_slice() else {
+            panic!("a leg for each that is known: {:?}", found.gateways)
+        };
+        assert_eq!((neighbour.via, neighbour.mtu), (None, 1500));
         assert_eq!((gateway.source, gateway.mtu), (ip("192.168.7.2"), 1400));
         assert_eq!((gateway.device.as_str(), gateway.via), ("wan0", Some(ip("192.168.7.1"))));
         assert_eq!(found.v4.as_ref().map(|leg| (leg.source, leg.mtu)), Some((ip("192.168.7.2"), 1500)));
@@ -425,12 +429,13 @@ fn the_underlay_is_what_marked_packets_see() {
         assert_eq!(addresses, [net("192.168.7.2/24"), net("fd07::2/64")]);
 
         // Even an endpoint inside a captured prefix is looked up with the mark.
-        let captured_endpoint = underlay(&netlink, MARK, ip(SIGNALING[0]), Some(routes.tun())).await.unwrap();
-        assert_eq!(captured_endpoint.gateway.unwrap().device, "wan0");
+        let captured_endpoint =
+            underlay(&netlink, MARK, &[Some(ip(SIGNALING[0]))], Some(routes.tun())).await.unwrap();
+        assert_eq!(captured_endpoint.gateways[0].as_ref().unwrap().device, "wan0");
 
         let sets = [closed("192.168.0.0/16"), closed("198.51.100.0/24"), closed("10.0.0.0/8")];
         assert_eq!(
-            conflicts(&sets, ip(UNRELATED[0]), &found),
+            conflicts(&sets, &[ip("192.0.2.7"), ip(UNRELATED[0])], &found),
             [
                 Conflict::Endpoint { endpoint: ip(UNRELATED[0]), prefix: net("198.51.100.0/24") },
                 Conflict::Network {
@@ -443,8 +448,9 @@ fn the_underlay_is_what_marked_packets_see() {
 
         let wan = netlink.link_index("wan0").await.unwrap();
         netlink.set_down(wan).await.unwrap();
-        let found = underlay(&netlink, MARK, ip(UNRELATED[0]), Some(routes.tun())).await.unwrap();
-        assert_eq!((found.gateway, found.v4, found.v6, found.addresses), (None, None, None, vec![]));
+        let found = underlay(&netlink, MARK, &gateways, Some(routes.tun())).await.unwrap();
+        assert_eq!(found.gateways, [None, None, None]);
+        assert_eq!((found.v4, found.v6, found.addresses), (None, None, vec![]));
         tun.close().await;
     });
 }
@@ -487,7 +493,7 @@ fn the_daemon_may_spawn_all_of_it() {
     fn sent(_: impl Future<Output = Result<(), Error>> + Send) {}
     sent(async {
         let netlink = Netlink::new()?;
-        underlay(&netlink, MARK, ip(UNRELATED[0]), None).await?;
+        underlay(&netlink, MARK, &[Some(ip(UNRELATED[0]))], None).await?;
         let state = State::open(std::path::Path::new("/nowhere"))?;
         let mut routes = Routes::apply(state, settings(), &wanted(captured())).await?;
         Watch::new()?.changed().await?;

@@ -36,7 +36,8 @@ pub struct Policy {
 /// What the tunnel is made of.
 pub struct Keys {
     pub private: PrivateKey,
-    pub preshared: Option<PresharedKey>,
+    /// With each gateway, in the configuration's order.
+    pub preshared: Vec<Option<PresharedKey>>,
 }
 
 pub fn read_policy(path: &Path) -> Result<Policy, Failure> {
@@ -58,12 +59,9 @@ pub fn parse(text: &str, name: &str) -> Result<Policy, Failure> {
 /// Reads the key files that a configuration names, relative to it.
 pub fn read_keys(config: &Config, file: &Path) -> Result<Keys, Failure> {
     let private = key_file::private_key(&beside(file, &config.tunnel.private_key_file))?;
-    let preshared = config
-        .tunnel
-        .preshared_key_file
-        .as_ref()
-        .map(|key| key_file::preshared_key(&beside(file, key)))
-        .transpose()?;
+    let files = config.tunnel.gateways.iter().map(|gateway| &gateway.preshared_key_file);
+    let read = |key: &PathBuf| key_file::preshared_key(&beside(file, key));
+    let preshared = files.map(|key| key.as_ref().map(read).transpose()).collect::<Result<_, Failure>>()?;
     Ok(Keys { private, preshared })
 }
 

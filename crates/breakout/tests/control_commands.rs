@@ -6,8 +6,8 @@ use std::{fs, path::Path, sync::mpsc, thread};
 
 use common::Place;
 use control::{
-    Access, Command, Drops, Feature, Flow, Flows, Interface, PathCount, Refusal, RefusalKind, Reloaded,
-    Reply, Rtp, Server, Status, Tunnel, Underlay, Voice,
+    Access, Command, Drops, Failover, Feature, Flow, Flows, Gateway, Interface, PathCount, Refusal,
+    RefusalKind, Reloaded, Reply, Rtp, Server, Status, Tunnel, Underlay, Voice,
 };
 use nix::fcntl::{Flock, FlockArg};
 
@@ -39,11 +39,13 @@ fn status_is_readable_by_people_and_programs() {
     shown.assert(0, "");
     for part in [
         "tun0  10.99.0.1/32  mtu 1420",
-        "down, gateway KEY at 198.18.0.2:51820",
-        "last handshake 3 min 20 s ago, last heard never",
-        "sent 1.4 KiB",
+        "tunnel      down, by paris of 2 gateways, by order",
+        "from frankfurt to paris 12 s ago: it fell silent; 3 connections were reset",
+        "gateway     frankfurt, not used: it does not answer\n            down, KEY at 198.18.0.2:51820",
+        "gateway     paris, used: it does not answer\n            down, KEY at no address yet",
+        "last handshake 3 min 20 s ago, last heard never, round trip 12.2 ms; 2 flows, sent 1.4 KiB",
         "is the key right?",
-        "IPv4 192.168.1.20, IPv6 none; the gateway has a route",
+        "IPv4 192.168.1.20, IPv6 none",
         "bypass  7            1.4 KiB    6           1023 B",
         "voice  streams  packets  lost        worst jitter",
         "in     1        399      1 (0.25 %)  1.9 ms",
@@ -55,6 +57,21 @@ fn status_is_readable_by_people_and_programs() {
     let json = place.run(&["status", "--json"]).json();
     assert_eq!(json, serde_json::to_value(status()).unwrap());
     drop(daemon);
+}
+
+#[test]
+fn one_gateway_is_the_tunnel() {
+    let place = Place::new();
+    let one = |_| {
+        let mut status = status();
+        status.tunnel.gateways.truncate(1);
+        status.tunnel.failover = None;
+        Reply::Status(Box::new(status))
+    };
+    let _daemon = Daemon::start(&place.state(), one);
+    let shown = place.run(&["status"]).stdout;
+    assert!(shown.contains("tunnel      down, gateway KEY at 198.18.0.2:51820\n"), "{shown}");
+    assert!(!shown.contains("gateways"), "{shown}");
 }
 
 #[test]
@@ -120,7 +137,7 @@ fn a_daemon_that_is_refused_or_talks_nonsense_is_no_crash() {
     let nonsense = thread::spawn(move || {
         use std::io::Write;
         for answer in
-            [&b"{\"version\":1,\"reply\":{\"fish\":1}}\n"[..], b"{\"version\":7}\n", b"\xff\xff\n", b""]
+            [&b"{\"version\":2,\"reply\":{\"fish\":1}}\n"[..], b"{\"version\":7}\n", b"\xff\xff\n", b""]
         {
             listener.accept().unwrap().0.write_all(answer).unwrap();
         }
@@ -217,18 +234,20 @@ fn status() -> Status {
             mtu: 1420,
         },
         tunnel: Tunnel {
-            state: "down".to_owned(),
-            peer_public_key: "KEY".to_owned(),
-            endpoint: "198.18.0.2:51820".parse().unwrap_or_else(|_| unreachable!()),
-            last_handshake_seconds: Some(200.0),
-            last_received_seconds: None,
-            sent_bytes: 1434,
-            received_bytes: 0,
-            path_mtu: 1480,
-            path_mtu_known: "as a router on the way says".to_owned(),
-            trouble: Some("is the key right?".to_owned()),
+            prefer: "order".to_owned(),
+            gateways: vec![
+                gateway("frankfurt", "198.18.0.2:51820", false),
+                Gateway { endpoint: None, reachable: false, ..gateway("paris", "198.18.1.2:51820", true) },
+            ],
+            failover: Some(Failover {
+                from: "frankfurt".to_owned(),
+                to: "paris".to_owned(),
+                cause: "it fell silent".to_owned(),
+                seconds_ago: 12,
+                cut_flows: 3,
+            }),
         },
-        underlay: Underlay { v4: Some("192.168.1.20".to_owned()), v6: None, gateway_reachable: true },
+        underlay: Underlay { v4: Some("192.168.1.20".to_owned()), v6: None },
         paths: vec![count("tunnel", 1), count("bypass", 7), count("reject", 0)],
         voice: vec![Voice {
             direction: "in".to_owned(),
@@ -250,6 +269,27 @@ fn status() -> Status {
     }
 }
 
+fn gateway(name: &str, endpoint: &str, used: bool) -> Gateway {
+    Gateway {
+        name: name.to_owned(),
+        public_key: "KEY".to_owned(),
+        endpoint: endpoint.parse().ok(),
+        reachable: true,
+        state: "down".to_owned(),
+        used,
+        why: "it does not answer".to_owned(),
+        flows: 2,
+        round_trip_ms: Some(12.25),
+        last_handshake_seconds: Some(200.0),
+        last_received_seconds: None,
+        sent_bytes: 1434,
+        received_bytes: 0,
+        path_mtu: 1480,
+        path_mtu_known: "as a router on the way says".to_owned(),
+        trouble: Some("is the key right?".to_owned()),
+    }
+}
+
 fn flow() -> Flow {
     let socket = |text: &str| text.parse().unwrap_or_else(|_| unreachable!());
     Flow {
@@ -257,6 +297,7 @@ fn flow() -> Flow {
         source: socket("10.99.0.1:40000"),
         destination: socket("52.129.96.10:20000"),
         path: "bypass".to_owned(),
+        gateway: None,
         rule: "media".to_owned(),
         mapping: Some(socket("192.168.1.20:40000")),
         mark: "ef".to_owned(),

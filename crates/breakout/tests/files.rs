@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{PRIVATE, PUBLIC, Place, config, mode, set_mode};
+use common::{PEER, PRIVATE, PUBLIC, Place, config, mode, set_mode};
 
 #[test]
 fn a_good_configuration_is_said_to_be_good() {
@@ -35,6 +35,37 @@ fn the_names_that_are_asked_for_are_shown() {
     let json = place.run(&["check", "--json", "agent.toml"]).json();
     assert_eq!(json["dns"], serde_json::json!(["10.99.0.53", "10.99.0.54"]));
     assert_eq!(json["domains"][1], serde_json::json!({"domain": "pure.cloud", "set": "genesys-signaling"}));
+}
+
+#[test]
+fn several_gateways_are_shown_in_their_order() {
+    let place = Place::new();
+    place.write_key("agent.key");
+    let gateway = |name: &str, key: &str, endpoint: &str| {
+        format!("[[gateways]]\nname = \"{name}\"\npublic_key = \"{key}\"\nendpoint = \"{endpoint}\"\n")
+    };
+    let gateways = gateway("frankfurt", PEER, "vpn.example.com:51820")
+        + &gateway("paris", PUBLIC, "[2001:db8::2]:51820");
+    let one = format!("peer_public_key = \"{PEER}\"\nendpoint = \"198.18.0.2:51820\"\n");
+    let text =
+        config("").replace(&one, "prefer = \"round-trip\"\n").replace("[sets", &format!("{gateways}[sets"));
+    place.write("agent.toml", &text);
+    let outcome = place.run(&["check", "agent.toml"]);
+    outcome.assert(0, "");
+    assert_eq!(
+        outcome.stdout,
+        "agent.toml can be used\ngateways, by round-trip:\n  frankfurt  vpn.example.com:51820\n  paris      [2001:db8::2]:51820\n"
+    );
+    let json = place.run(&["check", "--json", "agent.toml"]).json();
+    assert_eq!(json["prefer"], "round-trip");
+    assert_eq!(json["gateways"][1], serde_json::json!({"name": "paris", "endpoint": "[2001:db8::2]:51820"}));
+    place.write(
+        "agent.toml",
+        &text.replace("endpoint = \"vpn", "preshared_key_file = \"a.psk\"\nendpoint = \"vpn"),
+    );
+    place.run(&["check", "agent.toml"]).assert(1, "cannot read the key file a.psk");
+    place.write("agent.toml", &text.replace(PUBLIC, PEER));
+    place.run(&["check", "agent.toml"]).assert(1, "two gateways have the same public key");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The local control socket: messages, server, client.
 //!
 //! A Unix stream socket that carries one JSON object per line. A request is
-//! `{"version":1,"command":"status"}`; its answer `{"version":1,"reply":{"status":{…}}}`.
+//! `{"version":2,"command":"status"}`; its answer `{"version":2,"reply":{"status":{…}}}`.
 //! One connection may carry several requests, one after the other.
 #![forbid(unsafe_code)]
 
@@ -12,13 +12,13 @@ mod server;
 
 pub use client::{Client, ClientError};
 pub use messages::{
-    Command, Drops, Feature, Flow, Flows, Interface, LearnedAddress, Names, PathCount, Refusal, RefusalKind,
-    Reloaded, Reply, Resolver, Rtp, Status, Tunnel, Underlay, Voice,
+    Command, Drops, Failover, Feature, Flow, Flows, Gateway, Interface, LearnedAddress, Names, PathCount,
+    Refusal, RefusalKind, Reloaded, Reply, Resolver, Rtp, Status, Tunnel, Underlay, Voice,
 };
 pub use server::{Access, BindError, Call, Server};
 
 /// Raised whenever a message changes its meaning; client and daemon must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The longest request in bytes, its newline included.
 pub const MAX_REQUEST: usize = 4 * 1024;
 /// The longest answer in bytes, its newline included.

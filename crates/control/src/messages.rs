@@ -85,10 +85,33 @@ pub struct Interface {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tunnel {
+    /// Which gateway is used: `order` or `round-trip`.
+    pub prefer: String,
+    /// In the configuration's order, at least one.
+    pub gateways: Vec<Gateway>,
+    /// The last change from one that fell silent to another; null: none yet.
+    pub failover: Option<Failover>,
+}
+
+/// A far end of the tunnel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gateway {
+    pub name: String,
+    pub public_key: String,
+    /// Null: its name has no address yet.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether there is a route to it.
+    pub reachable: bool,
     /// `idle`, `connecting`, `up` or `down`.
     pub state: String,
-    pub peer_public_key: String,
-    pub endpoint: SocketAddr,
+    /// Whether new flows go there.
+    pub used: bool,
+    /// Why it is used, or not, in a phrase.
+    pub why: String,
+    /// Live flows that go there.
+    pub flows: usize,
+    /// Of the last handshake that this end began, in milliseconds; null: none was answered yet.
+    pub round_trip_ms: Option<f64>,
     /// Seconds since the last handshake was completed; null: none yet.
     pub last_handshake_seconds: Option<f64>,
     /// Seconds since the peer was last heard; null: not yet.
@@ -103,12 +126,23 @@ pub struct Tunnel {
     pub trouble: Option<String>,
 }
 
+/// A gateway fell silent, or lost its route, and another took its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failover {
+    pub from: String,
+    pub to: String,
+    /// What was wrong with the one before, in a phrase.
+    pub cause: String,
+    pub seconds_ago: u64,
+    /// TCP connections that were ended.
+    pub cut_flows: usize,
+}
+
 /// The physical side: the source addresses of what breaks out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Underlay {
     pub v4: Option<String>,
     pub v6: Option<String>,
-    pub gateway_reachable: bool,
 }
 
 /// Out: from the applications. In: to them.
@@ -164,6 +198,8 @@ pub struct Flow {
     pub source: SocketAddr,
     pub destination: SocketAddr,
     pub path: String,
+    /// Where there are several, the name of the gateway that a tunnel flow goes to.
+    pub gateway: Option<String>,
     pub rule: String,
     /// The external endpoint; only of bypass flows.
     pub mapping: Option<SocketAddr>,
@@ -260,6 +296,13 @@ pub(crate) struct Answer {
 #[derive(Deserialize)]
 pub(crate) struct Versioned {
     pub version: u32,
+}
+
+impl Tunnel {
+    /// The gateway that new flows go to.
+    pub fn used(&self) -> Option<&Gateway> {
+        self.gateways.iter().find(|gateway| gateway.used)
+    }
 }
 
 impl Refusal {

@@ -132,10 +132,10 @@ fn rubbish_is_refused_and_harms_nobody() {
         (b"hello\n", "malformed"),
         (b"\0\xff\xfe\n", "malformed"),
         (b"{}\n", "malformed"),
-        (b"{\"version\":1}\n", "malformed"),
-        (b"{\"version\":1,\"command\":\"format-disk\"}\n", "malformed"),
+        (b"{\"version\":2}\n", "malformed"),
+        (b"{\"version\":2,\"command\":\"format-disk\"}\n", "malformed"),
         (b"{\"version\":-1,\"command\":\"status\"}\n", "malformed"),
-        (b"{\"version\":2,\"command\":\"status\"}\n", "version"),
+        (b"{\"version\":1,\"command\":\"status\"}\n", "version"),
         (&deep, "malformed"),
         (&too_long, "malformed"),
     ];
@@ -155,7 +155,7 @@ fn rubbish_is_refused_and_harms_nobody() {
 #[test]
 fn half_a_request_gets_no_answer() {
     let daemon = Daemon::start();
-    assert_eq!(daemon.raw(b"{\"version\":1,\"comm"), "");
+    assert_eq!(daemon.raw(b"{\"version\":2,\"comm"), "");
     daemon.assert_alive();
 }
 

@@ -4,7 +4,9 @@ mod cross;
 mod dataplane;
 mod dns;
 mod domains;
+mod endpoint;
 mod finding;
+mod gateways;
 mod genesys;
 mod interface;
 mod routes;
@@ -53,13 +55,44 @@ pub struct Interface {
 pub struct Tunnel {
     /// As written: relative to the configuration file.
     pub private_key_file: PathBuf,
-    pub peer_public_key: PublicKey,
-    pub preshared_key_file: Option<PathBuf>,
-    pub endpoint: Endpoint,
+    /// At least one, in the order of the file.
+    pub gateways: Vec<Gateway>,
+    pub prefer: Prefer,
     /// Seconds; 0 in the file is none.
     pub keepalive: Option<u16>,
     /// The DNS servers behind the tunnel, at most 4, in the order in which they are asked.
     pub dns: Vec<IpAddr>,
+}
+
+/// A far end of the tunnel. No two have the same name, public key or endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// The endpoint as written, where it has no name.
+    pub name: String,
+    pub public_key: PublicKey,
+    /// As written: relative to the configuration file.
+    pub preshared_key_file: Option<PathBuf>,
+    pub endpoint: Endpoint,
+}
+
+/// Which of several gateways is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prefer {
+    /// The first that answers, in the order of the file.
+    #[default]
+    Order,
+    /// The one whose handshake takes the shortest time.
+    RoundTrip,
+}
+
+impl Prefer {
+    /// As in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Order => "order",
+            Self::RoundTrip => "round-trip",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,8 +182,18 @@ impl Config {
 
 fn read(text: &str, findings: &mut Findings) -> Option<Config> {
     let document = parse_toml(text, findings)?;
-    let known =
-        ["interface", "tunnel", "control", "dataplane", "routes", "genesys", "sets", "policy", "rules"];
+    let known = [
+        "interface",
+        "tunnel",
+        "gateways",
+        "control",
+        "dataplane",
+        "routes",
+        "genesys",
+        "sets",
+        "policy",
+        "rules",
+    ];
     let root = Section::new("the file", 0..0, &document, &known, findings);
 
     let interface = interface::read(&root, findings);

@@ -18,8 +18,8 @@ mod verdict;
 mod webrtc;
 
 pub use config::{
-    Config, ConfigError, Control, Dataplane, Endpoint, FastPathUse, Finding, Interface, PublicKey, Routes,
-    Tunnel, Warning, never_captured,
+    Config, ConfigError, Control, Dataplane, Endpoint, FastPathUse, Finding, Gateway, Interface, Prefer,
+    PublicKey, Routes, Tunnel, Warning, never_captured,
 };
 pub use explain::{Explanation, Step};
 pub use genesys::{REGIONS, Region, SIGNALING};

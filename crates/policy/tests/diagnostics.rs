@@ -1,7 +1,7 @@
 //! Each mistake in a configuration: the line it is reported in, what is said to be found, and the remedy.
 #![allow(clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-use policy::{Config, ConfigError, Finding};
+use policy::{Config, ConfigError, Finding, Prefer};
 
 const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
@@ -63,13 +63,153 @@ fn assert_found(case: &Case, findings: &[Finding]) {
 fn a_valid_file_has_no_findings() {
     let (config, warnings) = Config::parse(&VALID.join("\n"), "breakout.toml").unwrap();
     assert!(warnings.is_empty(), "{warnings:?}");
-    assert_eq!(config.tunnel.peer_public_key.0, [1; 32]);
+    assert_eq!(config.tunnel.gateways[0].public_key.0, [1; 32]);
+}
+
+/// A valid file with several gateways.
+const SEVERAL: [&str; 15] = [
+    "[interface]",
+    "address = [\"10.99.0.1/32\"]",
+    "[tunnel]",
+    "private_key_file = \"agent.key\"",
+    "prefer = \"round-trip\"",
+    "[[gateways]]",
+    "name = \"frankfurt\"",
+    "public_key = \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\"",
+    "endpoint = \"vpn.example.com:51820\"",
+    "preshared_key_file = \"a.psk\"",
+    "[[gateways]]",
+    "public_key = \"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\"",
+    "endpoint = \"[2001:db8::2]:51820\"",
+    "[sets.genesys-signaling]",
+    "cidrs = [\"203.0.113.0/24\"]",
+];
+
+fn parse_several(line: usize, text: &str) -> Result<(Config, Vec<Finding>), ConfigError> {
+    let mut lines = SEVERAL.to_vec();
+    lines[line - 1] = text;
+    Config::parse(&lines.join("\n"), "breakout.toml")
+}
+
+#[test]
+fn several_gateways_keep_their_order() {
+    let (config, warnings) = parse_several(1, SEVERAL[0]).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let [first, second] = config.tunnel.gateways.as_slice() else { panic!("{:?}", config.tunnel) };
+    assert_eq!((first.name.as_str(), first.public_key.0), ("frankfurt", [1; 32]));
+    assert_eq!(first.endpoint.to_string(), "vpn.example.com:51820");
+    assert_eq!(first.preshared_key_file.as_deref(), Some("a.psk".as_ref()));
+    assert_eq!((second.name.as_str(), second.public_key.0), ("[2001:db8::2]:51820", [2; 32]));
+    assert_eq!((&second.preshared_key_file, config.tunnel.prefer), (&None, Prefer::RoundTrip));
+    let (config, _) = parse_several(5, "").unwrap();
+    assert_eq!(config.tunnel.prefer, Prefer::Order);
+}
+
+#[test]
+fn mistakes_in_gateways() {
+    const ENDPOINT: &str = "endpoint = \"198.18.0.2:51820\"\n[[gateways]]\nname = \"frankfurt\"\npublic_key = \"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=\"\nendpoint = \"198.18.0.3:51820\"";
+    let cases = [
+        case(5, "prefer = \"round trip\"", "`prefer` is `round trip`", "did you mean `round-trip`?"),
+        case(5, "prefer = 1", "`prefer` is a number", "text in quotes"),
+        case(
+            5,
+            "endpoint = \"198.18.0.2:51820\"",
+            "`endpoint` is in [tunnel], and there are [[gateways]]",
+            "move it into",
+        ),
+        case(
+            5,
+            "peer_public_key = \"\"",
+            "`peer_public_key` is in [tunnel], and there are",
+            "take the [[gateways]] out",
+        ),
+        case(
+            5,
+            "preshared_key_file = \"\"",
+            "`preshared_key_file` is in [tunnel], and there are",
+            "move it into",
+        ),
+        case(7, "name = \"frank furt\"", "a gateway cannot be called `frank furt`", "letters, digits"),
+        case(7, "nmae = \"frankfurt\"", "unknown key `nmae` in [[gateways]]", "did you mean `name`?"),
+        case(
+            8,
+            "peer_public_key = \"\"",
+            "unknown key `peer_public_key` in gateway `frankfurt`",
+            "it can be `name`, `public_key`",
+        ),
+        case(8, "", "`public_key` is missing from gateway `frankfurt`", "add `public_key = ").at(6),
+        case(
+            8,
+            "public_key = \"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\"",
+            "two gateways have the same public key",
+            "a key pair of its own",
+        )
+        .at(12),
+        case(
+            9,
+            "endpoint = \"[2001:DB8:0::2]:51820\"",
+            "two gateways are at [2001:db8::2]:51820",
+            "another address or port",
+        )
+        .at(13),
+        case(
+            9,
+            "endpoint = \"203.0.113.5:51820\"",
+            "endpoint 203.0.113.5 lies inside 203.0.113.0/24",
+            "outside of all sets",
+        ),
+        case(10, "preshared_key_file = \"\"", "`preshared_key_file` names no file", "keygen"),
+        case(13, "", "`endpoint` is missing from [[gateways]]", "add `endpoint = ").at(11),
+        case(
+            13,
+            "endpoint = \"VPN.example.com.:51820\"",
+            "two gateways are at VPN.example.com.:51820",
+            "take one of them out",
+        ),
+        case(
+            13,
+            "endpoint = \"203.0.113.5:51820\"",
+            "endpoint 203.0.113.5 lies inside 203.0.113.0/24",
+            "outside of all sets",
+        ),
+        case(13, ENDPOINT, "two gateways are called `frankfurt`", "its own name").at(15),
+    ];
+    for case in &cases {
+        match parse_several(case.line, case.text) {
+            Ok(_) => panic!("`{}` was accepted", case.text),
+            Err(error) => assert_found(case, error.findings()),
+        }
+    }
+}
+
+#[test]
+fn a_list_of_gateways_has_one_to_eight() {
+    let gateway = |number: usize| {
+        let key = format!("{}{}", char::from(b'A' + number as u8), &KEY[1..]);
+        format!("[[gateways]]\npublic_key = \"{key}\"\nendpoint = \"198.18.0.2:{}\"\n", 1 + number)
+    };
+    let several = |count: usize| {
+        let gateways: String = (0..count).map(gateway).collect();
+        let text = [SEVERAL[..5].join("\n"), gateways, SEVERAL[13..].join("\n")].join("\n");
+        Config::parse(&text, "breakout.toml")
+    };
+    assert_eq!(several(8).unwrap().0.tunnel.gateways.len(), 8);
+    assert_found(
+        &case(6, "9 gateways", "there are 9 gateways", "at most 8"),
+        several(9).unwrap_err().findings(),
+    );
+    let (_, warnings) = several(1).unwrap();
+    assert_found(&case(5, "one gateway", "no effect with one gateway", "leave it out"), &warnings);
 }
 
 #[test]
 fn errors() {
     let cases = [
         case(1, "nonsense = 1\n[interface]", "unknown key `nonsense` in the file", "it can be `interface`"),
+        case(1, "gateways = []\n[interface]", "`gateways` is empty", "write a [[gateways]] table"),
+        case(1, "gateways = 7\n[interface]", "`gateways` is a number", "must be a list"),
+        case(1, "gateways = [7]\n[interface]", "`gateways` is a number", "each headed [[gateways]]"),
+        case(1, "gateways = []\n[interface]", "`endpoint` is in [tunnel], and there are", "move it into").at(7),
         case(1, "[interface]\nadress = []", "unknown key `adress` in [interface]", "did you mean `address`?").at(2),
         case(2, "", "`address` is missing from [interface]", "add `address = ").at(1),
         case(2, "address = []", "`address` is empty", "list at least one"),
@@ -111,7 +251,7 @@ fn errors() {
         case(6, "endpoint = \"h:1\"\ndns = \"::\"", "it overlaps the unspecified address", "behind the tunnel").at(7),
         case(6, "endpoint = \"h:1\"\ndns = \"224.0.0.251\"", "it overlaps multicast", "behind the tunnel").at(7),
         case(6, "endpoint = \"h:1\"\ndns = \"10.99.0.1\"", "the DNS server 10.99.0.1 is the interface's own address", "behind the tunnel").at(7),
-        case(6, "endpoint = \"198.18.0.2:51820\"\ndns = \"198.18.0.2\"", "the DNS server 198.18.0.2 is the gateway's endpoint", "inside the tunnel").at(7),
+        case(6, "endpoint = \"198.18.0.2:51820\"\ndns = \"198.18.0.2\"", "the DNS server 198.18.0.2 is a gateway's endpoint", "inside the tunnel").at(7),
         case(6, "endpoint = \"h:1\"\ndns = \"203.0.113.53\"\n[sets.third]\ncidrs = [\"203.0.113.53/32\"]", "203.0.113.53/32 is in tunnel-dns and in third", "one set").at(7),
         case(6, "endpoint = \"VPN.x.example:1\"\n[sets.third]\ndomains = [\"x.example\"]", "the gateway's name vpn.x.example lies under x.example (third)", "narrower domains"),
         case(7, "[genesys]\n[sets.genesys-signaling]", "`region` is missing from [genesys]", "add `region = "),

@@ -18,7 +18,7 @@ use super::opener::Opener;
 use super::prober::{Prober, mark_socket};
 use super::sealer::Sealer;
 use super::to_tun::ToTun;
-use super::{Command, MAX_GATEWAYS, PumpError, io_error};
+use super::{Command, MAX_GATEWAYS, OnDown, PumpError, io_error};
 use crate::io::sockets::{self, Discover};
 use crate::io::tun::{Queue, Tun};
 use crate::path_mtu::PathMtu;
@@ -46,6 +46,7 @@ pub(super) struct Bulk {
     prober: Prober,
     /// `None`: there is but one.
     gateways: Option<Gateways>,
+    on_down: OnDown,
     /// Those of the voice thread.
     voice_features: Vec<Feature>,
 }
@@ -53,7 +54,7 @@ pub(super) struct Bulk {
 impl Bulk {
     pub(super) fn new(
         core: Arc<Core>,
-        inbox: Receiver<Command>,
+        (inbox, on_down): (Receiver<Command>, OnDown),
         tun: Tun,
         queue: Option<Queue>,
         sealer: Sealer,
@@ -85,6 +86,7 @@ impl Bulk {
             opener,
             prober,
             gateways: None,
+            on_down,
             voice_features: Vec::new(),
         };
         Ok((bulk, Arc::new(waker)))
@@ -145,8 +147,12 @@ impl Bulk {
                 self.prober.follow_mtu(&self.core);
             }
             for gateway in self.core.gateways() {
-                if self.sealer.meet_deadlines(gateway, &self.core, &mut self.to_tun, now) {
+                let met = self.sealer.meet_deadlines(gateway, &self.core, &mut self.to_tun, now);
+                if met.wants_prober {
                     self.prober.follow(gateway, &self.core, &mut self.sealer, now);
+                }
+                if met.has_gone_down {
+                    (self.on_down)(gateway.into());
                 }
             }
         }

@@ -62,6 +62,8 @@ pub(super) struct Tunnel {
     pub(super) has_flows: bool,
     /// Where all of its flows went when it was silent: what was judged before follows them.
     pub(super) left_for: Option<u8>,
+    /// Whether it was down at its last deadline.
+    pub(super) was_down: bool,
 }
 
 impl Core {
@@ -222,6 +224,12 @@ impl Tunnel {
     fn silent_at(&self, now: Instant) -> Option<Instant> {
         let since = self.peer.waits_since().filter(|_| self.has_others)?;
         Some(silent_at(since, self.is_up(now)))
+    }
+
+    /// Whether the gateway has stopped answering since this was asked last.
+    pub(super) fn has_gone_down(&mut self, now: Instant) -> bool {
+        let is_down = matches!(self.peer.state(now), State::Down { .. });
+        !std::mem::replace(&mut self.was_down, is_down) && is_down
     }
 
     /// Whether what is sealed leaves at once.

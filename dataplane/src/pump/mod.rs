@@ -62,6 +62,7 @@ pub struct Setup {
     /// Of the tunnel's own packets.
     pub outer_dscp: OuterDscp,
     pub on_failover: OnFailover,
+    pub on_down: OnDown,
     /// Called once, by a thread of the pump, when it has ended and the TUN is gone: `Ok` after [`Handle::stop`].
     pub on_exit: OnExit,
 }
@@ -101,6 +102,9 @@ pub enum FailoverCause {
 
 /// Called by a thread of the pump, which waits for it: it should only pass on what it is told.
 pub type OnFailover = Box<dyn Fn(Failover) + Send>;
+
+/// Called by a thread of the pump when a gateway, told by its place among [`Setup::gateways`], has stopped answering. It should only pass that on.
+pub type OnDown = Box<dyn Fn(usize) + Send>;
 
 /// More would be as many handshakes at once, and say little of the machine's own network.
 pub const MAX_GATEWAYS: usize = 8;
@@ -228,7 +232,7 @@ impl Pump {
         let opener = Opener::new(&socket, offload.udp);
         let prober = Prober::new(tell);
         let (mut bulk, waker) =
-            Bulk::new(Arc::clone(&core), inbox, tun, bulk_queue, sealer(), opener, prober)?;
+            Bulk::new(Arc::clone(&core), (inbox, setup.on_down), tun, bulk_queue, sealer(), opener, prober)?;
         if count > 1 {
             let alarm = Alarm::new(clock).map_err(io_error("opening a timer"))?;
             bulk.choose_among(Gateways::new(setup.prefer, count, alarm, setup.on_failover))?;
@@ -345,6 +349,7 @@ fn open_tunnels(setup: &mut Setup, clock: Clock) -> Result<Vec<Tunnel>, PumpErro
             has_others: count > 1,
             has_flows: place == 0,
             left_for: None,
+            was_down: false,
         };
         tunnel.set_alarm(now);
         tunnels.push(tunnel);

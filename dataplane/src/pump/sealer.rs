@@ -38,6 +38,13 @@ pub(super) struct Plain {
     pub(super) segmentation: Option<Segmentation>,
 }
 
+/// What came of a gateway's deadlines.
+pub(super) struct Met {
+    /// Whether the path's discovery has something to do, too.
+    pub(super) wants_prober: bool,
+    pub(super) has_gone_down: bool,
+}
+
 impl Sealer {
     pub(super) fn new(segmentation: Arc<UdpSegmentation>, dscp: OuterDscp) -> Self {
         Self { outbox: Outbox::new(segmentation, dscp) }
@@ -144,15 +151,15 @@ impl Sealer {
         self.lock(gateway, core, now).set_alarm(now);
     }
 
-    /// Whether the path's discovery has something to do, too.
     pub(super) fn meet_deadlines(
         &mut self,
         gateway: u8,
         core: &Core,
         to_tun: &mut ToTun,
         now: Instant,
-    ) -> bool {
+    ) -> Met {
         let mut tunnel = self.lock(gateway, core, now);
+        let mut has_gone_down = false;
         for _ in 0..BATCH {
             if self.outbox.is_full() || tunnel.peer.deadline().is_none_or(|due| due > now) {
                 break;
@@ -161,6 +168,7 @@ impl Sealer {
             if let Some(len) = datagram.map(<[u8]>::len) {
                 self.outbox.push(len, None, tunnel.endpoint);
             }
+            has_gone_down |= tunnel.has_gone_down(now);
         }
         while let Some(packet) = tunnel.peer.take_refused() {
             refuse(&packet, core, to_tun, now);
@@ -170,7 +178,7 @@ impl Sealer {
         let socket = Arc::clone(&tunnel.socket);
         drop(tunnel);
         self.send_sealed(&socket, core);
-        wants_prober
+        Met { wants_prober, has_gone_down }
     }
 
     /// Sends one datagram, which may be larger than the path carries.
@@ -365,6 +373,7 @@ cidrs = ["203.0.113.0/24"]
                 has_others: false,
                 has_flows: true,
                 left_for: None,
+                was_down: false,
             };
             let judge = Judge { engine, fast: Err("not in this test".to_owned()), alarm: alarm() };
             Self {

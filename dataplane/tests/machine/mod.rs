@@ -235,6 +235,7 @@ fn start_pump(
         fast_path: FastPathUse::Auto,
         outer_dscp: tunnel.outer_dscp,
         on_failover,
+        on_down: Box::new(|_| {}),
         on_exit: Box::new(|result| result.unwrap()),
     });
     (pump.unwrap(), name)

@@ -19,13 +19,13 @@ use crate::{
 /// Say whether a configuration can be used
 ///
 /// Looks for syntax, unknown keys, sets that are empty or overlap, rules that can never match, and the key files:
-/// all that `up` would refuse, each with its line, what was found, and the remedy. Says which names would be asked for
-/// through the tunnel. Changes nothing.
+/// all that `up` would refuse, each with its line, what was found, and the remedy. Says which gateways there are and
+/// which names would be asked for through the tunnel. Changes nothing.
 #[derive(Args, Debug)]
 #[command(after_help = exit::HELP)]
 pub struct Check {
     file: PathBuf,
-    /// Print one JSON object: valid, then errors and warnings as miette renders them, then dns and domains
+    /// Print one JSON object: valid, then errors and warnings as miette renders them, then prefer, gateways, dns and domains
     #[arg(long)]
     json: bool,
 }
@@ -36,7 +36,23 @@ struct Checked {
     errors: Vec<Value>,
     warnings: Vec<Value>,
     #[serde(flatten)]
+    tunnel: Tunnel,
+}
+
+/// Where the tunnel leads, and for whom.
+#[derive(Default, Serialize)]
+struct Tunnel {
+    /// `order` or `round-trip`; null in what cannot be used.
+    prefer: Option<&'static str>,
+    gateways: Vec<Gateway>,
+    #[serde(flatten)]
     names: Names,
+}
+
+#[derive(Serialize)]
+struct Gateway {
+    name: String,
+    endpoint: String,
 }
 
 /// The names that are asked for through the tunnel, and where.
@@ -63,7 +79,7 @@ impl Check {
                 valid: outcome.is_ok(),
                 errors: outcome.as_ref().err().iter().map(|failure| rendered(&*failure.report)).collect(),
                 warnings: warnings.iter().map(|warning| rendered(warning)).collect(),
-                names: outcome.unwrap_or_default(),
+                tunnel: outcome.unwrap_or_default(),
             })?;
             return Ok(exit);
         }
@@ -71,20 +87,48 @@ impl Check {
             eprintln!("{:?}", miette::Report::new(warning));
         }
         match outcome {
-            Ok(names) => output::text(&format!("{} can be used\n{}", self.file.display(), names.lines()))?,
+            Ok(tunnel) => output::text(&format!("{} can be used\n{}", self.file.display(), tunnel.lines()))?,
             Err(failure) => eprintln!("{:?}", failure.report),
         }
         Ok(exit)
     }
 }
 
-fn check(file: &Path) -> (Vec<policy::Warning>, Result<Names, Failure>) {
+fn check(file: &Path) -> (Vec<policy::Warning>, Result<Tunnel, Failure>) {
     match configuration::read_policy(file) {
         Ok(policy) => {
-            let names = configuration::read_keys(&policy.config, file).map(|_| Names::of(&policy));
-            (policy.warnings, names)
+            let tunnel = configuration::read_keys(&policy.config, file).map(|_| Tunnel::of(&policy));
+            (policy.warnings, tunnel)
         }
         Err(failure) => (Vec::new(), Err(failure)),
+    }
+}
+
+impl Tunnel {
+    fn of(policy: &Policy) -> Self {
+        let policy::Tunnel { gateways, prefer, .. } = &policy.config.tunnel;
+        let shown = |gateway: &policy::Gateway| Gateway {
+            name: gateway.name.clone(),
+            endpoint: gateway.endpoint.to_string(),
+        };
+        Self {
+            prefer: Some(prefer.name()),
+            gateways: gateways.iter().map(shown).collect(),
+            names: Names::of(policy),
+        }
+    }
+
+    fn lines(&self) -> String {
+        let rows: Vec<Vec<String>> = self
+            .gateways
+            .iter()
+            .map(|Gateway { name, endpoint }| vec![format!("  {name}"), endpoint.clone()])
+            .collect();
+        let gateways = match self.prefer {
+            Some(prefer) if rows.len() > 1 => format!("gateways, by {prefer}:\n{}", columns(&rows)),
+            _ => String::new(),
+        };
+        gateways + &self.names.lines()
     }
 }
 

@@ -10,7 +10,7 @@ use arguments::{Destination, Payload, Place, Protocol};
 use clap::Args;
 use control::{Client, Command, LearnedAddress, Reply};
 use packet::{Dscp, protocol};
-use policy::{Config, Content, Endpoint, Facts, Learned, Path, Snapshot, Step};
+use policy::{Config, Content, Facts, Learned, Path, Snapshot, Step};
 use serde::Serialize;
 
 use super::format;
@@ -159,15 +159,11 @@ impl Explain {
 
     /// As its addresses are judged, known or not.
     fn explain_name(&self, name: &str, walked: &Walked) -> Result<Explained, Failure> {
-        let is_gateway = match &walked.config.tunnel.endpoint {
-            Endpoint::Name { host, .. } => {
-                host.trim_end_matches('.').eq_ignore_ascii_case(name.trim_end_matches('.'))
-            }
-            Endpoint::Address(_) => false,
-        };
-        if is_gateway {
+        let asked = name.trim_end_matches('.').to_ascii_lowercase();
+        let mut gateways = walked.config.tunnel.gateways.iter();
+        if gateways.any(|gateway| gateway.endpoint.host().as_ref() == Some(&asked)) {
             let found = format!(
-                "{name} is the gateway's own name: it is resolved as ever, whatever domain it is under"
+                "{name} is a gateway's own name: it is resolved as ever, whatever domain it is under"
             );
             let decided = Step { decided: true, ..step("name", found) };
             return Ok(walked.explained("direct", "none", self.dscp.to_string(), vec![decided]));

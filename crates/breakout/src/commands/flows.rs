@@ -58,7 +58,7 @@ fn row(flow: &Flow) -> Vec<String> {
         flow.protocol.clone(),
         flow.source.to_string(),
         flow.destination.to_string(),
-        flow.path.clone(),
+        flow.gateway.as_ref().map_or_else(|| flow.path.clone(), |gateway| format!("{} {gateway}", flow.path)),
         flow.rule.clone(),
         flow.mapping.map_or_else(|| "-".to_owned(), |mapping| mapping.to_string()),
         flow.mark.clone(),

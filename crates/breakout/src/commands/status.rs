@@ -1,5 +1,5 @@
 use clap::Args;
-use control::{Command, Reply};
+use control::{Command, Failover, Gateway, Reply, Tunnel};
 
 use super::{ask, format};
 use crate::{
@@ -44,26 +44,12 @@ fn table(status: &control::Status) -> String {
         interface.addresses.join(", "),
         interface.mtu
     );
-    out +=
-        &format!("tunnel      {}, gateway {} at {}\n", tunnel.state, tunnel.peer_public_key, tunnel.endpoint);
-    out += &format!(
-        "            last handshake {}, last heard {}; sent {}, received {}\n",
-        ago(tunnel.last_handshake_seconds),
-        ago(tunnel.last_received_seconds),
-        format::bytes(tunnel.sent_bytes),
-        format::bytes(tunnel.received_bytes)
-    );
-    out += &format!("            path mtu {}, {}\n", tunnel.path_mtu, tunnel.path_mtu_known);
-    if let Some(trouble) = &tunnel.trouble {
-        out += &format!("            {trouble}\n");
+    match tunnel.gateways.as_slice() {
+        [only] => out += &one_gateway(only),
+        several => out += &(gateways(tunnel) + &several.iter().map(gateway).collect::<String>()),
     }
     let source = |address: &Option<String>| address.clone().unwrap_or_else(|| "none".to_owned());
-    let reachable = if underlay.gateway_reachable { "has a route" } else { "has no route" };
-    out += &format!(
-        "underlay    IPv4 {}, IPv6 {}; the gateway {reachable}\n\n",
-        source(&underlay.v4),
-        source(&underlay.v6)
-    );
+    out += &format!("underlay    IPv4 {}, IPv6 {}\n\n", source(&underlay.v4), source(&underlay.v6));
 
     let mut paths =
         vec![["path", "packets out", "bytes out", "packets in", "bytes in"].map(str::to_owned).to_vec()];
@@ -111,6 +97,54 @@ fn table(status: &control::Status) -> String {
             vec![feature.name.clone(), state.to_owned(), feature.why.clone()]
         }));
         out += &format!("\n{}", format::columns(&features));
+    }
+    out
+}
+
+fn one_gateway(gateway: &Gateway) -> String {
+    format!("tunnel      {}, gateway {} at {}\n", gateway.state, gateway.public_key, endpoint(gateway))
+        + &details(gateway)
+}
+
+fn gateways(Tunnel { prefer, gateways, failover }: &Tunnel) -> String {
+    let used = gateways.iter().find(|gateway| gateway.used);
+    let (state, name) = used.map_or(("down", "none"), |used| (used.state.as_str(), used.name.as_str()));
+    let mut out = format!("tunnel      {state}, by {name} of {} gateways, by {prefer}\n", gateways.len());
+    if let Some(Failover { from, to, cause, seconds_ago, cut_flows }) = failover {
+        let connections = if *cut_flows == 1 { "connection was" } else { "connections were" };
+        out += &format!(
+            "            from {from} to {to} {} ago: {cause}; {cut_flows} {connections} reset\n",
+            format::duration(*seconds_ago as f64)
+        );
+    }
+    out
+}
+
+fn gateway(gateway: &Gateway) -> String {
+    let used = if gateway.used { "used" } else { "not used" };
+    format!("gateway     {}, {used}: {}\n", gateway.name, gateway.why)
+        + &format!("            {}, {} at {}\n", gateway.state, gateway.public_key, endpoint(gateway))
+        + &details(gateway)
+}
+
+fn endpoint(gateway: &Gateway) -> String {
+    gateway.endpoint.map_or_else(|| "no address yet".to_owned(), |endpoint| endpoint.to_string())
+}
+
+fn details(gateway: &Gateway) -> String {
+    let round_trip =
+        gateway.round_trip_ms.map_or_else(String::new, |time| format!(", round trip {time:.1} ms"));
+    let flows = if gateway.flows == 1 { "1 flow".to_owned() } else { format!("{} flows", gateway.flows) };
+    let mut out = format!(
+        "            last handshake {}, last heard {}{round_trip}; {flows}, sent {}, received {}\n",
+        ago(gateway.last_handshake_seconds),
+        ago(gateway.last_received_seconds),
+        format::bytes(gateway.sent_bytes),
+        format::bytes(gateway.received_bytes)
+    );
+    out += &format!("            path mtu {}, {}\n", gateway.path_mtu, gateway.path_mtu_known);
+    if let Some(trouble) = &gateway.trouble {
+        out += &format!("            {trouble}\n");
     }
     out
 }

@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use super::{
+    gateways,
     machine::Machine,
     names::{self, Heard},
     reload, report,
@@ -50,7 +51,7 @@ pub async fn follow(
     outside: &mut Outside,
     mut signals: Signals,
 ) -> Result<(), Failure> {
-    let Outside { server, exited, heard } = outside;
+    let Outside { server, exited, heard, failovers, downs } = outside;
     let (calls, mut asked) = mpsc::channel(WAITING_CALLS);
     let mut serving = pin!(server.serve(calls));
     let mut retry = None;
@@ -92,6 +93,9 @@ pub async fn follow(
                         .into());
                 }
             },
+            answer = running.lookups.answer() => gateways::found(running, answer).await,
+            Some(gateway) = downs.recv() => running.lookups.want(gateway, Instant::now()),
+            Some(failover) = failovers.recv() => gateways::failed_over(running, failover),
             () = wait_until(running.names_due) => names::expire(running).await,
             result = &mut *exited => {
                 let why = match result {
@@ -118,6 +122,7 @@ async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failur
             let underlay = running.machine.underlay();
             tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateways = ?underlay.gateways, "the underlay has changed");
             running.pump.set_underlay(underlay).map_err(|error| pump_failed(error.to_string()))?;
+            running.lookups.want_names(Instant::now());
             Ok(None)
         }
         Err(error @ routes::Error::TunGone(_)) => Err(pump_failed(error.to_string())),

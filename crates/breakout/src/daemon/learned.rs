@@ -80,14 +80,14 @@ impl Addresses {
         self.0.len() < before
     }
 
-    /// As a policy judges them now: by the sets that its domains are in. The gateway's address is none of them: the tunnel would run
+    /// As a policy judges them now: by the sets that its domains are in. A gateway's address is none of them: the tunnel would run
     /// inside itself.
-    pub fn under(&self, policy: &Snapshot, gateway: IpAddr) -> Self {
-        let judged =
-            self.0.iter().filter(|(address, _)| **address != gateway).filter_map(|(address, found)| {
-                let (_, set) = policy.set_for_name(&found.name)?;
-                Some((*address, Found { set: set.to_owned(), ..found.clone() }))
-            });
+    pub fn under(&self, policy: &Snapshot, gateways: &[IpAddr]) -> Self {
+        let free = self.0.iter().filter(|(address, _)| !gateways.contains(address));
+        let judged = free.filter_map(|(address, found)| {
+            let (_, set) = policy.set_for_name(&found.name)?;
+            Some((*address, Found { set: set.to_owned(), ..found.clone() }))
+        });
         Self(judged.collect())
     }
 

@@ -1,24 +1,25 @@
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+};
 
 use control::Access;
-use names::{Resolver, Settings};
-use policy::{Config, Endpoint, Snapshot};
-use routes::dns;
-use tokio::{net::lookup_host, sync::mpsc, task::AbortHandle, time::timeout};
+use policy::{Config, Gateway, Snapshot};
 
+use super::gateways;
 use crate::{
     configuration::{self, Keys, Policy},
     failure::Failure,
 };
-
-const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 
 /// A configuration with all that it names.
 pub struct Loaded {
     pub config: Config,
     pub snapshot: Arc<Snapshot>,
     pub keys: Keys,
-    pub endpoint: SocketAddr,
+    /// Of each gateway, in the configuration's order; `None`: its name has no address yet. At least one is known.
+    pub endpoints: Vec<Option<SocketAddr>>,
     pub access: Access,
     pub warnings: Vec<String>,
 }
@@ -32,65 +33,50 @@ pub async fn load(path: &Path) -> Result<Loaded, Failure> {
             .because(error)
             .remedy("make the group, or correct `group` under [control]")
     })?;
-    let endpoint = resolve(&config.tunnel.endpoint).await?;
-    refuse_if_captured(&config.tunnel.endpoint, endpoint, &snapshot)?;
+    let endpoints = gateways::find(&config.tunnel.gateways).await?;
+    for (gateway, endpoint) in config.tunnel.gateways.iter().zip(&endpoints) {
+        endpoint.map_or(Ok(()), |endpoint| refuse_if_captured(gateway, endpoint, &snapshot))?;
+    }
     let warnings = warnings.iter().map(|warning| format!("{warning:#}")).collect();
-    Ok(Loaded { config, snapshot: Arc::new(snapshot), keys, endpoint, access, warnings })
+    Ok(Loaded { config, snapshot: Arc::new(snapshot), keys, endpoints, access, warnings })
 }
 
-async fn resolve(endpoint: &Endpoint) -> Result<SocketAddr, Failure> {
-    let (host, port) = match endpoint {
-        Endpoint::Address(address) => return Ok(*address),
-        Endpoint::Name { host, port } => (host.as_str(), *port),
-    };
-    let failed = || Failure::system(format!("the gateway's name {host} cannot be resolved"));
-    let remedy = "check the network and the name; an address in `endpoint` needs no resolving";
-    tracing::info!(host, "resolving the gateway's name");
-    let _answering = answer_for_the_dead(host).await;
-    let mut found = timeout(LOOKUP_LIMIT, lookup_host((host, port)))
-        .await
-        .map_err(|_| {
-            failed().because(format!("no answer within {} s", LOOKUP_LIMIT.as_secs())).remedy(remedy)
-        })?
-        .map_err(|error| failed().because(error).remedy(remedy))?;
-    Ok(found.next().ok_or_else(|| failed().because("the name has no address").remedy(remedy))?)
+impl Loaded {
+    /// The gateways' addresses, as far as they are known.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        self.endpoints.iter().flatten().map(SocketAddr::ip).collect()
+    }
+
+    /// The gateways' endpoints in one line.
+    pub fn shown_endpoints(&self) -> String {
+        let shown = |endpoint: &Option<SocketAddr>| {
+            endpoint.map_or_else(|| "not known yet".to_owned(), |endpoint| endpoint.to_string())
+        };
+        self.endpoints.iter().map(shown).collect::<Vec<_>>().join(", ")
+    }
 }
 
-/// Where a dead run still leads all names to its resolver: somebody there who has the gateway's name asked for as before that run, and has
-/// no answer for any other.
-async fn answer_for_the_dead(gateway: &str) -> Option<Answering> {
-    let forward = dns::left_before().await?;
-    let settings = Settings {
-        listen: vec![(dns::LOOPBACK, 53).into()],
-        upstreams: Vec::new(),
-        from: Vec::new(),
-        forward,
-        ipv6: false,
-    };
-    let gateway = gateway.trim_end_matches('.').to_ascii_lowercase();
-    let (learn, _) = mpsc::channel(1);
-    // It fails where a daemon is running, which answers itself.
-    let resolver = Resolver::bind(settings, move |name| name != gateway, learn).ok()?;
-    Some(Answering(tokio::spawn(resolver.run()).abort_handle()))
-}
-
-struct Answering(AbortHandle);
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.abort();
+/// For people, about one of several gateways: `the gateway`, or which.
+pub fn called(gateways: &[Gateway], at: usize) -> String {
+    match gateways.get(at) {
+        Some(gateway) if gateways.len() > 1 => format!("the gateway {}", gateway.name),
+        _ => "the gateway".to_owned(),
     }
 }
 
 /// The configuration's check sees addresses only; a name may resolve to anything.
-fn refuse_if_captured(endpoint: &Endpoint, address: SocketAddr, snapshot: &Snapshot) -> Result<(), Failure> {
+pub fn refuse_if_captured(
+    gateway: &Gateway,
+    address: SocketAddr,
+    snapshot: &Snapshot,
+) -> Result<(), Failure> {
     let Some(captured) = snapshot.captured().iter().find(|captured| captured.prefix.contains(&address.ip()))
     else {
         return Ok(());
     };
-    let shown = match endpoint {
-        Endpoint::Address(address) => address.to_string(),
-        Endpoint::Name { host, .. } => format!("{host} ({address})"),
+    let shown = match gateway.endpoint.host() {
+        None => address.to_string(),
+        Some(host) => format!("{host} ({address})"),
     };
     Err(Failure::usage(format!(
         "the gateway {shown} is inside {}, which is routed into the tunnel",

@@ -36,7 +36,8 @@ pub struct Machine {
     tun: String,
     /// Leads the questions for the policy's names to our resolver.
     pub dns: Option<Dns>,
-    gateway: IpAddr,
+    /// As far as they are known.
+    gateways: Vec<Option<IpAddr>>,
     underlay: routes::Underlay,
     /// How many connections older than the routes were ended, or why that cannot be done.
     ended: Result<usize, String>,
@@ -118,9 +119,9 @@ impl Machine {
         let unwatched = |error| refused("cannot look at the network", routes::Error::from(error));
         let mut watch = Watch::new().map_err(unwatched)?;
         let netlink = Netlink::new().map_err(unwatched)?;
-        let gateway = loaded.endpoint.ip();
-        let underlay = look(&netlink, gateway, tun.index()).await?;
-        heed_conflicts(snapshot.captured(), gateway, &underlay)?;
+        let gateways: Vec<_> = loaded.endpoints.iter().map(|at| at.map(|at| at.ip())).collect();
+        let underlay = look(&netlink, &gateways, tun.index()).await?;
+        heed_conflicts(snapshot.captured(), &loaded.gateways(), &underlay)?;
         let mtu = loaded.config.interface.mtu.unwrap_or_else(|| tunnel_mtu(gateway_mtu(&underlay)));
         let settings = Settings {
             tun: tun.name().to_owned(),
@@ -133,7 +134,7 @@ impl Machine {
             .map_err(|error| refused("cannot set up addresses and routes", error))?;
         watch.ignore(routes.netlink());
         let tun = tun.name().to_owned();
-        let mut machine = Self { watch, netlink, routes, tun, dns: None, gateway, underlay, ended: Ok(0) };
+        let mut machine = Self { watch, netlink, routes, tun, dns: None, gateways, underlay, ended: Ok(0) };
         machine.end_old_connections(loaded, snapshot);
         Ok((machine, mtu))
     }
@@ -178,10 +179,7 @@ impl Machine {
                 IpAddr::V4(_) => None,
             }),
             addresses: self.underlay.addresses.iter().map(|address| address.net.addr()).collect(),
-            gateways: vec![GatewayLeg {
-                reachable: self.underlay.gateway.is_some(),
-                mtu: gateway_mtu(&self.underlay),
-            }],
+            gateways: self.underlay.gateways.iter().map(gateway_leg).collect(),
         }
     }
 
@@ -191,7 +189,7 @@ impl Machine {
             tracing::warn!("put back: {repaired}");
         }
         let now =
-            routes::underlay(&self.netlink, FWMARK.get(), self.gateway, Some(self.routes.tun())).await?;
+            routes::underlay(&self.netlink, FWMARK.get(), &self.gateways, Some(self.routes.tun())).await?;
         let has_changed = now != self.underlay;
         self.underlay = now;
         Ok(has_changed)
@@ -263,10 +261,10 @@ impl Machine {
         self.routes.set_mtu(mtu.into()).await
     }
 
-    /// Looks for the way to another address of the gateway, now and from now on; on an error all is as before.
-    pub async fn set_gateway(&mut self, gateway: IpAddr) -> Result<(), Failure> {
-        self.underlay = look(&self.netlink, gateway, self.routes.tun()).await?;
-        self.gateway = gateway;
+    /// Looks for the ways to other addresses of the gateways, now and from now on; on an error all is as before.
+    pub async fn set_gateways(&mut self, gateways: Vec<Option<IpAddr>>) -> Result<(), Failure> {
+        self.underlay = look(&self.netlink, &gateways, self.routes.tun()).await?;
+        self.gateways = gateways;
         Ok(())
     }
 
@@ -344,18 +342,18 @@ fn kill_switch(report: &routes::KillSwitchReport) -> String {
     told
 }
 
-async fn look(netlink: &Netlink, gateway: IpAddr, tun: u32) -> Result<routes::Underlay, Failure> {
-    Ok(routes::underlay(netlink, FWMARK.get(), gateway, Some(tun))
+async fn look(netlink: &Netlink, gateways: &[Option<IpAddr>], tun: u32) -> Result<routes::Underlay, Failure> {
+    Ok(routes::underlay(netlink, FWMARK.get(), gateways, Some(tun))
         .await
         .map_err(|error| refused("cannot look at the network", error))?)
 }
 
 fn heed_conflicts(
     captured: &[Captured],
-    gateway: IpAddr,
+    gateways: &[IpAddr],
     underlay: &routes::Underlay,
 ) -> Result<(), Failure> {
-    for conflict in routes::conflicts(captured, gateway, underlay) {
+    for conflict in routes::conflicts(captured, gateways, underlay) {
         if let Conflict::Endpoint { .. } = conflict {
             return Err(Failure::usage("the tunnel cannot run inside itself").because(conflict).into());
         }
@@ -364,8 +362,12 @@ fn heed_conflicts(
     Ok(())
 }
 
+fn gateway_leg(leg: &Option<routes::Leg>) -> GatewayLeg {
+    GatewayLeg { reachable: leg.is_some(), mtu: leg.as_ref().map(|leg| leg.mtu) }
+}
+
 fn gateway_mtu(underlay: &routes::Underlay) -> Option<u32> {
-    underlay.gateway.as_ref().map(|leg| leg.mtu)
+    underlay.gateways.iter().flatten().map(|leg| leg.mtu).min()
 }
 
 fn refused(what: &str, error: routes::Error) -> Problem {

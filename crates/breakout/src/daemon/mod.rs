@@ -1,8 +1,10 @@
 //! The daemon: reads the configuration, puts the parts together, and follows what happens.
 
 mod events;
+mod gateways;
 mod learned;
 mod load;
+mod lookups;
 mod machine;
 mod names;
 mod reload;
@@ -20,14 +22,20 @@ use crate::{exit::Exit, failure::Failure, state::StateDir};
 /// Runs the daemon until it is told to end. What it changed on the machine is undone when it was told to, and kept,
 /// so that signaling stays closed, when it fails.
 pub fn up(config: PathBuf) -> Result<Exit, Failure> {
-    runtime()?.block_on(async {
-        let loaded = load::load(&config).await?;
-        let signals = events::Signals::listen()?;
-        let (mut running, mut outside) = start::start(config, loaded).await?;
-        events::follow(&mut running, &mut outside, signals).await?;
-        running.end(outside).await?;
-        Ok(Exit::Ok)
-    })
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(run(config));
+    // The C library's resolver may be waiting for an answer that nobody needs any more.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(config: PathBuf) -> Result<Exit, Failure> {
+    let loaded = load::load(&config).await?;
+    let signals = events::Signals::listen()?;
+    let (mut running, mut outside) = start::start(config, loaded).await?;
+    events::follow(&mut running, &mut outside, signals).await?;
+    running.end(outside).await?;
+    Ok(Exit::Ok)
 }
 
 /// Removes what a daemon that died has left on the machine; says what it was, a line each.

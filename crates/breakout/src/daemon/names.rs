@@ -9,7 +9,7 @@ use std::{
 
 use control::LearnedAddress;
 use names::{CANARIES, Handle, Learn, Resolver, Settings};
-use policy::{Endpoint, Snapshot};
+use policy::Snapshot;
 use routes::dns;
 use tokio::{
     sync::mpsc,
@@ -46,10 +46,10 @@ pub struct Names {
     resolving: AbortHandle,
 }
 
-/// The names of a policy, but for the gateway's own: the tunnel needs that one, and cannot be asked for it.
+/// The names of a policy, but for the gateways' own: the tunnel needs those, and cannot be asked for them.
 struct Ours {
     snapshot: Arc<Snapshot>,
-    gateway: Option<String>,
+    gateways: Vec<String>,
 }
 
 /// What the resolver has to say.
@@ -132,15 +132,15 @@ impl Drop for Names {
 
 impl Ours {
     fn of(loaded: &Loaded) -> Self {
-        let gateway = match &loaded.config.tunnel.endpoint {
-            Endpoint::Name { host, .. } => Some(host.trim_end_matches('.').to_ascii_lowercase()),
-            Endpoint::Address(_) => None,
-        };
-        Self { snapshot: loaded.snapshot.clone(), gateway }
+        let gateways = &loaded.config.tunnel.gateways;
+        Self {
+            snapshot: loaded.snapshot.clone(),
+            gateways: gateways.iter().filter_map(|gateway| gateway.endpoint.host()).collect(),
+        }
     }
 
     fn holds(&self, name: &str) -> bool {
-        self.gateway.as_deref() != Some(name) && self.snapshot.set_for_name(name).is_some()
+        !self.gateways.iter().any(|gateway| gateway == name) && self.snapshot.set_for_name(name).is_some()
     }
 }
 
@@ -160,6 +160,15 @@ pub async fn expire(running: &mut Running) {
         tracing::warn!("learned addresses that have ended stay: {}", failure.plain());
         running.names_due = Some(Instant::now() + RETRY);
     }
+}
+
+/// A gateway has moved to where a name of the policy's is: the tunnel would run inside itself.
+pub async fn leave_out_gateways(running: &mut Running) -> Result<(), Failure> {
+    let left = running.addresses.under(&running.loaded.snapshot, &running.loaded.gateways());
+    if left == running.addresses {
+        return Ok(());
+    }
+    change(running, left).await
 }
 
 async fn forget_ended(running: &mut Running) -> Result<(), Failure> {
@@ -215,8 +224,9 @@ async fn take(running: &mut Running, name: &str, addresses: Vec<(IpAddr, Duratio
     let Some((_, set)) = policy.set_for_name(name) else {
         return Err(Failure::system("the policy has another mind since it was asked").into());
     };
-    if addresses.iter().any(|(address, _)| *address == running.loaded.endpoint.ip()) {
-        return Err(Failure::usage("it leads to the gateway's own address")
+    let gateways = running.loaded.gateways();
+    if addresses.iter().any(|(address, _)| gateways.contains(address)) {
+        return Err(Failure::usage("it leads to a gateway's own address")
             .remedy("the tunnel cannot run inside itself: give the gateway an address of its own")
             .into());
     }

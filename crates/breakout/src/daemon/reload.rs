@@ -1,11 +1,12 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use control::{Reloaded, Server};
-use policy::{Captured, Fail, Snapshot};
+use policy::{Captured, Fail, Snapshot, Tunnel};
 use routes::Wanted;
 
 use super::{
-    load::{Loaded, load},
+    gateways::NOWHERE,
+    load::{Loaded, called, load},
     machine::wanted,
     names::domains,
     start::Running,
@@ -14,16 +15,17 @@ use crate::failure::{Failure, Problem};
 
 /// Reads the configuration again and swaps it in, or keeps the old one whole.
 pub async fn reload(running: &mut Running, server: &Server) -> Result<Reloaded, Failure> {
-    let new = load(&running.path).await?;
+    let mut new = load(&running.path).await?;
     let fixed = needs_restart(&running.loaded, &new);
     if !fixed.is_empty() {
         return Err(Failure::usage(format!("{} cannot change while the daemon runs", fixed.join(", ")))
             .remedy("`breakout down`, then `breakout up`; or put the old values back and reload")
             .into());
     }
+    keep_known(&running.loaded, &mut new);
     let old_access = server.access();
     server.set_access(new.access).map_err(not_taken)?;
-    let addresses = running.addresses.under(&new.snapshot, new.endpoint.ip());
+    let addresses = running.addresses.under(&new.snapshot, &new.gateways());
     let snapshot = Arc::new(new.snapshot.with_learned(&addresses.learned()));
     if let Some(names) = &running.names {
         names.set_policies(&[&running.loaded, &new]);
@@ -44,9 +46,19 @@ pub async fn reload(running: &mut Running, server: &Server) -> Result<Reloaded, 
     if let Some(names) = &mut running.names {
         names.set_policy(&new);
     }
+    running.lookups.set_gateways(&new.config.tunnel.gateways);
     (running.loaded, running.snapshot, running.addresses) = (new, snapshot, addresses);
     tracing::info!(?changes, cut_flows, "reloaded");
     Ok(Reloaded { changes, cut_flows, warnings })
+}
+
+/// A gateway whose name has no answer now stays where it was.
+fn keep_known(old: &Loaded, new: &mut Loaded) {
+    let (was, is) = (&old.config.tunnel.gateways, &new.config.tunnel.gateways);
+    let same = was.iter().zip(is).map(|(was, is)| was.endpoint == is.endpoint);
+    for ((known, endpoint), is_same) in old.endpoints.iter().zip(&mut new.endpoints).zip(same) {
+        *endpoint = endpoint.or(known.filter(|_| is_same));
+    }
 }
 
 /// Takes all of the new configuration, or goes back to the old one.
@@ -67,10 +79,10 @@ async fn take(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> 
     running.machine.set_domains(all_domains(&running.snapshot, snapshot)).await?;
     running.machine.want(&both(&was, &is)).await?;
     // A peer that roamed and fell silent may be found where the configuration says.
-    let is_lost = running.pump.tunnels().map_err(not_taken)?.iter().all(|tunnel| tunnel.state == "down");
-    if is_lost || new.endpoint != running.loaded.endpoint {
-        set_gateway(running, new.endpoint).await?;
-    }
+    let lost = running.pump.tunnels().map_err(not_taken)?.into_iter().map(|tunnel| tunnel.state == "down");
+    let moved = new.endpoints.iter().zip(&running.loaded.endpoints).map(|(is, was)| is != was);
+    let moved: Vec<_> = moved.zip(lost).map(|(has_moved, is_lost)| has_moved || is_lost).collect();
+    set_gateways(running, &new.endpoints, &moved).await?;
     let cut_flows = running.pump.swap(snapshot.clone()).map_err(not_taken)?;
     running.machine.want(&is).await?;
     running.machine.set_domains(domains(snapshot)).await?;
@@ -81,21 +93,30 @@ async fn take(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> 
 /// The old policy before its routes alone, for the same reason. Where a step had not been taken, nothing changes.
 async fn go_back(running: &mut Running, new: &Loaded) -> Result<(), Failure> {
     let old = &running.loaded;
-    let (endpoint, snapshot) = (old.endpoint, running.snapshot.clone());
+    let (endpoints, snapshot) = (old.endpoints.clone(), running.snapshot.clone());
     let wanted = wanted(old, &snapshot);
     running.pump.swap(snapshot.clone()).map_err(not_taken)?;
     running.machine.want(&wanted).await?;
-    if new.endpoint != endpoint {
-        set_gateway(running, endpoint).await?;
-    }
+    let moved: Vec<_> = new.endpoints.iter().zip(&endpoints).map(|(is, was)| is != was).collect();
+    set_gateways(running, &endpoints, &moved).await?;
     // Last: it depends on others, and may be what the new one failed at.
     running.machine.set_domains(domains(&snapshot)).await
 }
 
-/// Moves the tunnel, and tells it whether there is a way to its new end; that makes it try at once.
-async fn set_gateway(running: &mut Running, endpoint: SocketAddr) -> Result<(), Failure> {
-    running.pump.set_endpoint(0, endpoint).map_err(not_taken)?;
-    running.machine.set_gateway(endpoint.ip()).await?;
+/// Has the gateways that have `moved` looked for at these endpoints, and says whether there are ways there; they are tried at once.
+async fn set_gateways(
+    running: &mut Running,
+    endpoints: &[Option<SocketAddr>],
+    moved: &[bool],
+) -> Result<(), Failure> {
+    if !moved.contains(&true) {
+        return Ok(());
+    }
+    for (gateway, endpoint) in endpoints.iter().enumerate().filter(|(at, _)| moved.get(*at) == Some(&true)) {
+        running.pump.set_endpoint(gateway, endpoint.unwrap_or(NOWHERE)).map_err(not_taken)?;
+    }
+    let addresses = endpoints.iter().map(|endpoint| endpoint.map(|endpoint| endpoint.ip()));
+    running.machine.set_gateways(addresses.collect()).await?;
     running.pump.set_underlay(running.machine.underlay()).map_err(not_taken)?;
     Ok(())
 }
@@ -129,14 +150,19 @@ fn all_of(was: &[Captured], is: &[Captured]) -> Vec<Captured> {
 fn needs_restart(old: &Loaded, new: &Loaded) -> Vec<&'static str> {
     let (interface, tunnel) = (&old.config.interface, &old.config.tunnel);
     let (new_interface, new_tunnel) = (&new.config.interface, &new.config.tunnel);
-    let preshared = |loaded: &Loaded| loaded.keys.preshared.as_ref().map(|key| key.to_base64());
+    let preshared = |loaded: &Loaded| -> Vec<_> {
+        loaded.keys.preshared.iter().map(|key| key.as_ref().map(|key| key.to_base64())).collect()
+    };
+    let public =
+        |tunnel: &Tunnel| -> Vec<_> { tunnel.gateways.iter().map(|gateway| gateway.public_key).collect() };
     [
         (interface.address != new_interface.address, "interface.address"),
         (interface.name != new_interface.name, "interface.name"),
         (interface.mtu != new_interface.mtu, "interface.mtu"),
         (old.keys.private.public_key() != new.keys.private.public_key(), "the private key"),
-        (tunnel.peer_public_key != new_tunnel.peer_public_key, "tunnel.peer_public_key"),
-        (preshared(old) != preshared(new), "the pre-shared key"),
+        (public(tunnel) != public(new_tunnel), "the gateways' number, order or public keys"),
+        (preshared(old) != preshared(new), "a pre-shared key"),
+        (tunnel.prefer != new_tunnel.prefer, "tunnel.prefer"),
         (tunnel.keepalive != new_tunnel.keepalive, "tunnel.keepalive"),
         (tunnel.dns != new_tunnel.dns, "tunnel.dns"),
         (old.config.dataplane != new.config.dataplane, "[dataplane]"),
@@ -174,8 +200,10 @@ fn changes(old: &Loaded, new: &Loaded) -> Vec<String> {
     if old.snapshot.unmatched() != new.snapshot.unmatched() {
         changes.push("policy.unmatched has changed".to_owned());
     }
-    if old.endpoint != new.endpoint {
-        changes.push(format!("the gateway is at {} now", new.endpoint));
+    for (at, (was, is)) in old.endpoints.iter().zip(&new.endpoints).enumerate() {
+        if let Some(endpoint) = is.filter(|_| was != is) {
+            changes.push(format!("{} is at {endpoint} now", called(&new.config.tunnel.gateways, at)));
+        }
     }
     if old.config.routes != new.config.routes {
         let state = if new.config.routes.kill_switch { "on" } else { "off" };
@@ -228,8 +256,12 @@ cidrs = ["203.0.113.0/24"]
             ("10.99.0.1/32", "10.99.0.2/32", "interface.address"),
             ("[tunnel]", "name = \"tun7\"\n[tunnel]", "interface.name"),
             ("[tunnel]", "mtu = 1300\n[tunnel]", "interface.mtu"),
-            ("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=", OTHER_KEY, "tunnel.peer_public_key"),
-            ("endpoint", "preshared_key_file = \"agent.psk\"\nendpoint", "the pre-shared key"),
+            (
+                "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=",
+                OTHER_KEY,
+                "the gateways' number, order or public keys",
+            ),
+            ("endpoint", "preshared_key_file = \"agent.psk\"\nendpoint", "a pre-shared key"),
             ("endpoint", "keepalive = 25\nendpoint", "tunnel.keepalive"),
             ("endpoint", "dns = [\"10.99.0.53\"]\nendpoint", "tunnel.dns"),
         ] {

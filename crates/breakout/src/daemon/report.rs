@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use control::{
-    Drops, Feature, Flow, Flows, Interface, MAX_FLOWS, PathCount, Rtp, Status, Tunnel, Underlay, Voice,
+    Drops, Failover, Feature, Flow, Flows, Gateway, Interface, MAX_FLOWS, PathCount, Rtp, Status, Tunnel,
+    Underlay, Voice,
 };
 use dataplane::rtp::RtpReport;
-use dataplane::{FlowReport, PumpError};
+use dataplane::{FlowReport, GatewayLeg, PumpError, TunnelReport};
 use packet::protocol;
-use policy::Path;
+use policy::{Path, Prefer};
 
-use super::start::Running;
+use super::{gateways::told, start::Running};
 
 pub fn status(running: &Running) -> Result<Status, PumpError> {
-    let tunnel = running.pump.tunnels()?.into_iter().next().ok_or(PumpError::Stopped)?;
+    let tunnels = running.pump.tunnels()?;
     let underlay = running.machine.underlay();
     let counters = running.pump.counters();
     let flows = running.pump.flows()?;
@@ -25,24 +26,28 @@ pub fn status(running: &Running) -> Result<Status, PumpError> {
         interface: Interface {
             name: running.interface.clone(),
             addresses: running.loaded.config.interface.address.iter().map(ToString::to_string).collect(),
-            mtu: tunnel.mtu,
+            mtu: *running.mtu.borrow(),
         },
         tunnel: Tunnel {
-            state: tunnel.state.to_owned(),
-            peer_public_key: tunnel::PublicKey(running.loaded.config.tunnel.peer_public_key.0).to_string(),
-            endpoint: tunnel.endpoint,
-            last_handshake_seconds: tunnel.last_handshake.map(seconds),
-            last_received_seconds: tunnel.last_received.map(seconds),
-            sent_bytes: tunnel.sent_bytes,
-            received_bytes: tunnel.received_bytes,
-            path_mtu: tunnel.path_mtu,
-            path_mtu_known: tunnel.path_mtu_known,
-            trouble: tunnel.trouble,
+            prefer: running.loaded.config.tunnel.prefer.name().to_owned(),
+            gateways: tunnels
+                .into_iter()
+                .enumerate()
+                .map(|(at, tunnel)| {
+                    gateway(running, at, tunnel, underlay.gateways.get(at).copied().unwrap_or_default())
+                })
+                .collect(),
+            failover: running.failover.as_ref().map(|(when, failover)| Failover {
+                from: running.gateway_name(failover.from),
+                to: running.gateway_name(failover.to),
+                cause: told(failover.cause).to_owned(),
+                seconds_ago: when.elapsed().as_secs(),
+                cut_flows: failover.cut_flows,
+            }),
         },
         underlay: Underlay {
             v4: underlay.v4.map(|address| address.to_string()),
             v6: underlay.v6.map(|address| address.to_string()),
-            gateway_reachable: underlay.gateways.iter().any(|gateway| gateway.reachable),
         },
         paths: [Path::Tunnel, Path::Bypass, Path::Reject]
             .map(|path| path_count(path, counters.path(path)))
@@ -76,15 +81,54 @@ pub fn flows(running: &Running) -> Result<Flows, PumpError> {
     // The liveliest are shown first, and kept.
     flows.sort_by_key(|flow| flow.idle);
     flows.truncate(MAX_FLOWS);
-    Ok(Flows { flows: flows.into_iter().map(flow).collect(), omitted })
+    Ok(Flows { flows: flows.into_iter().map(|report| flow(running, report)).collect(), omitted })
 }
 
-fn flow(report: FlowReport) -> Flow {
+fn gateway(running: &Running, at: usize, tunnel: TunnelReport, leg: GatewayLeg) -> Gateway {
+    let config = &running.loaded.config.tunnel;
+    let is_known = running.loaded.endpoints.get(at).is_some_and(Option::is_some);
+    let why = match (tunnel.is_used, config.prefer) {
+        (true, _) if config.gateways.len() == 1 => "it is the only one",
+        (true, Prefer::Order) if at == 0 => "it is the first in order",
+        (true, Prefer::Order) => "those before it have not answered",
+        (true, Prefer::RoundTrip) => "its round trip was the shortest when it was chosen",
+        (false, _) if !is_known => "its name has no address yet",
+        (false, _) if !leg.reachable => "there is no route to it",
+        (false, _) if tunnel.state == "down" => "it does not answer",
+        (false, _) if tunnel.flows > 0 => "it keeps the flows that it had",
+        (false, _) => "it is in reserve",
+    };
+    Gateway {
+        name: running.gateway_name(at),
+        public_key: config
+            .gateways
+            .get(at)
+            .map_or_else(String::new, |gateway| tunnel::PublicKey(gateway.public_key.0).to_string()),
+        endpoint: Some(tunnel.endpoint).filter(|_| is_known),
+        reachable: leg.reachable,
+        state: tunnel.state.to_owned(),
+        used: tunnel.is_used,
+        why: why.to_owned(),
+        flows: tunnel.flows,
+        round_trip_ms: tunnel.round_trip.map(milliseconds),
+        last_handshake_seconds: tunnel.last_handshake.map(seconds),
+        last_received_seconds: tunnel.last_received.map(seconds),
+        sent_bytes: tunnel.sent_bytes,
+        received_bytes: tunnel.received_bytes,
+        path_mtu: tunnel.path_mtu,
+        path_mtu_known: tunnel.path_mtu_known,
+        trouble: tunnel.trouble,
+    }
+}
+
+fn flow(running: &Running, report: FlowReport) -> Flow {
+    let several = running.loaded.config.tunnel.gateways.len() > 1;
     Flow {
         protocol: protocol_name(report.tuple.protocol),
         source: report.tuple.source,
         destination: report.tuple.destination,
         path: report.path.name().to_owned(),
+        gateway: report.gateway.filter(|_| several).map(|at| running.gateway_name(at)),
         rule: report.rule,
         mapping: report.mapping,
         mark: report.mark,
@@ -139,6 +183,11 @@ fn protocol_name(number: u8) -> String {
 
 fn microseconds(duration: Duration) -> u64 {
     duration.as_micros() as u64
+}
+
+/// To the microsecond.
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
 }
 
 /// To the millisecond: more would be noise in JSON.

@@ -1,15 +1,21 @@
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use control::Server;
-use dataplane::{Gateway, Handle, Mtu, Offload, Prefer, Pump, PumpError, Setup, Tun};
+use dataplane::{Failover, Gateway, Handle, Mtu, Offload, Prefer, Pump, PumpError, Setup, Tun};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use policy::{Fail, Snapshot};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tunnel::{Peer, PeerConfig};
 
 use super::{
+    gateways::NOWHERE,
     learned::Addresses,
     load::Loaded,
+    lookups::Lookups,
     machine::{self, Machine},
     names::{self, Heard, Names},
 };
@@ -38,6 +44,10 @@ pub struct Running {
     pub since: Instant,
     pub machine: Machine,
     pub pump: Handle,
+    /// Look for the gateways again.
+    pub lookups: Lookups,
+    /// The last one, and when.
+    pub failover: Option<(Instant, Failover)>,
 }
 
 /// Where a daemon that is up hears from.
@@ -46,6 +56,9 @@ pub struct Outside {
     pub exited: Exited,
     /// `None`: the policy has no names.
     pub heard: Option<Heard>,
+    pub failovers: mpsc::UnboundedReceiver<Failover>,
+    /// Gateways that have stopped answering.
+    pub downs: mpsc::UnboundedReceiver<usize>,
 }
 
 /// Resolves when the pump ends.
@@ -68,8 +81,10 @@ pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Outside), 
     let interface = tun.name().to_owned();
     let (mut machine, mtu) = Machine::raise(lock, &tun, &loaded, &snapshot).await?;
     let (tell, mtu) = watch::channel(mtu);
+    let (fail_over, failovers) = mpsc::unbounded_channel();
+    let (down, downs) = mpsc::unbounded_channel();
     let started = async {
-        let (pump, exited) = start_pump(tun, &loaded, &snapshot, tell, &machine)?;
+        let (pump, exited) = start_pump(tun, &loaded, &snapshot, tell, (fail_over, down), &machine)?;
         let server = Server::bind(&state.control_socket(), loaded.access)
             .map_err(|error| Failure::system("cannot open the control socket").because(error))?;
         let names = Names::start(&mut machine, &loaded).await?;
@@ -86,6 +101,7 @@ pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Outside), 
     let (names, heard) = names.unzip();
     let names_due = names::due(&addresses);
     let since = Instant::now();
+    let lookups = lookups_of_unknown(&loaded);
     let running = Running {
         path,
         state,
@@ -99,9 +115,20 @@ pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Outside), 
         since,
         machine,
         pump,
+        lookups,
+        failover: None,
     };
     running.announce();
-    Ok((running, Outside { server, exited, heard }))
+    Ok((running, Outside { server, exited, heard, failovers, downs }))
+}
+
+/// Names without an answer so far are asked for again.
+fn lookups_of_unknown(loaded: &Loaded) -> Lookups {
+    let mut lookups = Lookups::new(&loaded.config.tunnel.gateways);
+    let now = tokio::time::Instant::now();
+    let unknown = loaded.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.is_none());
+    unknown.for_each(|(gateway, _)| lookups.want_later(gateway, now));
+    lookups
 }
 
 /// What the last daemon learned and a crash kept closed, as the policy sees it now.
@@ -112,7 +139,7 @@ fn known_addresses(state: &StateDir, loaded: &Loaded) -> Result<Addresses, Failu
             .because(error)
             .remedy("they stay refused; `breakout down` removes the file and opens the way to them")
     })?;
-    Ok(known.under(&loaded.snapshot, loaded.endpoint.ip()))
+    Ok(known.under(&loaded.snapshot, &loaded.gateways()))
 }
 
 /// Each voice mapping holds a socket: with the usual soft limit of 1024, whoever opens as many ports could keep the daemon
@@ -146,21 +173,11 @@ fn start_pump(
     loaded: &Loaded,
     snapshot: &Arc<Snapshot>,
     tell: watch::Sender<u16>,
+    (fail_over, down): (mpsc::UnboundedSender<Failover>, mpsc::UnboundedSender<usize>),
     machine: &Machine,
 ) -> Result<(Handle, Exited), Failure> {
-    let Loaded { config, keys, .. } = loaded;
-    let mtu = *tell.borrow();
-    let peer = Peer::new(
-        PeerConfig {
-            private_key: keys.private.clone(),
-            peer_public_key: tunnel::PublicKey(config.tunnel.peer_public_key.0),
-            preshared_key: keys.preshared.clone(),
-            keepalive: config.tunnel.keepalive.map(|seconds| std::time::Duration::from_secs(seconds.into())),
-            index: random_index()?,
-            mtu,
-        },
-        Instant::now(),
-    );
+    let config = &loaded.config;
+    let gateways = gateways(loaded, *tell.borrow())?;
     let (ended, exited) = oneshot::channel();
     let setup = Setup {
         tun,
@@ -171,19 +188,44 @@ fn start_pump(
                 tell.send_replace(mtu);
             })),
         },
-        gateways: vec![Gateway { peer, endpoint: loaded.endpoint }],
-        prefer: Prefer::Order,
+        gateways,
+        prefer: match config.tunnel.prefer {
+            policy::Prefer::Order => Prefer::Order,
+            policy::Prefer::RoundTrip => Prefer::RoundTrip,
+        },
         snapshot: snapshot.clone(),
         fwmark: Machine::fwmark(),
         underlay: machine.underlay(),
         fast_path: config.dataplane.fast_path,
         offload: Offload { tun: config.dataplane.tun_offload, udp: config.dataplane.udp_offload },
         outer_dscp: config.dataplane.outer_dscp,
-        on_failover: Box::new(|_| {}),
+        // Nobody hears it once the daemon ends.
+        on_failover: Box::new(move |failover| _ = fail_over.send(failover)),
+        on_down: Box::new(move |gateway| _ = down.send(gateway)),
         on_exit: Box::new(move |result| drop(ended.send(result))),
     };
     let pump = Pump::start(setup).map_err(|error| Failure::system("cannot start the pump").because(error))?;
     Ok((pump, exited))
+}
+
+/// Of each gateway, in the configuration's order.
+fn gateways(loaded: &Loaded, mtu: u16) -> Result<Vec<Gateway>, Failure> {
+    let Loaded { config, keys, .. } = loaded;
+    let keepalive = config.tunnel.keepalive.map(|seconds| Duration::from_secs(seconds.into()));
+    let each = config.tunnel.gateways.iter().zip(&keys.preshared).zip(&loaded.endpoints);
+    each.map(|((gateway, preshared_key), endpoint)| {
+        let config = PeerConfig {
+            private_key: keys.private.clone(),
+            peer_public_key: tunnel::PublicKey(gateway.public_key.0),
+            preshared_key: preshared_key.clone(),
+            keepalive,
+            index: random_index()?,
+            mtu,
+        };
+        let peer = Peer::new(config, Instant::now());
+        Ok(Gateway { peer, endpoint: endpoint.unwrap_or(NOWHERE) })
+    })
+    .collect()
 }
 
 /// 24 random bits.
@@ -195,6 +237,10 @@ fn random_index() -> Result<u32, Failure> {
 }
 
 impl Running {
+    pub fn gateway_name(&self, at: usize) -> String {
+        self.loaded.config.tunnel.gateways.get(at).map_or_else(String::new, |gateway| gateway.name.clone())
+    }
+
     fn announce(&self) {
         let addresses: Vec<_> =
             self.loaded.config.interface.address.iter().map(ToString::to_string).collect();
@@ -202,7 +248,7 @@ impl Running {
         let closed = captured.iter().filter(|captured| captured.fail == Fail::Closed).count();
         tracing::info!(
             interface = %self.interface,
-            gateway = %self.loaded.endpoint,
+            gateway = self.loaded.shown_endpoints(),
             routed = captured.len(),
             failing_closed = closed,
             "up"
@@ -212,7 +258,7 @@ impl Running {
             self.interface,
             addresses.join(", "),
             *self.mtu.borrow(),
-            self.loaded.endpoint
+            self.loaded.shown_endpoints()
         ));
         if let Err(failure) = told {
             tracing::warn!("{}", failure.plain());

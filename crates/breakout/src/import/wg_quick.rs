@@ -67,7 +67,7 @@ pub fn read(text: &str, name: &str) -> Result<WgQuick, Failure> {
     }
     if further_peers > 0 {
         file.notes.push(format!(
-            "{further_peers} further [Peer] sections: a configuration has one gateway; the first peer was taken"
+            "{further_peers} further [Peer] sections: the first peer was taken; others that lead to the same networks can be added as [[gateways]]"
         ));
     }
     file.complete(name)

@@ -78,6 +78,11 @@ impl Scene {
         serde_json::from_str(&said(&self.breakout(&["status", "--json"]))).unwrap()
     }
 
+    /// The gateway that new flows go to.
+    pub fn gateway(&self) -> control::Gateway {
+        self.status().tunnel.used().cloned().expect("one is always used")
+    }
+
     pub fn flows(&self) -> Vec<control::Flow> {
         let flows: control::Flows =
             serde_json::from_str(&said(&self.breakout(&["flows", "--json"]))).unwrap();

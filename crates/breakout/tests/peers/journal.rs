@@ -273,7 +273,8 @@ impl Bench {
         let is_done = || {
             let status = self.scene.breakout(&["status", "--json"]);
             let status = serde_json::from_slice::<control::Status>(&status.stdout);
-            !getent(&self.scene, name).is_empty() && status.is_ok_and(|s| s.tunnel.path_mtu == PATH_MTU)
+            !getent(&self.scene, name).is_empty()
+                && status.is_ok_and(|s| s.tunnel.used().is_some_and(|it| it.path_mtu == PATH_MTU))
         };
         eventually(PATIENCE, || match daemon.wait(Duration::ZERO).unwrap() {
             None if !is_done() => Err(format!("{name} has no address, or the path is not known")),

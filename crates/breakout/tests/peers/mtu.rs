@@ -89,8 +89,10 @@ fn a_configured_size_stays() {
     scene.daemon = Some(ok(lab::Daemon::start(&scene.internet.agent, exe(), &config, &scene.directory)));
     serve(&scene);
     upload(&scene).finish();
-    let status = scene.status();
-    assert_eq!((status.interface.mtu, status.tunnel.path_mtu_known.as_str()), (1420, "as configured"));
+    assert_eq!(
+        (scene.status().interface.mtu, scene.gateway().path_mtu_known.as_str()),
+        (1420, "as configured")
+    );
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +137,7 @@ fn narrows(gateway: Gateway, mtu: u16, routers: Routers, outside: Outside) {
     }
     serve(&scene);
     let found = |path: u16, known: &'static str| {
-        let tunnel = scene.status().tunnel;
+        let tunnel = scene.gateway();
         match (tunnel.path_mtu == path, tunnel.path_mtu_known.contains(known)) {
             (true, true) => Ok(()),
             _ => Err(format!("{}, {}", tunnel.path_mtu, tunnel.path_mtu_known)),

@@ -128,7 +128,7 @@ fn a_call_lives_through_a_bulk_download_and_reloads() {
     let router = &scene.internet.router;
     let wan = ok(Capture::start_beside_tunnel(router, "wan0"));
     let call = Call::start(&scene, "bulk", seconds, Local::Only(AGENT_TUNNEL)).connected();
-    let before = scene.status().tunnel.received_bytes;
+    let before = scene.gateway().received_bytes;
     let mut bulk = Command::new(curl);
     bulk.args(["--silent", "--output", "/dev/null", "--insecure", "--max-time", &seconds.to_string()]);
     bulk.arg(format!("https://{SIGNALING}/bytes/1000000000000"));
@@ -144,7 +144,7 @@ fn a_call_lives_through_a_bulk_download_and_reloads() {
         scene.directory.write("breakout.toml", if round % 2 == 0 { &other } else { &old }).unwrap();
         let said = said(&scene.breakout(&["reload"]));
         assert!(said.contains("set more"), "{said}");
-        let carried = scene.status().tunnel.received_bytes - before;
+        let carried = scene.gateway().received_bytes - before;
         assert!(carried > (round + 1) * 10_000_000, "no bulk: {carried} bytes so far");
         for (internal, external) in mappings(&scene.flows()) {
             assert_eq!(mapped.get(&internal), Some(&external), "{internal} was moved");

@@ -39,7 +39,7 @@ pub(super) fn check(
         check_unused_sets(&named, sets, findings);
     }
     let captured: Vec<&Prefix> = prefixes.iter().filter(|prefix| named.contains(&prefix.set)).collect();
-    check_endpoint(tunnel, &captured, sets, findings);
+    check_endpoints(tunnel, &captured, sets, findings);
     check_addresses(interface, &captured, sets, findings);
     check_families(interface, &captured, rules, findings);
 }
@@ -163,19 +163,20 @@ fn check_unused_sets(named: &HashSet<usize>, sets: &[ReadSet], findings: &mut Fi
     }
 }
 
-fn check_endpoint(
+fn check_endpoints(
     tunnel: Option<&ReadTunnel>,
     captured: &[&Prefix],
     sets: &[ReadSet],
     findings: &mut Findings,
 ) {
-    let Some(tunnel) = tunnel else { return };
-    let Endpoint::Address(endpoint) = &tunnel.tunnel.endpoint else { return };
-    let Some(prefix) = holding(captured, endpoint.ip()) else { return };
-    let message =
-        format!("the endpoint {} lies inside {} ({})", endpoint.ip(), prefix.net, name(sets, prefix.set));
-    let help = "the tunnel cannot carry its own packets: use a gateway address outside of all sets, or narrow the set";
-    findings.error(tunnel.endpoint_span.clone(), message, help).also(prefix.place.clone(), "captured here");
+    for (endpoint, place) in tunnel.iter().flat_map(|tunnel| tunnel.endpoints()) {
+        let Endpoint::Address(endpoint) = endpoint else { continue };
+        let Some(prefix) = holding(captured, endpoint.ip()) else { continue };
+        let message =
+            format!("the endpoint {} lies inside {} ({})", endpoint.ip(), prefix.net, name(sets, prefix.set));
+        let help = "the tunnel cannot carry its own packets: use a gateway address outside of all sets, or narrow the set";
+        findings.error(place.clone(), message, help).also(prefix.place.clone(), "captured here");
+    }
 }
 
 fn check_addresses(

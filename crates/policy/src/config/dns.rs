@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use toml::Spanned;
 
 use super::{
-    Endpoint,
+    Endpoint, Gateway,
     finding::{Findings, Span},
     interface::ReadInterface,
     rules::ReadRule,
@@ -75,16 +75,18 @@ pub(super) fn check_names(sets: &[ReadSet], rules: &[ReadRule], findings: &mut F
 pub(super) fn is_reachable(
     (server, place): &Server,
     interface: &ReadInterface,
-    endpoint: &Endpoint,
+    gateways: &[Gateway],
     findings: &mut Findings,
 ) -> bool {
     let own = &interface.interface.address;
+    let is_gateway =
+        |gateway: &Gateway| matches!(&gateway.endpoint, Endpoint::Address(at) if at.ip() == *server);
     let is_of_its_family = |own: &IpNet| own.addr().is_ipv4() == server.is_ipv4();
     let (found, help) = if own.iter().any(|own| own.addr() == *server) {
         ("is the interface's own address".to_owned(), "give the address of a server behind the tunnel")
-    } else if matches!(endpoint, Endpoint::Address(gateway) if gateway.ip() == *server) {
+    } else if gateways.iter().any(is_gateway) {
         (
-            "is the gateway's endpoint".to_owned(),
+            "is a gateway's endpoint".to_owned(),
             "the tunnel cannot carry its own packets: give the address that the server has inside the tunnel",
         )
     } else if !own.is_empty() && !own.iter().any(is_of_its_family) {

@@ -8,12 +8,13 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Endpoint, dns,
+    dns,
+    endpoint::is_host_name,
     finding::{Findings, Span},
     rules::ReadRule,
     section::Section,
     sets::ReadSet,
-    tunnel::{ReadTunnel, is_host_name},
+    tunnel::ReadTunnel,
 };
 use crate::{
     Path,
@@ -65,12 +66,14 @@ pub(super) fn check(
 ) {
     let owners = check_shared(sets, findings);
     check_bypassed(sets, rules, findings);
-    let Some(ReadTunnel { tunnel, endpoint_span, dns }) = tunnel else { return };
-    if dns.is_none() {
+    let Some(tunnel) = tunnel else { return };
+    if tunnel.dns.is_none() {
         check_askable(sets, findings);
     }
-    if let Endpoint::Name { host, .. } = &tunnel.endpoint {
-        check_gateway(host, endpoint_span, &owners, findings);
+    for (endpoint, place) in tunnel.endpoints() {
+        if let Some(host) = endpoint.host() {
+            check_gateway(&host, place, &owners, findings);
+        }
     }
 }
 
@@ -121,8 +124,7 @@ fn check_askable(sets: &[ReadSet], findings: &mut Findings) {
 
 /// To find the gateway there must be a way that does not lead through it.
 fn check_gateway(host: &str, at: &Span, owners: &Owners<'_>, findings: &mut Findings) {
-    let host = normal(host);
-    let Some((domain, (set, place))) = upward(&host).find_map(|above| owners.get_key_value(above)) else {
+    let Some((domain, (set, place))) = upward(host).find_map(|above| owners.get_key_value(above)) else {
         return;
     };
     let message = format!("the gateway's name {host} lies under {domain} ({})", set.name);

@@ -8,7 +8,7 @@ use toml::{
 
 use super::{
     finding::{Findings, Span},
-    section::{Section, check_name, did_you_mean, list, nearest, string, wrong_type},
+    section::{Section, check_name, choose, did_you_mean, nearest, string, wrong_type},
     sets::ReadSet,
 };
 use crate::{
@@ -267,23 +267,4 @@ fn read_mark(section: &Section<'_>, path: Option<Path>, findings: &mut Findings)
             Mark::Keep
         }
     }
-}
-
-fn choose<T: Copy>(
-    key: &str,
-    word: &Spanned<&str>,
-    known: &[(&str, T)],
-    findings: &mut Findings,
-) -> Option<T> {
-    if let Some((_, value)) = known.iter().find(|(name, _)| name == word.get_ref()) {
-        return Some(*value);
-    }
-    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-    let message = format!("`{key}` is `{}`", word.get_ref().escape_debug());
-    let help = match nearest(word.get_ref(), &names) {
-        Some(name) => format!("did you mean `{name}`? It can be {}", list(&names)),
-        None => format!("it can be {}", list(&names)),
-    };
-    findings.error(word.span(), message, help);
-    None
 }

@@ -131,7 +131,8 @@ impl<'t> Section<'t> {
         findings.error(self.span.clone(), message, format!("add `{example}`"));
     }
 
-    fn key_span(&self, key: &str) -> Span {
+    /// The key's place; the table's if it has no such key.
+    pub(super) fn key_span(&self, key: &str) -> Span {
         self.table.get_key_value(key).map_or(self.span.clone(), |(key, _)| key.span())
     }
 }
@@ -160,6 +161,26 @@ pub(super) fn wrong_type(key: &str, expected: &str, found: &DeValue<'_>, at: Spa
         DeValue::Table(_) => "a table",
     };
     findings.error(at, format!("`{key}` is {found}"), format!("`{key}` must be {expected}"));
+}
+
+/// The value of the word; what is none of `known` is an error and counts as absent.
+pub(super) fn choose<T: Copy>(
+    key: &str,
+    word: &Spanned<&str>,
+    known: &[(&str, T)],
+    findings: &mut Findings,
+) -> Option<T> {
+    if let Some((_, value)) = known.iter().find(|(name, _)| name == word.get_ref()) {
+        return Some(*value);
+    }
+    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+    let message = format!("`{key}` is `{}`", word.get_ref().escape_debug());
+    let help = match nearest(word.get_ref(), &names) {
+        Some(name) => format!("did you mean `{name}`? It can be {}", list(&names)),
+        None => format!("it can be {}", list(&names)),
+    };
+    findings.error(word.span(), message, help);
+    None
 }
 
 /// A remedy for a word that is none of `known`.

@@ -1,0 +1,228 @@
+//! Where the gateways are, and what follows when one takes another's place. Their names are asked for on the physical side.
+
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use ::names::{Resolver, Settings};
+use dataplane::{Failover, FailoverCause, FlowReport, Handle};
+use packet::protocol;
+use policy::{Endpoint, Gateway, Path};
+use routes::{connections, dns};
+use tokio::{net::lookup_host, sync::mpsc, task::AbortHandle, time::timeout};
+
+use super::{
+    load::{Loaded, called, refuse_if_captured},
+    lookups::Answer,
+    names,
+    start::Running,
+};
+use crate::failure::{Failure, Problem};
+
+/// Of a gateway whose name has no address yet: the IPv4 dummy address (RFC 7600 section 4.8), which leads nowhere.
+pub const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), 9);
+const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
+
+/// The gateways' addresses, in their order; `None`: the name has none yet. An error if that holds for all of them.
+pub async fn find(gateways: &[Gateway]) -> Result<Vec<Option<SocketAddr>>, Failure> {
+    let _answering = answer_for_the_dead(gateways).await;
+    let lookups: Vec<_> =
+        gateways.iter().map(|gateway| tokio::spawn(look_up(gateway.endpoint.clone()))).collect();
+    let (mut found, mut failures) = (Vec::with_capacity(gateways.len()), Vec::new());
+    for (gateway, lookup) in gateways.iter().zip(lookups) {
+        match lookup.await.map_err(io::Error::other).flatten() {
+            Ok(addresses) => found.push(addresses.first().copied()),
+            Err(error) => {
+                failures.push(unresolved(&gateway.endpoint, error));
+                found.push(None);
+            }
+        }
+    }
+    if found.iter().any(Option::is_some) {
+        failures.iter().for_each(|failure| tracing::warn!("{}; it is tried again", failure.plain()));
+        return Ok(found);
+    }
+    failures.into_iter().next().map_or(Ok(found), Err)
+}
+
+/// Takes in what a lookup has found: a gateway that has moved is followed. One that does not answer is looked for again.
+pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses }: Answer) {
+    // A pump that has ended says so itself.
+    let Ok(tunnels) = running.pump.tunnels() else { return };
+    let Some(tunnel) = tunnels.get(gateway) else { return };
+    let is_lost = tunnel.state == "down";
+    if is_lost || addresses.is_err() {
+        running.lookups.want_later(gateway, tokio::time::Instant::now());
+    }
+    let addresses = match addresses {
+        Ok(addresses) => addresses,
+        Err(error) => {
+            tracing::warn!("{}", unresolved(&endpoint, error).plain());
+            return;
+        }
+    };
+    let known = running.loaded.endpoints.get(gateway).copied().flatten();
+    let Some(address) = choose(&addresses, known, is_lost) else { return };
+    // A gateway that answers may have roamed; one that does not may be back where it should be.
+    let is_there = if is_lost { tunnel.endpoint == address } else { known == Some(address) };
+    if is_there {
+        return;
+    }
+    let called = called(&running.loaded.config.tunnel.gateways, gateway);
+    match follow(running, gateway, address).await {
+        Ok(()) => tracing::info!("{called} is at {address} now"),
+        Err(failure) => {
+            tracing::warn!("{called} is said to be at {address}, which is not taken: {}", failure.plain());
+        }
+    }
+}
+
+/// Says that another gateway is used, and ends the connections of the one before: a program that only listens would wait for ever.
+pub fn failed_over(running: &mut Running, failover: Failover) {
+    let Failover { from, to, cause, cut_flows } = failover;
+    tracing::warn!(
+        from = running.gateway_name(from),
+        to = running.gateway_name(to),
+        cut_flows,
+        "new flows go to another gateway: {}",
+        told(cause)
+    );
+    match end_cut(&running.pump) {
+        Ok(ended) => tracing::info!(ended, "programs were told that their connections are gone"),
+        Err(error) => tracing::warn!("connections that were cut end only when they send: {error}"),
+    }
+    running.lookups.want(from, tokio::time::Instant::now());
+    running.failover = Some((std::time::Instant::now(), failover));
+}
+
+/// In a phrase.
+pub const fn told(cause: FailoverCause) -> &'static str {
+    match cause {
+        FailoverCause::Silence => "nothing came back from the one before",
+        FailoverCause::NoRoute => "there is no route to the one before",
+    }
+}
+
+/// Ends this machine's sockets of the connections that the pump has cut. Returns how many.
+fn end_cut(pump: &Handle) -> Result<usize, Box<dyn Error>> {
+    let is_cut = |flow: &FlowReport| flow.tuple.protocol == protocol::TCP && flow.path == Path::Reject;
+    let flows = pump.flows()?;
+    let cut: BTreeSet<(SocketAddr, SocketAddr)> = flows
+        .iter()
+        .filter(|flow| is_cut(flow))
+        .map(|flow| (flow.tuple.source, flow.tuple.destination))
+        .collect();
+    if cut.is_empty() {
+        return Ok(0);
+    }
+    Ok(connections::end(|connection| cut.contains(&(connection.local, connection.remote)))?.len())
+}
+
+async fn follow(running: &mut Running, gateway: usize, endpoint: SocketAddr) -> Result<(), Failure> {
+    let Loaded { config, snapshot, endpoints, .. } = &running.loaded;
+    if let Some(config) = config.tunnel.gateways.get(gateway) {
+        refuse_if_captured(config, endpoint, snapshot)?;
+    }
+    let mut endpoints = endpoints.clone();
+    endpoints.get_mut(gateway).into_iter().for_each(|known| *known = Some(endpoint));
+    running.pump.set_endpoint(gateway, endpoint).map_err(not_moved)?;
+    let addresses = endpoints.iter().map(|endpoint| endpoint.map(|endpoint| endpoint.ip()));
+    running.machine.set_gateways(addresses.collect()).await?;
+    running.pump.set_underlay(running.machine.underlay()).map_err(not_moved)?;
+    running.loaded.endpoints = endpoints;
+    names::leave_out_gateways(running).await
+}
+
+/// An address that is known stays, whichever is named first now, unless the gateway does not answer there.
+fn choose(addresses: &[SocketAddr], known: Option<SocketAddr>, is_lost: bool) -> Option<SocketAddr> {
+    let at = addresses.iter().position(|address| known == Some(*address));
+    let next = match at {
+        Some(at) if is_lost => addresses.get(at + 1),
+        Some(at) => addresses.get(at),
+        None => None,
+    };
+    next.or(addresses.first()).copied()
+}
+
+fn not_moved(error: dataplane::PumpError) -> Problem {
+    Failure::system("the tunnel stays where it was").because(error)
+}
+
+/// All addresses that an endpoint has, the best first; at least one.
+pub async fn look_up(endpoint: Endpoint) -> io::Result<Vec<SocketAddr>> {
+    let (host, port) = match endpoint {
+        Endpoint::Address(address) => return Ok(vec![address]),
+        Endpoint::Name { host, port } => (host, port),
+    };
+    tracing::info!(host, "resolving the gateway's name");
+    let found = timeout(LOOKUP_LIMIT, lookup_host((host, port))).await.map_err(|_| {
+        io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", LOOKUP_LIMIT.as_secs()))
+    })??;
+    let addresses: Vec<_> = found.collect();
+    if addresses.is_empty() { Err(io::Error::other("the name has no address")) } else { Ok(addresses) }
+}
+
+fn unresolved(endpoint: &Endpoint, error: io::Error) -> Failure {
+    let host = endpoint.host().unwrap_or_default();
+    Failure::system(format!("the gateway's name {host} cannot be resolved"))
+        .because(error)
+        .remedy("check the network and the name; an address in `endpoint` needs no resolving")
+        .into()
+}
+
+/// Where a dead run still leads all names to its resolver: somebody there who has the gateways' names asked for as before that run, and has
+/// no answer for any other.
+async fn answer_for_the_dead(gateways: &[Gateway]) -> Option<Answering> {
+    let hosts: Vec<String> = gateways.iter().filter_map(|gateway| gateway.endpoint.host()).collect();
+    if hosts.is_empty() {
+        return None;
+    }
+    let forward = dns::left_before().await?;
+    let settings = Settings {
+        listen: vec![(dns::LOOPBACK, 53).into()],
+        upstreams: Vec::new(),
+        from: Vec::new(),
+        forward,
+        ipv6: false,
+    };
+    let (learn, _) = mpsc::channel(1);
+    // It fails where a daemon is running, which answers itself.
+    let resolver = Resolver::bind(settings, move |name| hosts.iter().all(|host| host != name), learn).ok()?;
+    Some(Answering(tokio::spawn(resolver.run()).abort_handle()))
+}
+
+struct Answering(AbortHandle);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_answers_stays_and_one_that_does_not_gives_way_to_the_next() {
+        let at = |last: u8| SocketAddr::from(([198, 18, 0, last], 51820));
+        for (found, known, is_lost, chosen) in [
+            (&[1, 2][..], None, false, 1),
+            (&[1, 2], Some(2), false, 2),
+            (&[2, 1], Some(1), false, 1),
+            (&[3], Some(1), false, 3),
+            (&[1, 2], Some(1), true, 2),
+            (&[1, 2], Some(2), true, 1),
+            (&[1], Some(1), true, 1),
+            (&[3, 2], Some(1), true, 3),
+        ] {
+            let addresses: Vec<_> = found.iter().map(|last| at(*last)).collect();
+            assert_eq!(choose(&addresses, known.map(at), is_lost), Some(at(chosen)), "{found:?} {known:?}");
+        }
+        assert_eq!(choose(&[], None, true), None);
+    }
+}
