@@ -15,6 +15,7 @@ mod closed;
 mod common;
 mod crash;
 mod download;
+mod gateways;
 mod journal;
 mod leaks;
 mod machine;
