@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod allowed;
+mod deadlines;
 mod keys;
 mod message;
 mod outcome;
@@ -19,6 +20,7 @@ mod session;
 mod timers;
 mod trouble;
 
+pub use deadlines::Deadlines;
 pub use keys::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use outcome::{OpenError, Opened, SealError, Sealed, State, Stats};
 pub use peer::{DATAGRAM_OVERHEAD, MIN_OUT, Peer, PeerConfig};

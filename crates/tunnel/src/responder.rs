@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::allowed::{AllowedIps, source};
 use crate::message::Message;
-use crate::{MIN_OUT, OpenError, Opened, Peer, PeerConfig, PresharedKey, PrivateKey, PublicKey};
+use crate::{Deadlines, MIN_OUT, OpenError, Opened, Peer, PeerConfig, PresharedKey, PrivateKey, PublicKey};
 
 /// One of a gateway's peers.
 pub struct ResponderPeer {
@@ -47,11 +47,15 @@ pub struct Responder {
     by_key: HashMap<[u8; 32], usize>,
     /// By 24-bit index, sorted.
     by_index: Vec<(u32, usize)>,
+    deadlines: Deadlines,
+    /// Peers whose deadline may be another than when this was asked last.
+    touched: Vec<usize>,
 }
 
 struct Member {
     peer: Peer,
     endpoint: Option<SocketAddr>,
+    is_touched: bool,
 }
 
 /// Which peer an address belongs to (cryptokey routing), and where that peer was last heard.
@@ -82,6 +86,8 @@ impl Responder {
             allowed: AllowedIps::default(),
             by_key: HashMap::new(),
             by_index: Vec::with_capacity(peers.len()),
+            deadlines: Deadlines::default(),
+            touched: Vec::new(),
         };
         let mut prefixes = Vec::new();
         let mut seen = HashSet::new();
@@ -124,7 +130,7 @@ impl Responder {
             | Message::CookieReply { receiver }
             | Message::Data { receiver, .. } => self.by_index(receiver)?,
         };
-        let member = self.members.get_mut(number).ok_or(OpenError::NoSession)?;
+        let member = self.touch(number).ok_or(OpenError::NoSession)?;
         let opened = member.peer.open_from(datagram, Some(from.ip()), out, now)?;
         if opened.is_authentic() {
             member.endpoint = Some(from);
@@ -169,25 +175,42 @@ impl Responder {
 
     /// For [`Peer::seal`], [`Peer::flush`] and [`Peer::take_refused`]. A peer that was never heard is down.
     pub fn peer_mut(&mut self, peer: usize) -> Option<&mut Peer> {
-        self.members.get_mut(peer).map(|member| &mut member.peer)
+        self.touch(peer).map(|member| &mut member.peer)
     }
 
-    /// The earliest deadline of all peers.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.members.iter().filter_map(|member| member.peer.deadline()).min()
+    /// No later than the earliest deadline of all peers.
+    pub fn deadline(&mut self) -> Option<Instant> {
+        for number in self.touched.drain(..) {
+            if let Some(member) = self.members.get_mut(number) {
+                member.is_touched = false;
+                self.deadlines.list(number, member.peer.deadline());
+            }
+        }
+        self.deadlines.earliest()
     }
 
     /// Does what is due; returns a datagram to send to a peer. Call again while [`Responder::deadline`] is not after `now`.
     pub fn on_deadline<'a>(&mut self, out: &'a mut [u8], now: Instant) -> Option<(usize, &'a [u8])> {
-        for (number, member) in self.members.iter_mut().enumerate() {
-            if member.peer.deadline().is_none_or(|deadline| deadline > now) {
-                continue;
-            }
-            if let Some(length) = member.peer.act(out, now) {
+        self.deadline();
+        while let Some(number) = self.deadlines.take_due(now) {
+            let Some(Member { peer, .. }) = self.touch(number) else { continue };
+            if peer.deadline().is_some_and(|deadline| deadline <= now)
+                && let Some(length) = peer.act(out, now)
+            {
                 return Some((number, out.get(..length)?));
             }
         }
         None
+    }
+
+    /// A peer that may have another deadline afterwards.
+    fn touch(&mut self, number: usize) -> Option<&mut Member> {
+        let member = self.members.get_mut(number)?;
+        if !member.is_touched {
+            member.is_touched = true;
+            self.touched.push(number);
+        }
+        Some(member)
     }
 
     fn add(
@@ -215,7 +238,7 @@ impl Responder {
         };
         let mut peer = Peer::with_limiter(config, self.limiter.clone(), now);
         peer.set_underlay(false, now);
-        self.members.push(Member { peer, endpoint: None });
+        self.members.push(Member { peer, endpoint: None, is_touched: false });
         Ok(())
     }
 

@@ -262,6 +262,52 @@ fn deadlines_of_all_peers_are_served() {
 }
 
 #[test]
+fn no_deadline_is_missed_whatever_is_done_with_peers() {
+    let mut office = Office::new(3);
+    for number in [0, 2, 1] {
+        office.connect(number);
+        office.now += Duration::from_secs(1);
+    }
+    let mut out = [0; 148];
+    for step in 0..2000 {
+        let earliest = (0..3).filter_map(|peer| office.gateway.peer(peer)?.deadline()).min();
+        assert!(office.gateway.deadline() <= earliest, "{step}");
+        office.now += Duration::from_millis(150);
+        if step % 7 == 0 {
+            let peer = office.gateway.peer_mut(step % 3).unwrap();
+            give(peer, &ipv4(60, 1), office.now);
+        }
+        for _ in 0..10 {
+            office.gateway.on_deadline(&mut out, office.now);
+        }
+        let due = |peer: usize| office.gateway.peer(peer).and_then(Peer::deadline);
+        assert!((0..3).filter_map(due).all(|due| due > office.now), "{step}");
+    }
+}
+
+#[test]
+fn where_nothing_is_due_nobody_is_looked_at() {
+    const CALLS: u32 = 1000;
+    let mut office = Office::new(1);
+    office.connect(0);
+    let crowd = |_| member(PrivateKey::generate().unwrap().public_key(), None, &[]);
+    let mut large =
+        Responder::new(PrivateKey::generate().unwrap(), (0..2000).map(crowd).collect(), office.now).unwrap();
+    let took = |gateway: &mut Responder| {
+        let round = || {
+            let began = Instant::now();
+            (0..CALLS).for_each(|_| {
+                std::hint::black_box(gateway.deadline());
+            });
+            began.elapsed()
+        };
+        std::iter::repeat_with(round).take(10).min().unwrap()
+    };
+    let (few, many) = (took(&mut office.gateway), took(&mut large));
+    assert!(many < few * 20, "{many:?} with 2000 peers, {few:?} with one");
+}
+
+#[test]
 fn lists_that_cannot_work_are_refused() {
     let now = Instant::now();
     let key = PrivateKey::generate().unwrap();
