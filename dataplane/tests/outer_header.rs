@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use dataplane::gateway::{Gateway, GatewaySetup};
 use dataplane::{DropReason, GatewayLeg, Tun, Underlay};
 use machine::{Machine, SIGNALING_V4, Tunnel, V4, WIFI_V4, ip, underlay};
-use packet::{Checksum, Dscp, Ecn, OuterDscp, Packet, PacketMut, Tos, build};
+use packet::{Checksum, Dscp, Echo, Ecn, OuterDscp, Packet, PacketMut, Tos, build};
 use tunnel::{Opened, Peer, PeerConfig, PrivateKey, PublicKey, Responder, ResponderPeer, Sealed};
 
 const POLICIES: [OuterDscp; 3] = [OuterDscp::ZERO, OuterDscp::Copy, OuterDscp::Fixed(Dscp::AF41)];
@@ -58,6 +58,30 @@ fn the_pump_tells_packets_of_congestion_on_the_way() {
         far.sends_all_marks((SIGNALING_V4, 5060).into(), (V4.tun, 5000).into(), &app);
         assert_eq!(machine.drops(DropReason::Congested), 1);
     }
+}
+
+#[test]
+fn of_pings_out_of_the_tunnel_only_the_gateways_probe_of_the_path_is_answered() {
+    let tunnel = Tunnel::new(OuterDscp::ZERO);
+    let Some(machine) = Machine::with(&tunnel) else { return };
+    let mut far = far_end(&machine, &tunnel, GATEWAYS[0]);
+    app(V4.tun, 5000).send_to(b"opens the session", (SIGNALING_V4, 5060)).unwrap();
+    far.receive(OuterDscp::ZERO);
+    for (id, ttl, payload) in
+        [(1, 64, b"as ping does    "), (2, 1, b"as traceroute   "), (3, 1, b"breakout pathmtu")]
+    {
+        let mut ping = [0; 64];
+        let echo = Echo { source: SIGNALING_V4, destination: V4.tun, id, sequence: 1 };
+        assert!(echo.request(ttl, payload, &mut ping));
+        far.send(&ping, Tos(0));
+    }
+    let answered = loop {
+        far.next();
+        if let Some(bytes) = far.opened.take() {
+            break Packet::parse(&bytes).unwrap().answered_echo().unwrap().id;
+        }
+    };
+    assert_eq!(answered, 3);
 }
 
 #[test]

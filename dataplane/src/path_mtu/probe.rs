@@ -2,13 +2,16 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use packet::Echo;
+use packet::{Echo, Packet};
 use tunnel::{DATAGRAM_OVERHEAD, MIN_OUT, Peer, Sealed};
 
 use super::PathMtu;
 
 /// Only the tunnel's other end sees such a probe: it answers rather than forward it, whoever wrote it and whatever the destination is.
 const TTL: u8 = 1;
+
+/// What our probes carry, so that their other end tells them from anybody else's pings. The smallest probe has room for it.
+const MARK: &[u8; 16] = b"breakout pathmtu";
 
 /// Between whom a path is probed: an address of ours, and one that the other end has or would forward to.
 pub(crate) type Ends = (IpAddr, IpAddr);
@@ -18,6 +21,12 @@ pub(crate) fn secret() -> u32 {
     RandomState::new().hash_one(()) as u32
 }
 
+/// What a probe that was sent to one of these addresses asks; `None` of any other packet.
+pub(crate) fn asked(packet: &Packet<'_>, own: &[IpAddr]) -> Option<Echo> {
+    let echo = packet.echo_request().filter(|echo| own.contains(&echo.destination))?;
+    (packet.headers().ttl == TTL && packet.payload().starts_with(MARK)).then_some(echo)
+}
+
 /// A datagram around an echo request of this size; `None` if nothing can be sent now.
 pub(crate) fn seal(path: &PathMtu, size: u16, ends: Ends, peer: &mut Peer, now: Instant) -> Option<Vec<u8>> {
     let (source, destination) = ends;
@@ -25,7 +34,7 @@ pub(crate) fn seal(path: &PathMtu, size: u16, ends: Ends, peer: &mut Peer, now: 
     let mut packet = vec![0; len.next_multiple_of(16)];
     let (id, sequence) = path.name(size);
     let echo = Echo { source, destination, id, sequence };
-    if !echo.request(TTL, packet.get_mut(..len)?) {
+    if !echo.request(TTL, MARK, packet.get_mut(..len)?) {
         return None;
     }
     let mut datagram = vec![0; (packet.len() + DATAGRAM_OVERHEAD).max(MIN_OUT)];
@@ -35,4 +44,27 @@ pub(crate) fn seal(path: &PathMtu, size: u16, ends: Ends, peer: &mut Peer, now: 
     };
     datagram.truncate(sealed);
     Some(datagram)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::CONTROL;
+    use super::*;
+
+    #[test]
+    fn only_a_probe_to_here_is_answered() {
+        for [gateway, own] in [["10.99.0.254", "10.99.0.1"], ["fd00::fe", "fd00::1"]] {
+            let [source, destination] = [gateway, own].map(|ip| ip.parse::<IpAddr>().unwrap());
+            let echo = Echo { source, destination, id: 7, sequence: 9 };
+            let asked = |ttl, payload: &[u8], own| {
+                let mut bytes = vec![0; CONTROL.into()];
+                assert!(echo.request(ttl, payload, &mut bytes));
+                asked(&Packet::parse(&bytes).unwrap(), &[own])
+            };
+            assert_eq!(asked(TTL, MARK, destination), Some(echo));
+            assert_eq!(asked(TTL, b"as ping does", destination), None);
+            assert_eq!(asked(64, MARK, destination), None, "through a router");
+            assert_eq!(asked(TTL, MARK, source), None, "to somebody else");
+        }
+    }
 }

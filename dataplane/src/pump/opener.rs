@@ -9,7 +9,7 @@ use super::core::{Core, Tunnel};
 use super::gateway_set::GatewaySet;
 use super::sealer::Sealer;
 use crate::io::tun::Tun;
-use crate::path_mtu::LARGE;
+use crate::path_mtu::{LARGE, probe};
 use crate::tun_writer::TunWriter;
 use crate::wire::Inbox;
 use crate::{DropReason, Feature};
@@ -132,8 +132,7 @@ fn is_of_the_path(
     now: Instant,
 ) -> bool {
     let Ok(packet) = Packet::parse(packet) else { return false };
-    let request = packet.echo_request().filter(|echo| core.addresses.contains(&echo.destination));
-    match request {
+    match probe::asked(&packet, &core.addresses) {
         Some(echo) => {
             if asked.len() < MAX_ASKED {
                 asked.push(echo);

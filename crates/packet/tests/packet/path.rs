@@ -94,10 +94,11 @@ fn an_echo_is_known_by_its_answer_of_whichever_kind() {
         let [source, destination] = [source, destination].map(|ip| ip.parse::<IpAddr>().unwrap());
         let echo = Echo { source, destination, id: 0x6d74, sequence: 1420 };
         let mut request = vec![0xff; 1420];
-        assert!(echo.request(1, &mut request));
+        assert!(echo.request(1, b"ours", &mut request));
         assert!(may_be_icmp(&request));
         let packet = Packet::parse(&request).unwrap();
         assert_eq!((packet.headers().len, packet.headers().ttl), (1420, 1));
+        assert!(packet.payload().starts_with(b"ours\0"));
         assert_eq!((packet.echo_request(), packet.answered_echo()), (Some(echo), None));
         assert_eq!(icmp_sum(&request), 0xffff);
 
@@ -121,7 +122,7 @@ fn an_echo_is_known_by_its_answer_of_whichever_kind() {
 fn a_fragment_asks_for_no_echo() {
     let [source, destination] = [[192, 0, 2, 1], [192, 0, 2, 2]].map(IpAddr::from);
     let mut request = vec![0; 20 + 24];
-    assert!(Echo { source, destination, id: 1, sequence: 1 }.request(64, &mut request));
+    assert!(Echo { source, destination, id: 1, sequence: 1 }.request(64, &[], &mut request));
     assert!(Packet::parse(&request).unwrap().echo_request().is_some());
     const MORE_FRAGMENTS: u8 = 0x20;
     request[6] = MORE_FRAGMENTS;
@@ -133,10 +134,11 @@ fn no_echo_is_written_that_cannot_be() {
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     let echo =
         |source, destination| Echo { source: ip(source), destination: ip(destination), id: 1, sequence: 1 };
-    assert!(!echo("192.0.2.1", "192.0.2.2").request(1, &mut [0; 27]));
-    assert!(!echo("2001:db8::1", "2001:db8::2").request(1, &mut [0; 47]));
-    assert!(!echo("192.0.2.1", "2001:db8::2").request(1, &mut [0; 100]));
-    assert!(!echo("192.0.2.1", "192.0.2.2").request(1, &mut vec![0; 65_536]));
+    assert!(!echo("192.0.2.1", "192.0.2.2").request(1, &[], &mut [0; 27]));
+    assert!(!echo("2001:db8::1", "2001:db8::2").request(1, &[], &mut [0; 47]));
+    assert!(!echo("192.0.2.1", "2001:db8::2").request(1, &[], &mut [0; 100]));
+    assert!(!echo("192.0.2.1", "192.0.2.2").request(1, &[], &mut vec![0; 65_536]));
+    assert!(!echo("192.0.2.1", "192.0.2.2").request(1, b"longer", &mut [0; 30]));
 }
 
 fn icmp_sum(bytes: &[u8]) -> u16 {
