@@ -167,7 +167,7 @@ impl Worker {
         let mut events = Events::with_capacity(16);
         let mut now = self.clock.now();
         while !self.stop.load(Ordering::Relaxed) {
-            let probe = self.paths.deadline(&self.responder, now);
+            let probe = self.paths.deadline();
             self.alarm.ring_at(self.responder.deadline().into_iter().chain(probe).min(), now);
             let busy = self.tun_ready || self.voice_ready || self.peers_ready;
             if self.rest.wait(&mut self.poll, &mut events, busy).map_err(io_error("waiting for packets"))? {
@@ -392,26 +392,19 @@ impl Worker {
         let like = self.listen.ip();
         for _ in 0..BATCH {
             let Some((probe, endpoint)) = self.paths.on_deadline(&mut self.responder, now) else { break };
-            let otherwise = self.paths.fragments();
             let send = || {
                 self.outbox.send_now(&probe, endpoint, &self.socket);
             };
-            if let Err(error) = sockets::probing(&self.socket, like, otherwise, send) {
+            if let Err(error) = sockets::probing(&self.socket, like, (Discover::On, None), send) {
                 tracing::debug!(%error, "no probe of a path's MTU");
             }
         }
-        if !self.paths.apply(&mut self.responder) {
-            return;
+        if self.paths.apply(&mut self.responder) {
+            // A path that is too narrow refuses large sends in one call.
+            self.outbox.segmentation().offer_again();
         }
-        // A path that is too narrow refuses large sends in one call.
-        self.outbox.segmentation().offer_again();
-        let (mode, least) = self.paths.fragments();
-        let marked = match like {
-            IpAddr::V4(_) => sockets::discover(&self.socket, mode, like),
-            IpAddr::V6(_) => sockets::fragment_v6(&self.socket, least),
-        };
-        if let Err(error) = marked {
-            tracing::warn!(%error, "large packets may be lost on the way to a peer");
+        if let Some((destinations, least)) = self.paths.fragmenting() {
+            self.outbox.let_fragment(destinations, least);
         }
     }
 

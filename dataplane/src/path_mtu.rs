@@ -33,6 +33,8 @@ const WAIT: Duration = Duration::from_millis(500);
 const CONFIRM: Duration = Duration::from_secs(2);
 /// After this a larger size is tried (RFC 8899 §5.1.1, PMTU_RAISE_TIMER), or a gateway that answers no probes is asked again.
 const RAISE: Duration = Duration::from_secs(600);
+/// After this a size that probes have just found too large is tried again: a burst of losses looks the same. Each time in vain doubles it.
+const DOUBT: Duration = Duration::from_secs(5);
 
 /// The path to one peer.
 #[derive(Clone, Debug)]
@@ -57,6 +59,12 @@ pub(crate) struct PathMtu {
     /// When the last probe ended.
     checked: Instant,
     raise_at: Option<Instant>,
+    /// How long the smallest size that was not answered is left alone next.
+    patience: Duration,
+    /// No probe of the last round was answered, and no router speaks either: larger packets may be lost without a word.
+    is_blind: bool,
+    /// Since this was asked last.
+    has_changed: bool,
 }
 
 /// How a size is known.
@@ -107,6 +115,9 @@ impl PathMtu {
             is_answered: false,
             checked: now,
             raise_at: None,
+            patience: DOUBT,
+            is_blind: false,
+            has_changed: true,
         }
     }
 
@@ -140,9 +151,24 @@ impl PathMtu {
         self.discovers
     }
 
-    /// Whether only we know that larger packets are lost: no router will say so.
-    pub(crate) fn is_silent(&self) -> bool {
-        self.known == Known::Probe && self.mtu < self.ceiling
+    /// The outer size that packets must be let fragmented to on their way, since they have to be carried and only we know that larger ones are
+    /// lost. Over IPv6 none does that but the sender.
+    pub(crate) fn fragments(&self) -> Option<u16> {
+        (self.is_silent() && self.mtu() < LEAST_LINK_MTU).then(|| self.outer())
+    }
+
+    /// Whether routers are let fragment what is too large for them: it is known that they must, or nobody would tell.
+    pub(crate) fn lets_routers_fragment(&self) -> bool {
+        self.is_blind || self.fragments().is_some()
+    }
+
+    /// Whether its size, or what becomes of larger packets, is another than when this was asked last.
+    pub(crate) fn take_change(&mut self) -> bool {
+        std::mem::take(&mut self.has_changed)
+    }
+
+    pub(crate) fn has_changed(&self) -> bool {
+        self.has_changed
     }
 
     /// When [`PathMtu::on_deadline`] wants to be called, as long as the peer can be reached.
@@ -158,8 +184,8 @@ impl PathMtu {
         let raises = self.mtu < self.ceiling && self.raise_at.is_some_and(|at| at <= now);
         self.probe = Some(match raises {
             true => {
-                (self.failed, self.raise_at) = (None, None);
-                Probe::new(self.ceiling, now)
+                self.raise_at = None;
+                Probe::new(self.failed.unwrap_or(self.ceiling).min(self.ceiling), now)
             }
             false => Probe::new(self.mtu, self.checked + if self.is_answered { CONFIRM } else { RAISE }),
         });
@@ -184,8 +210,10 @@ impl PathMtu {
                 let Probe { size, is_alive, .. } = *probe;
                 self.probe = None;
                 self.checked = now;
-                if is_alive {
-                    self.too_large(size, now);
+                match is_alive {
+                    true => self.too_large(size, now),
+                    // A round without any answer says nothing of its size.
+                    false => self.set_blind(self.known != Known::Icmp),
                 }
                 None
             }
@@ -205,6 +233,7 @@ impl PathMtu {
             return false;
         }
         self.is_answered = true;
+        self.set_blind(false);
         if size == CONTROL {
             self.probe.iter_mut().for_each(|probe| probe.is_alive = true);
             return true;
@@ -213,10 +242,14 @@ impl PathMtu {
         self.failed = self.failed.filter(|failed| *failed > size);
         if size > self.mtu {
             self.set(size, Known::Probe);
+            self.patience = DOUBT;
         }
         if self.probe.is_some_and(|probe| probe.size <= size) {
             self.probe = None;
             self.checked = now;
+            if self.mtu < self.ceiling && self.failed.is_none() {
+                self.probe = Some(Probe::new(self.ceiling, now));
+            }
             self.search(now);
         }
         true
@@ -234,6 +267,7 @@ impl PathMtu {
         self.confirmed = self.confirmed.filter(|confirmed| *confirmed <= size);
         self.raise_at = Some(now + RAISE);
         self.set(size, Known::Icmp);
+        self.set_blind(false);
         // Whether that much passes: a second narrow place may be behind the first.
         self.probe = Some(Probe::new(size, now));
     }
@@ -244,8 +278,11 @@ impl PathMtu {
         if mtu == ceiling {
             self.set(mtu, Known::Interface);
         }
+        self.has_changed = true;
         self.id = self.id.wrapping_add(1);
         (self.confirmed, self.failed, self.raise_at) = (None, None, None);
+        self.patience = DOUBT;
+        self.set_blind(false);
         // A peer that is heard from two places in turn, which it may have made up, gets no probe for each of its packets.
         let due = self.deadline().filter(|due| *due <= now + WAIT);
         self.probe = Some(Probe::new(ceiling, due.map_or(now, |due| due.max(now))));
@@ -276,14 +313,32 @@ impl PathMtu {
         };
         match next {
             Some(size) => self.probe = Some(Probe::new(size, now)),
-            None => {
-                self.raise_at.get_or_insert(now + RAISE);
+            None if self.raise_at.is_none() => {
+                self.raise_at = Some(now + self.patience());
+                self.patience = (self.patience * 2).min(RAISE);
             }
+            None => {}
         }
     }
 
+    /// How long the smallest size that was not answered is left alone. A router's word is not in doubt.
+    fn patience(&self) -> Duration {
+        if self.known == Known::Icmp { RAISE } else { self.patience }
+    }
+
+    /// Whether only we know that larger packets are lost: no router will say so.
+    fn is_silent(&self) -> bool {
+        self.known == Known::Probe && self.mtu < self.ceiling
+    }
+
     fn set(&mut self, mtu: u16, known: Known) {
+        self.has_changed |= self.mtu != mtu || self.known != known;
         (self.mtu, self.known) = (mtu, known);
+    }
+
+    fn set_blind(&mut self, is_blind: bool) {
+        self.has_changed |= self.is_blind != is_blind;
+        self.is_blind = is_blind;
     }
 
     /// What may be tried, in ascending order.
@@ -311,6 +366,7 @@ impl fmt::Display for PathMtu {
         })?;
         match () {
             () if !self.discovers => Ok(()),
+            () if self.is_blind => f.write_str("; no probe is answered, so routers may fragment"),
             () if self.confirmed >= Some(self.mtu) => f.write_str(", confirmed by a probe"),
             () if !self.is_answered && self.probe.is_none_or(|probe| probe.sent == 0) => {
                 f.write_str("; no probe was answered yet")
@@ -400,6 +456,7 @@ mod tests {
                 path.pass(MINUTE, true);
                 assert_eq!(path.mtu.outer(), carries.min(1480), "{routers_answer}");
                 assert_eq!(path.mtu.is_silent(), !routers_answer && carries < 1480);
+                assert!(!path.mtu.lets_routers_fragment() || carries < 1340);
                 assert!(path.mtu.to_string().ends_with("confirmed by a probe"), "{}", path.mtu);
             }
         }
@@ -419,13 +476,12 @@ mod tests {
     #[test]
     fn a_path_that_grows_is_noticed_within_ten_minutes_and_seldom_asked_before() {
         let mut path = Path::new(1280, true, false);
-        path.pass(MINUTE, true);
+        path.pass(RAISE * 3, true);
         let searched = path.probes;
-        path.carries = 1400;
         path.pass(MINUTE, true);
-        assert_eq!(path.mtu.outer(), 1280);
-        assert!(path.probes - searched <= 31, "{} probes in a minute", path.probes - searched);
-        path.pass(RAISE, true);
+        assert!(path.probes - searched <= 34, "{} probes in a minute", path.probes - searched);
+        path.carries = 1400;
+        path.pass(RAISE + MINUTE, true);
         assert_eq!(path.mtu.outer(), 1400);
         path.carries = 1500;
         path.pass(RAISE + MINUTE, true);
@@ -442,14 +498,59 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_of_losses_makes_no_path_narrow_for_long() {
+        let mut path = Path::new(1500, true, false);
+        path.pass(MINUTE, true);
+        path.carries = 1280;
+        path.pass(CONFIRM + WAIT * 4, true);
+        assert_eq!(path.mtu.outer(), 1280);
+        path.carries = 1500;
+        path.pass(Duration::from_secs(10), true);
+        assert_eq!(path.mtu.mtu(), 1420);
+    }
+
+    #[test]
+    fn where_nobody_answers_routers_may_fragment_until_somebody_does() {
+        let mut path = Path::new(1500, false, false);
+        path.pass(WAIT * 3, true);
+        assert!(path.mtu.lets_routers_fragment());
+        assert!(path.mtu.to_string().ends_with("so routers may fragment"), "{}", path.mtu);
+        assert_eq!(path.mtu.mtu(), 1420);
+        path.gateway_answers = true;
+        path.pass(RAISE + MINUTE, true);
+        assert!(!path.mtu.lets_routers_fragment());
+        assert!(path.mtu.to_string().ends_with("confirmed by a probe"), "{}", path.mtu);
+
+        path.gateway_answers = false;
+        path.pass(CONFIRM + WAIT * 4, true);
+        assert!(path.mtu.lets_routers_fragment());
+        path.gateway_answers = true;
+        path.pass(CONFIRM, true);
+        assert!(!path.mtu.lets_routers_fragment());
+    }
+
+    #[test]
+    fn a_narrow_path_without_any_answer_is_looked_at_again() {
+        let mut path = Path::new(1280, true, false);
+        path.pass(MINUTE, true);
+        path.gateway_answers = false;
+        path.pass(RAISE * 2, true);
+        (path.gateway_answers, path.carries) = (true, 1500);
+        path.pass(RAISE + MINUTE, true);
+        assert_eq!(path.mtu.mtu(), 1420);
+    }
+
+    #[test]
     fn a_gateway_that_answers_nothing_is_not_asked_again_and_routers_are_believed() {
         let mut path = Path::new(1500, false, true);
         path.pass(RAISE - MINUTE, true);
         assert_eq!((path.mtu.mtu(), path.probes), (1420, 4));
-        assert!(path.mtu.to_string().ends_with("no probe was answered yet"), "{}", path.mtu);
         path.mtu.told(1380, path.now);
+        assert!(!path.mtu.lets_routers_fragment());
         path.pass(MINUTE, true);
         assert_eq!((path.mtu.mtu(), path.mtu.outer(), path.mtu.is_silent()), (1312, 1380, false));
+        assert!(!path.mtu.lets_routers_fragment(), "routers speak here");
+        assert!(path.mtu.to_string().ends_with("no probe was answered yet"), "{}", path.mtu);
         path.mtu.told(2000, path.now);
         assert_eq!(path.mtu.outer(), 1380);
     }

@@ -14,6 +14,7 @@ use crate::io::probe;
 use crate::io::receive::Receiver;
 use crate::io::send::{Datagram, Retry, Sender};
 use crate::io::sockets;
+use crate::path_mtu::LEAST_LINK_MTU;
 use crate::sealed::SealedBatch;
 
 /// A datagram of any size, or several that the kernel gathered.
@@ -28,6 +29,15 @@ pub(crate) struct Outbox {
     sealed: SealedBatch,
     dscp: OuterDscp,
     segmentation: Arc<UdpSegmentation>,
+    fragmenting: Fragmenting,
+}
+
+/// To whom what is sent may be fragmented on the way, of a socket that otherwise sends with DF.
+#[derive(Default)]
+struct Fragmenting {
+    destinations: Vec<SocketAddr>,
+    /// The outer size to which the kernel fragments IPv6, which nobody on the way does.
+    least: Option<u16>,
 }
 
 /// Receives datagrams, many of one size as one where the kernel gathers them.
@@ -54,7 +64,8 @@ struct Switch {
 
 impl Outbox {
     pub(crate) fn new(segmentation: Arc<UdpSegmentation>, dscp: OuterDscp) -> Self {
-        Self { sender: Sender::new(), sealed: SealedBatch::new(), dscp, segmentation }
+        let fragmenting = Fragmenting::default();
+        Self { sender: Sender::new(), sealed: SealedBatch::new(), dscp, segmentation, fragmenting }
     }
 
     pub(crate) fn segmentation(&self) -> &UdpSegmentation {
@@ -81,20 +92,37 @@ impl Outbox {
         self.sealed.push(len, destination, self.dscp.encapsulated(inner), self.segmentation.is_on());
     }
 
+    /// Lets what goes to these destinations be fragmented from now on, and nothing else. Only for who sends through a socket alone.
+    pub(crate) fn let_fragment(&mut self, destinations: Vec<SocketAddr>, least: Option<u16>) {
+        self.fragmenting = Fragmenting { destinations, least: least.map(|it| it.max(LEAST_LINK_MTU)) };
+    }
+
     /// Sends what was pushed. Returns how many sends failed.
     pub(crate) fn send(&mut self, socket: &Socket) -> usize {
         if self.sealed.is_empty() {
             return 0;
         }
+        let Self { sender, sealed, segmentation, fragmenting, .. } = self;
         let mut failures = Failures::default();
-        let unsegmented = self
-            .sender
-            .send_all(socket.as_fd(), self.sealed.datagrams(), |place, error| failures.note(place, error));
-        // What became too large for the path on its way here says nothing of the next batch.
-        if let Some(error) = unsegmented.filter(|error| error.raw_os_error() != Some(libc::EMSGSIZE)) {
-            self.segmentation.refused(&error);
+        let mut send = |fragmented| {
+            failures.tried_again = None;
+            let datagrams = sealed.datagrams().filter(|it| fragmenting.has(it.destination) == fragmented);
+            let unsegmented =
+                sender.send_all(socket.as_fd(), datagrams, |place, error| failures.note(place, error));
+            // What became too large for the path on its way here says nothing of the next batch.
+            let refusal = unsegmented.filter(|error| error.raw_os_error() != Some(libc::EMSGSIZE));
+            if let Some(error) = refusal.filter(|_| !fragmented) {
+                segmentation.refused(&error);
+            }
+        };
+        send(false);
+        if let Some(to) = sealed.datagrams().map(|it| it.destination).find(|to| fragmenting.has(*to)) {
+            let sent = sockets::fragmenting(socket, to.ip(), fragmenting.least, || send(true));
+            if let Err(error) = sent {
+                tracing::warn!(%error, "large packets may be lost on the way to a peer");
+            }
         }
-        self.sealed.clear();
+        sealed.clear();
         failures.count
     }
 
@@ -107,6 +135,12 @@ impl Outbox {
             .load(std::iter::once(datagram))
             .send(socket.as_fd(), |place, error| failures.note(place, error));
         failures.count
+    }
+}
+
+impl Fragmenting {
+    fn has(&self, destination: SocketAddr) -> bool {
+        self.destinations.contains(&destination)
     }
 }
 
@@ -225,7 +259,13 @@ impl Failures {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::io::Read;
+    use std::net::{Ipv4Addr, UdpSocket};
+    use std::thread;
+    use std::time::Duration;
+
+    use packet::Packet;
+    use socket2::{Domain, Protocol, Type};
 
     use super::*;
     use crate::io::sockets::Discover;
@@ -253,6 +293,77 @@ mod tests {
         segmentation.offer_again();
         assert_eq!([messages(&mut voice), messages(&mut bulk)], [1, 1]);
         assert!(segmentation.feature().1);
+    }
+
+    #[test]
+    fn one_destinations_packets_may_be_fragmented_and_the_others_not() {
+        let captured = match Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)) {
+            Ok(socket) => socket,
+            Err(error) => {
+                assert!(std::env::var_os("BREAKOUT_REQUIRE_ALL").is_none(), "no raw socket: {error}");
+                return eprintln!("skipped, because packets cannot be captured: {error}");
+            }
+        };
+        // Nobody else's packets go there.
+        let here = Ipv4Addr::new(127, 0, 77, 1);
+        captured.bind(&SocketAddr::from((here, 0)).into()).unwrap();
+        captured.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let receivers = [0; 3].map(|_| UdpSocket::bind((here, 0)).unwrap());
+        let [wide, narrow, other] = receivers.each_ref().map(|socket| socket.local_addr().unwrap());
+        let socket = sockets::tunnel(Ipv4Addr::LOCALHOST.into(), 0, Discover::On).unwrap();
+        let mut outbox = Outbox::new(UdpSegmentation::new(&socket, true), OuterDscp::ZERO);
+        let mut sent = |fragmenting: &[SocketAddr], to: &[SocketAddr]| {
+            outbox.let_fragment(fragmenting.to_vec(), None);
+            to.iter().for_each(|to| outbox.push(100, None, *to));
+            assert_eq!(outbox.send(&socket), 0);
+            let mut seen: Vec<_> = to.iter().map(|_| next(&captured)).collect();
+            seen.sort_unstable();
+            seen
+        };
+        let mut expected = [(wide, true), (narrow, false), (other, true)].map(|(to, df)| (to.port(), df));
+        expected.sort_unstable();
+        assert_eq!(sent(&[narrow], &[wide, narrow, other]), expected);
+        assert_eq!(sent(&[narrow], &[narrow]), [(narrow.port(), false)]);
+        assert_eq!(sent(&[], &[narrow]), [(narrow.port(), true)]);
+    }
+
+    /// To which port the next packet goes, and whether with DF.
+    fn next(mut captured: &Socket) -> (u16, bool) {
+        let mut bytes = [0; 2048];
+        let len = captured.read(&mut bytes).unwrap();
+        let tuple = Packet::parse(&bytes[..len]).unwrap().five_tuple().unwrap();
+        (tuple.destination.port(), bytes[6] & 0x40 != 0)
+    }
+
+    #[test]
+    fn what_others_send_while_a_path_is_probed_arrives() {
+        const COUNT: usize = 5000;
+        let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let to = receiver.local_addr().unwrap();
+        let like = Ipv4Addr::LOCALHOST.into();
+        let socket = sockets::tunnel(like, 0, Discover::Off).unwrap();
+        let segmentation = UdpSegmentation::new(&socket, true);
+        thread::scope(|scope| {
+            let sending = scope.spawn(|| {
+                let mut outbox = Outbox::new(Arc::clone(&segmentation), OuterDscp::ZERO);
+                for _ in 0..COUNT {
+                    [1200, 1200, 300].into_iter().for_each(|len| outbox.push(len, None, to));
+                    assert_eq!(outbox.send(&socket), 0);
+                    let lens = [0; 3].map(|_| receiver.recv(&mut [0; 2048]).unwrap());
+                    assert_eq!(lens, [1200, 1200, 300]);
+                }
+            });
+            let mut prober = Outbox::new(Arc::clone(&segmentation), OuterDscp::ZERO);
+            let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+            while !sending.is_finished() {
+                sockets::probing(&socket, like, (Discover::Off, None), || {
+                    prober.send_now(&[0; 1400], nobody, &socket);
+                })
+                .unwrap();
+            }
+        });
+        assert!(segmentation.is_on());
     }
 
     #[test]

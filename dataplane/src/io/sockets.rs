@@ -127,6 +127,7 @@ pub(crate) fn discover(socket: &Socket, discover: Discover, like: IpAddr) -> io:
 
 /// Runs `send` so that all it sends has DF set and is as large as it is: the kernel may know of a narrow place that is no longer on the way.
 /// `otherwise` is what holds for all else, as of [`discover`] and [`fragment_v6`]: what the latter would cut is refused while DF is set.
+/// What another thread sends meanwhile has DF too: of that, only what is larger than the path carries could be lost.
 pub(crate) fn probing(
     socket: &Socket,
     like: IpAddr,
@@ -144,6 +145,23 @@ pub(crate) fn probing(
         fragment_v6(socket, cut)?;
     }
     discover(socket, mode, like)
+}
+
+/// Runs `send` so that routers may fragment what it sends, or over IPv6 the kernel does: to `least` bytes, if that is known.
+pub(crate) fn fragmenting(
+    socket: &Socket,
+    like: IpAddr,
+    least: Option<u16>,
+    send: impl FnOnce(),
+) -> io::Result<()> {
+    if like.is_ipv4() {
+        discover(socket, Discover::Off, like)?;
+        send();
+        return discover(socket, Discover::On, like);
+    }
+    fragment_v6(socket, least)?;
+    send();
+    fragment_v6(socket, None)
 }
 
 /// Has the kernel cut IPv6 packets to `mtu` bytes (IPV6_MTU, at least 1280): only their sender may, and it may not know. `None`: as it knows.

@@ -80,16 +80,18 @@ impl Prober {
 }
 
 fn apply(tunnel: &mut Tunnel) {
-    let mtu = tunnel.path.mtu();
-    if mtu == tunnel.peer.mtu() {
+    if !tunnel.path.take_change() {
         return;
     }
-    tunnel.peer.set_mtu(mtu);
-    // A path that is too narrow refuses large sends in one call.
-    tunnel.segmentation.offer_again();
     mark_socket(tunnel);
+    let mtu = tunnel.path.mtu();
+    if mtu != tunnel.peer.mtu() {
+        tunnel.peer.set_mtu(mtu);
+        // A path that is too narrow refuses large sends in one call.
+        tunnel.segmentation.offer_again();
+    }
     let (endpoint, path) = (tunnel.endpoint, tunnel.path.outer());
-    tracing::info!(%endpoint, mtu, path, known = %tunnel.path, "the path's MTU is another");
+    tracing::info!(%endpoint, mtu, path, known = %tunnel.path, "what the path carries");
 }
 
 /// Has the tunnel's socket send as its path asks for. To be called of each other socket, too.
@@ -110,17 +112,12 @@ fn mark(socket: &Socket, path: &PathMtu, like: IpAddr) -> io::Result<()> {
 
 /// Whether DF is set, and what IPv6 packets are cut to.
 fn marks(path: &PathMtu, like: IpAddr) -> (Discover, Option<u16>) {
-    let mode = match path.discovers() && !(fragments(path) && like.is_ipv4()) {
+    let mode = match path.discovers() && !(path.lets_routers_fragment() && like.is_ipv4()) {
         true => Discover::On,
         false => Discover::Off,
     };
-    let cut = (fragments(path) && like.is_ipv6()).then(|| path.outer().max(LEAST_LINK_MTU));
+    let cut = path.fragments().filter(|_| like.is_ipv6()).map(|outer| outer.max(LEAST_LINK_MTU));
     (mode, cut)
-}
-
-/// Where only we know that a path is narrower than what has to be carried, routers must be let fragment that.
-fn fragments(path: &PathMtu) -> bool {
-    path.is_silent() && path.mtu() < LEAST_LINK_MTU
 }
 
 #[cfg(test)]
@@ -172,7 +169,7 @@ mod tests {
         let socket = sockets::tunnel(like, 0, Discover::On).unwrap();
         let mut path = narrow(true);
         path.peer_moved(false, Instant::now());
-        assert!(fragments(&path) && path.outer() < LEAST_LINK_MTU, "{}", path.outer());
+        assert!(path.fragments().is_some_and(|outer| outer < LEAST_LINK_MTU), "{}", path.outer());
         mark(&socket, &path, like).unwrap();
     }
 }

@@ -174,7 +174,7 @@ impl Sealer {
             refuse(&packet, core, to_tun, now);
         }
         tunnel.set_alarm(now);
-        let wants_prober = tunnel.is_probe_due(now) || tunnel.path.mtu() != tunnel.peer.mtu();
+        let wants_prober = tunnel.is_probe_due(now) || tunnel.path.has_changed();
         let socket = Arc::clone(&tunnel.socket);
         drop(tunnel);
         self.send_sealed(&socket, core);

@@ -75,6 +75,31 @@ fn every_path_to_every_gateway() {
     }
 }
 
+/// Neither does the gateway answer probes: only routers that fragment can make large packets arrive.
+#[test]
+fn a_silent_path_of_1380_bytes_to_a_gateway_that_answers_no_probes() {
+    let _turn = shared();
+    let Some(nft) = program("nft", "nftables") else { return };
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    for host in [&scene.internet.router, &scene.internet.core] {
+        silence(&nft, host, "destination-unreachable");
+    }
+    silence(&nft, &scene.internet.gateway, "{ destination-unreachable, time-exceeded, echo-reply }");
+    ok(scene.start_gateway(Gateway::Breakout, exe()));
+    ok(scene.start_daemon(exe(), ""));
+    serve(&scene);
+    narrow(&scene, 1380);
+    answer_lengths(&scene);
+    eventually(FOUND, || match ask(&scene, 1400 - 28) {
+        Ok(1372) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    upload(&scene).finish();
+    let tunnel = scene.status().tunnel;
+    assert!(tunnel.path_mtu_known.contains("routers may fragment"), "{}", tunnel.path_mtu_known);
+    assert_eq!(tunnel.path_mtu, WIDEST + Outside::V4.overhead());
+}
+
 /// It is not found out: packets of the configured size are fragmented on the way.
 #[test]
 fn a_configured_size_stays() {
@@ -127,7 +152,7 @@ fn narrows(gateway: Gateway, mtu: u16, routers: Routers, outside: Outside) {
     let Some(mut scene) = Scene::new(Wiring::default()) else { return };
     if routers == Routers::Silent {
         for host in [&scene.internet.router, &scene.internet.core] {
-            silence(&nft, host);
+            silence(&nft, host, "destination-unreachable");
         }
     }
     ok(scene.start_gateway(gateway, exe()));
@@ -170,21 +195,29 @@ fn narrows(gateway: Gateway, mtu: u16, routers: Routers, outside: Outside) {
 /// A datagram of 1280 bytes that may be fragmented arrives over every path, and its answer.
 fn fragmentable(scene: &Scene) {
     const PAYLOAD: usize = 1280 - 28;
+    answer_lengths(scene);
+    // New sockets send without DF.
+    ok(scene.internet.agent.sysctl("net/ipv4/ip_no_pmtu_disc", "1"));
+    assert_eq!(ask(scene, PAYLOAD).unwrap(), PAYLOAD);
+}
+
+fn answer_lengths(scene: &Scene) {
     ok(answer_udp(&scene.internet.signaling, UPLOADS.into(), 0, |payload, _| {
         Some(payload.len().to_be_bytes().to_vec())
     }));
-    // New sockets send without DF.
-    ok(scene.internet.agent.sysctl("net/ipv4/ip_no_pmtu_disc", "1"));
-    let ask = || -> std::io::Result<usize> {
+}
+
+/// Sends one datagram; returns the length in which it arrived.
+fn ask(scene: &Scene, payload: usize) -> std::io::Result<usize> {
+    ok(scene.internet.agent.run(move || {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect(UPLOADS)?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-        socket.send(&[7; PAYLOAD])?;
+        socket.send(&vec![7; payload])?;
         let mut answer = [0; 8];
         socket.recv(&mut answer)?;
         Ok(usize::from_be_bytes(answer))
-    };
-    assert_eq!(ok(scene.internet.agent.run(ask)).unwrap(), PAYLOAD);
+    }))
 }
 
 struct Transfer {
@@ -279,12 +312,13 @@ fn narrow(scene: &Scene, mtu: u32) {
     }
 }
 
-fn silence(nft: &std::path::Path, host: &Host) {
+/// Lets none of its ICMP of this type arrive.
+fn silence(nft: &std::path::Path, host: &Host, icmp: &str) {
     let mut command = Command::new(nft);
-    command.arg(
-        "table inet silent {\nchain out {\ntype filter hook output priority 0;\n\
-         icmp type destination-unreachable drop\nicmpv6 type packet-too-big drop\n}\n}",
-    );
+    command.arg(format!(
+        "table inet silent {{\nchain out {{\ntype filter hook output priority 0;\n\
+         icmp type {icmp} drop\nicmpv6 type packet-too-big drop\n}}\n}}"
+    ));
     said(&ok(host.output(command)));
 }
 
