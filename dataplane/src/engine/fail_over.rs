@@ -13,10 +13,13 @@ impl Engine {
         self.gateway = gateway;
     }
 
-    /// Has the flows of `from` leave it: those of TCP that have heard anything are cut, all others go on through `to`. To be called with each
-    /// part of the flows, counted from 0, which are bounded in number; returns how many live connections it has cut, `None` behind the last
-    /// part. New flows must not go to `from` any more.
+    /// Has the flows of `from` leave it: those of TCP that have heard anything are cut, all others go on through `to`, as do new ones. To be
+    /// called with each part of the flows, counted from 0, which are bounded in number; returns how many live connections it has cut, `None`
+    /// behind the last part.
     pub fn fail_over(&mut self, from: u8, to: u8, part: usize) -> Option<usize> {
+        if self.gateway == from {
+            self.gateway = to;
+        }
         self.fragments.fail_over(from, to);
         let flows = self.flows.part_mut(part)?;
         Some(flows.map(|flow| usize::from(flow.fail_over(from, to))).sum())

@@ -75,7 +75,6 @@ impl Gateways {
         let mut target = sealer.lock(to, core, now);
         target.left_for = None;
         target.has_flows = true;
-        core.engine.lock().engine.use_gateway(self.choice.used() as u8);
         let cut_flows = (0..).map_while(|part| core.engine.lock().engine.fail_over(from, to, part)).sum();
 
         let mut source = core.tunnel(from).lock();

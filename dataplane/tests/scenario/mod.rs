@@ -385,7 +385,6 @@ impl Scenario {
         }
         if self.gateway == from {
             self.gateway = to;
-            self.engine.use_gateway(to);
         }
         let cut: usize = (0..).map_while(|part| self.engine.fail_over(from, to, part)).sum();
         let mut may_be_cut = 0;
