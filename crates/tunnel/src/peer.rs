@@ -27,8 +27,8 @@ pub const MIN_OUT: usize = INITIATION_LEN;
 /// Handshake messages with our key's MAC that are looked at, at about 0.1 ms each. Low enough to bound the work, high
 /// enough that a flood does not keep out the gateway's answers.
 const HANDSHAKES_PER_SECOND: u64 = 500;
-/// For [`Peer::ask`]: long enough for an answer to what was asked before.
-const LEAST_BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
+/// For [`Peer::ask`]. Boringtun knows the answers to its last two initiations: those take up to twice as long.
+const LEAST_BETWEEN_QUESTIONS: Duration = Duration::from_millis(500);
 
 pub struct PeerConfig {
     pub private_key: PrivateKey,
@@ -131,6 +131,9 @@ impl Peer {
             return Err(SealError::Out { need, have: out.len() });
         }
         self.last_wanted = Some(now);
+        if self.attempt.is_some() {
+            self.answer_is_wanted(now);
+        }
         if self.can_send(now)
             && let Some(sealed) = self.transmit(padded, out, now)
         {
@@ -242,8 +245,8 @@ impl Peer {
         None
     }
 
-    /// Has the peer show whether it is there: a handshake begins, or is repeated if that was not done within the last second. Of itself this one
-    /// is not repeated, and keeps up no session.
+    /// Has the peer show whether it is there: a handshake begins, or is repeated if that was not done within the last 500 ms. It keeps up no session, is repeated of
+    /// itself only while one lives, and as long as nobody wants to send, no answer does not make the peer down.
     pub fn ask(&mut self, now: Instant) {
         let is_asked = self.attempt.is_some_and(|attempt| now < attempt.sent + LEAST_BETWEEN_QUESTIONS);
         if self.underlay_lost.is_none() && !is_asked {
@@ -280,8 +283,7 @@ impl Peer {
         if sending {
             self.timers.passive = Some(now);
         }
-        // What was only asked is not wanted.
-        if let Some(attempt) = self.attempt.as_mut().filter(|_| self.last_wanted.is_some()) {
+        if let Some(attempt) = self.attempt.as_mut().filter(|attempt| !attempt.is_question) {
             attempt.started = now;
             attempt.retry_at = Some(now);
             self.last_wanted = Some(now);
@@ -300,7 +302,7 @@ impl Peer {
             return State::Down { since };
         }
         let sending = self.sessions.sending(now).is_some();
-        let Some(attempt) = &self.attempt else {
+        let Some(attempt) = self.attempt.as_ref().filter(|attempt| !attempt.is_question) else {
             return match self.sessions.awaited(now) {
                 _ if sending => State::Up { since: self.up_since },
                 Some(since) => State::Connecting { since },
@@ -445,7 +447,7 @@ impl Peer {
         }
         let Some(current) = self.sessions.sending(now) else { return };
         let age = now.saturating_duration_since(current.established);
-        if current.initiator && age >= REKEY_ON_RECEIVE_TIME && self.attempt.is_none() {
+        if current.initiator && age >= REKEY_ON_RECEIVE_TIME && self.attempt.is_none_or(|it| it.is_question) {
             self.rekey_at.get_or_insert(now);
         }
     }

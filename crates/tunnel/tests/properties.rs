@@ -29,6 +29,7 @@ enum Step {
     /// On to the next deadline.
     NextDeadline,
     Underlay(bool),
+    Ask,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -44,6 +45,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..700_000_u64).prop_map(Step::Wait),
         3 => Just(Step::NextDeadline),
         1 => any::<bool>().prop_map(Step::Underlay),
+        1 => Just(Step::Ask),
     ]
 }
 
@@ -67,6 +69,7 @@ impl World {
                 self.pair.now = next.unwrap_or(self.pair.now).max(self.pair.now);
             }
             Step::Underlay(present) => self.pair.agent.set_underlay(present, self.pair.now),
+            Step::Ask => self.pair.agent.ask(self.pair.now),
             Step::DeliverAll => {
                 for (to_gateway, datagram) in std::mem::take(&mut self.wire) {
                     self.deliver(to_gateway, &datagram);

@@ -395,9 +395,10 @@ fn a_question_is_one_handshake_and_keeps_nothing_up() {
     pair.agent.ask(pair.now);
     let first = run(&mut pair.agent, pair.now);
     assert!(first.len() == 1 && is_initiation(&first[0]));
-    pair.agent.ask(pair.now + secs(1) - MILLI);
-    assert!(run(&mut pair.agent, pair.now + secs(1) - MILLI).is_empty(), "it was asked a moment ago");
+    pair.agent.ask(pair.now + 499 * MILLI);
+    assert!(run(&mut pair.agent, pair.now + 499 * MILLI).is_empty(), "it was asked a moment ago");
     pair.wait(secs(100));
+    assert_eq!(pair.agent.state(pair.now), State::Idle, "no answer makes nobody down");
     assert!(run(&mut pair.agent, pair.now).is_empty(), "nobody wants to send");
 
     pair.agent.ask(pair.now);
@@ -420,6 +421,66 @@ fn a_question_in_a_session_leaves_it_as_it_is() {
     pair.upload();
     pair.answer(&initiation[0]);
     pair.upload();
+}
+
+#[test]
+fn a_lost_question_refuses_nothing_in_a_session_and_is_repeated() {
+    let mut pair = Pair::up();
+    pair.wait(secs(20));
+    pair.agent.ask(pair.now);
+    let asked = pair.now;
+    assert_eq!(run(&mut pair.agent, pair.now).len(), 1);
+    while pair.now < asked + secs(95) {
+        pair.now = pair.agent.deadline().unwrap();
+        assert_eq!(run(&mut pair.agent, pair.now).len(), 1, "after {:?}", pair.now - asked);
+    }
+    assert!(pair.now <= asked + secs(101));
+    let again = give(&mut pair.agent, &ipv4(60, 1), pair.now);
+    assert!(matches!(again, Gave::Datagram(_) | Gave::Queued(None)), "{again:?}");
+}
+
+#[test]
+fn a_lost_question_makes_nobody_down_who_was_never_used() {
+    let mut pair = Pair::new();
+    pair.agent.ask(pair.now);
+    assert_eq!(run(&mut pair.agent, pair.now).len(), 1);
+    pair.wait(secs(20));
+    assert_eq!(give(&mut pair.agent, &ipv4(60, 1), pair.now), Gave::Queued(None));
+    assert_eq!(pair.agent.state(pair.now), State::Connecting { since: pair.now });
+    let initiation = run(&mut pair.agent, pair.now);
+    pair.answer(&initiation[0]);
+    assert_eq!(flush(&mut pair.agent, pair.now).len(), 1);
+}
+
+#[test]
+fn a_packet_has_a_lost_question_repeated_soon() {
+    let mut pair = Pair::new();
+    pair.agent.ask(pair.now);
+    assert_eq!(run(&mut pair.agent, pair.now).len(), 1);
+    pair.wait(100 * MILLI);
+    assert_eq!(give(&mut pair.agent, &ipv4(60, 1), pair.now), Gave::Queued(None));
+    assert!(run(&mut pair.agent, pair.now).is_empty(), "the answer may be on its way");
+    pair.wait(400 * MILLI);
+    assert_eq!(run(&mut pair.agent, pair.now).len(), 1);
+}
+
+#[test]
+fn a_lost_question_keeps_no_session_from_being_renewed() {
+    let mut pair = Pair::up();
+    let begun = pair.now;
+    pair.wait(secs(95));
+    pair.agent.ask(pair.now);
+    run(&mut pair.agent, pair.now);
+    while pair.now < begun + secs(400) {
+        pair.wait(secs(1));
+        pair.upload();
+        for initiation in run(&mut pair.agent, pair.now).iter().filter(|it| is_initiation(it)) {
+            pair.answer(initiation);
+        }
+        pair.download();
+    }
+    assert_eq!(pair.agent.state(pair.now), State::Up { since: begun });
+    assert!(pair.agent.stats().handshakes >= 4);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use boringtun::noise::TunnResult;
 use boringtun::noise::errors::WireGuardError;
 
-use super::{DATAGRAM_OVERHEAD, Peer};
+use super::{DATAGRAM_OVERHEAD, LEAST_BETWEEN_QUESTIONS, Peer};
 use crate::message::{Message, sender_index};
 use crate::outcome::{OpenError, Opened, State};
 use crate::session::Session;
@@ -23,6 +23,8 @@ pub(super) struct Attempt {
     pub(super) index: u32,
     /// `None`: given up until somebody wants to send.
     pub(super) retry_at: Option<Instant>,
+    /// Begun by [`Peer::ask`], and nobody has wanted to send since. That it is not answered says nothing yet: nothing is refused because of it.
+    pub(super) is_question: bool,
 }
 
 impl Attempt {
@@ -107,7 +109,7 @@ impl Peer {
         if due(self.timers.unanswered, now) {
             self.timers.unanswered = None;
             match self.attempt {
-                Some(attempt) if attempt.retry_at.is_some() => {
+                Some(attempt) if attempt.retry_at.is_some() && !attempt.is_question => {
                     // Something came back since it began, so its 5 s count from now.
                     let started = if self.heard_since(&attempt) { now } else { attempt.started };
                     self.attempt = Some(Attempt { started, ..attempt });
@@ -118,16 +120,37 @@ impl Peer {
                 }
             }
         }
-        let wanted = self.wanted(now);
-        let Some(attempt) = &mut self.attempt else { return due(self.rekey_at, now) };
+        let goes_on = self.goes_on(now);
+        let renews = due(self.rekey_at, now);
+        let Some(attempt) = self.attempt.as_mut().filter(|attempt| !(attempt.is_question && renews)) else {
+            self.attempt = None;
+            return renews;
+        };
         self.rekey_at = None;
         if !due(attempt.retry_at, now) {
             return false;
         }
-        if !wanted {
+        if !goes_on {
             attempt.retry_at = None;
         }
-        wanted
+        goes_on
+    }
+
+    /// Whether an unanswered handshake is repeated. A question is while its session lives: boringtun drops all sessions 90 s after a handshake that is not answered.
+    fn goes_on(&self, now: Instant) -> bool {
+        self.wanted(now) || self.is_asked() && self.sessions.sending(now).is_some()
+    }
+
+    fn is_asked(&self) -> bool {
+        self.attempt.is_some_and(|attempt| attempt.is_question)
+    }
+
+    /// Somebody wants to send: from now on a question counts as any handshake does.
+    pub(super) fn answer_is_wanted(&mut self, now: Instant) {
+        let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.is_question) else { return };
+        attempt.is_question = false;
+        attempt.started = now;
+        attempt.retry_at = Some(now.max(attempt.sent + LEAST_BETWEEN_QUESTIONS));
     }
 
     /// Begins or repeats a handshake.
@@ -138,18 +161,18 @@ impl Peer {
             return None;
         };
         let (sent, index) = (initiation.len(), sender_index(initiation)?);
-        let started = match &self.attempt {
+        let (started, is_question) = match &self.attempt {
             Some(attempt) => {
                 self.stats.handshakes_failed += 1;
-                attempt.started
+                (attempt.started, attempt.is_question)
             }
             None => {
                 self.last_wanted = Some(now);
-                now
+                (now, false)
             }
         };
         let retry_at = Some(now + REKEY_TIMEOUT + self.jitter.next());
-        self.attempt = Some(Attempt { started, sent: now, index, retry_at });
+        self.attempt = Some(Attempt { started, sent: now, index, retry_at, is_question });
         self.erase_at = Some(now + ERASE_AFTER_TIME);
         self.sent(sent, false, now);
         Some(sent)
@@ -159,11 +182,14 @@ impl Peer {
     pub(super) fn put_question(&mut self, out: &mut [u8], now: Instant) -> Option<usize> {
         self.ask_at = None;
         let last_wanted = self.last_wanted;
+        let begins = self.attempt.is_none() && self.queue.is_empty();
         let sent = self.initiate(out, now);
         self.last_wanted = last_wanted;
-        if !self.wanted(now)
-            && let Some(attempt) = &mut self.attempt
-        {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.is_question |= begins;
+        }
+        let goes_on = self.goes_on(now);
+        if let Some(attempt) = self.attempt.as_mut().filter(|_| !goes_on) {
             attempt.retry_at = None;
         }
         sent
