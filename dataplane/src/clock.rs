@@ -105,6 +105,11 @@ mod tests {
 
     use super::*;
 
+    const ASLEEP: Duration = Duration::from_secs(200);
+    /// As ASLEEP, to /proc/self/timens_offsets (time_namespaces(7)).
+    const OFFSETS: &[u8] = b"boottime 200 0\n";
+    const UNABLE: i32 = 2;
+
     #[test]
     fn it_rings_for_the_earliest_deadline_again_and_again() {
         let clock = Clock::start();
@@ -124,5 +129,49 @@ mod tests {
         }
         poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
         assert!(events.is_empty(), "once rung, it is silent");
+    }
+
+    /// A time namespace is entered whose time since boot is later, as when waking up; Linux's own clocks but for that one stand still. Only
+    /// a process with a single thread may do so: a child of this one.
+    #[test]
+    fn it_goes_on_while_the_machine_sleeps() {
+        // SAFETY: the child makes system calls only, allocates nothing, and ends here.
+        let child = unsafe {
+            match libc::fork() {
+                0 => libc::_exit(sleep().map_or(UNABLE, |counts| i32::from(!counts))),
+                child => child,
+            }
+        };
+        assert!(child > 0, "{}", io::Error::last_os_error());
+        let mut status = 0;
+        // SAFETY: `status` is there for the kernel to fill.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        match libc::WEXITSTATUS(status) {
+            UNABLE => println!("skipped, because time namespaces need root and CONFIG_TIME_NS"),
+            code => assert!(libc::WIFEXITED(status) && code == 0, "status {status}"),
+        }
+    }
+
+    /// Whether the clock has counted it; `None`: it cannot be done here.
+    fn sleep() -> Option<bool> {
+        // SAFETY: constant strings end with a zero, and the rest are descriptors and lengths.
+        let namespace = unsafe {
+            if libc::unshare(libc::CLONE_NEWTIME) != 0 {
+                return None;
+            }
+            let offsets = libc::open(c"/proc/self/timens_offsets".as_ptr(), libc::O_WRONLY);
+            if libc::write(offsets, OFFSETS.as_ptr().cast(), OFFSETS.len()) != OFFSETS.len() as isize {
+                return None;
+            }
+            libc::open(c"/proc/self/ns/time_for_children".as_ptr(), libc::O_RDONLY)
+        };
+        let clock = Clock::start();
+        let (before, monotonic) = (clock.now(), Instant::now());
+        // SAFETY: no memory is passed.
+        if unsafe { libc::setns(namespace, libc::CLONE_NEWTIME) } != 0 {
+            return None;
+        }
+        let passed = clock.now().saturating_duration_since(before);
+        Some(passed >= ASLEEP && monotonic.elapsed() < ASLEEP / 2)
     }
 }
