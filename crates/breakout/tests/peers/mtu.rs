@@ -95,9 +95,9 @@ fn a_silent_path_of_1380_bytes_to_a_gateway_that_answers_no_probes() {
         other => Err(format!("{other:?}")),
     });
     upload(&scene).finish();
-    let tunnel = scene.status().tunnel;
-    assert!(tunnel.path_mtu_known.contains("routers may fragment"), "{}", tunnel.path_mtu_known);
-    assert_eq!(tunnel.path_mtu, WIDEST + Outside::V4.overhead());
+    let gateway = scene.gateway();
+    assert!(gateway.path_mtu_known.contains("routers may fragment"), "{}", gateway.path_mtu_known);
+    assert_eq!(gateway.path_mtu, WIDEST + Outside::V4.overhead());
 }
 
 /// It is not found out: packets of the configured size are fragmented on the way.
