@@ -1,4 +1,4 @@
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The physical side as it is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,12 @@ impl Underlay {
 
     pub(crate) fn leg(&self, gateway: usize) -> GatewayLeg {
         self.gateways.get(gateway).copied().unwrap_or_default()
+    }
+
+    /// Whether the way to a gateway at this address is another one than in `other`.
+    pub(crate) fn has_other_way(&self, other: &Self, gateway: u8, to: SocketAddr) -> bool {
+        self.leg(gateway.into()) != other.leg(gateway.into())
+            || self.source_for(to.ip()) != other.source_for(to.ip())
     }
 
     /// Whether the machine has this address: a source address may lie on an interface that is not physical, as on the loopback of a routed host.

@@ -176,12 +176,20 @@ impl Bulk {
                     let _ = reply.send(self.swap(snapshot));
                 }
                 Command::Underlay(underlay, reply) => {
+                    let mut another = GatewaySet::default();
                     for gateway in self.core.gateways() {
                         let mut tunnel = self.core.tunnel(gateway).lock();
+                        if self.core.engine.lock().engine.underlay().has_other_way(
+                            &underlay,
+                            gateway,
+                            tunnel.endpoint,
+                        ) {
+                            another.insert(gateway);
+                        }
                         tunnel.network_changed(underlay.leg(gateway.into()), now);
                         tunnel.set_alarm(now);
                     }
-                    self.gateways.iter_mut().for_each(|gateways| gateways.network_changed(now));
+                    self.gateways.iter_mut().for_each(|gateways| gateways.network_changed(another, now));
                     let mut judge = self.core.engine.lock();
                     judge.engine.set_underlay(underlay, now);
                     judge.routes_changed(now);
@@ -262,7 +270,8 @@ impl Bulk {
             watch(&self.poll, socket.as_raw_fd(), socket_of(gateway))?;
             self.opener.socket_changed(gateway, socket);
         }
-        self.gateways.iter_mut().for_each(|gateways| gateways.network_changed(now));
+        let moved = [gateway].into_iter().collect();
+        self.gateways.iter_mut().for_each(|gateways| gateways.network_changed(moved, now));
         let mut tunnel = self.core.tunnel(gateway).lock();
         if let Some(socket) = other_socket {
             tunnel.socket = socket;

@@ -2,14 +2,20 @@
 
 use std::time::{Duration, Instant};
 
+use super::gateway_set::GatewaySet;
 use super::{FailoverCause, Prefer};
 
-/// With a session: after data was sent for so long and nothing authentic came back, all gateways are asked.
+/// With a session: after data was sent for so long and nothing authentic came back, the gateway is asked, and asked again. Most pauses begin with a packet that
+/// nobody answers (an acknowledgement), and a peer's keepalive comes after 10 s only.
+const SUSPICION: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(4)];
+/// After so long all gateways are asked.
 const SILENCE: Duration = Duration::from_secs(5);
 /// Without one data waits for a handshake, whose answer takes no longer than a round trip.
 const NO_ANSWER: Duration = Duration::from_secs(1);
 /// For a silent gateway to answer itself: traffic in one direction alone is no outage, and others are often nearer.
 const GRACE: Duration = Duration::from_secs(1);
+/// After which the silent one is asked once more in its grace: the question may have been lost.
+const REPEAT: Duration = Duration::from_millis(500);
 /// As long as nobody answers, all are asked again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Between two attempts to return to a gateway that is preferred.
@@ -18,8 +24,8 @@ const RETURN: Duration = Duration::from_secs(30);
 /// The choice among gateways, which are told by their places in the order of preference.
 ///
 /// A gateway is silent when data waited [`SILENCE`] for anything authentic to come back, or [`NO_ANSWER`] for a session. All are asked then, by
-/// a handshake. If it has not answered itself after [`GRACE`], its flows go to another that has answered; if none has by then, to the first
-/// that does.
+/// a handshake. If it has not answered itself after [`GRACE`], its flows go to another that has answered; if none has by then, the first that
+/// does is where they go after a grace of its own, for all may have been away.
 pub(super) struct Choice {
     prefer: Prefer,
     used: usize,
@@ -27,6 +33,8 @@ pub(super) struct Choice {
     measure: Measure,
     /// When to ask those that are preferred to the one in use.
     return_at: Option<Instant>,
+    /// Whoever is silent is asked again now, with all others.
+    asks_again: bool,
     deadline: Option<Instant>,
 }
 
@@ -73,8 +81,13 @@ enum Measure {
     Since(Instant),
 }
 
-/// When a gateway for which data waits is silent.
-pub(super) fn silent_at(waits_since: Instant, has_session: bool) -> Instant {
+/// When a gateway for which data waits is to be looked at next.
+pub(super) fn look_at(waits_since: Instant, has_session: bool, now: Instant) -> Option<Instant> {
+    let looks = SUSPICION.into_iter().filter(|_| has_session).map(|after| waits_since + after);
+    looks.chain([silent_at(waits_since, has_session)]).find(|at| *at > now)
+}
+
+fn silent_at(waits_since: Instant, has_session: bool) -> Instant {
     waits_since + if has_session { SILENCE } else { NO_ANSWER }
 }
 
@@ -83,7 +96,7 @@ impl Choice {
     pub(super) fn new(prefer: Prefer, count: usize) -> Self {
         let measure = if prefer == Prefer::RoundTrip { Measure::Due } else { Measure::Done };
         let gateways = vec![Known::default(); count];
-        Self { prefer, used: 0, gateways, measure, return_at: None, deadline: None }
+        Self { prefer, used: 0, gateways, measure, return_at: None, asks_again: false, deadline: None }
     }
 
     /// Where new flows go.
@@ -96,9 +109,12 @@ impl Choice {
         self.deadline
     }
 
-    /// The underlay has changed, or a gateway has moved: what was asked before says nothing.
-    pub(super) fn network_changed(&mut self, now: Instant) {
-        self.gateways.iter_mut().for_each(|known| known.asked_for = None);
+    /// The underlay has changed, or a gateway has moved. What those were asked before to which the way is `another` one says nothing.
+    pub(super) fn network_changed(&mut self, another: GatewaySet, now: Instant) {
+        for (place, known) in (0..).zip(&mut self.gateways) {
+            known.asked_for = known.asked_for.filter(|_| !another.contains(place));
+        }
+        self.asks_again = true;
         self.return_at = self.return_at.map(|_| now);
         if self.prefer == Prefer::RoundTrip {
             self.measure = Measure::Due;
@@ -137,9 +153,9 @@ impl Choice {
         }
     }
 
-    /// Asks everybody if there is one whose silence is new, or lasts.
+    /// Asks everybody if there is one whose silence is new, or lasts; whoever may be silent soon alone.
     fn heed_silence(&mut self, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
-        let mut asks = false;
+        let (mut asks, asks_again) = (false, std::mem::take(&mut self.asks_again));
         for place in 0..self.gateways.len() {
             let is_silent = self.is_silent(place, seen, now);
             let is_wanted = seen.get(place).is_some_and(|seen| seen.is_wanted);
@@ -148,8 +164,8 @@ impl Choice {
             let is_due = known.asked_for.is_none_or(|asked| is_wanted && asked + ASK_AGAIN <= now);
             if is_silent && is_due {
                 known.asked_for = Some(now);
-                asks = true;
             }
+            asks |= is_silent && (is_due || asks_again);
             if let Some(asked) = known.asked_for {
                 let again = (is_wanted).then_some(asked + ASK_AGAIN);
                 let next = Some(asked + GRACE).filter(|end| *end > now).or(again);
@@ -158,6 +174,27 @@ impl Choice {
         }
         if asks {
             self.ask(|_, seen| seen.reachable, seen, steps, now);
+        }
+        for place in 0..self.gateways.len() {
+            self.make_sure(place, seen, steps, now);
+        }
+    }
+
+    /// Asks one that may be silent soon, or is in its grace, where that is not done yet.
+    fn make_sure(&mut self, place: usize, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
+        let (Some(known), Some(it)) = (self.gateways.get(place).copied(), seen.get(place)) else { return };
+        let Some(since) = it.waits_since.filter(|_| it.reachable && !known.left) else { return };
+        let questions = match known.asked_for {
+            Some(asked) => [asked + REPEAT, asked + REPEAT],
+            None if it.has_session => SUSPICION.map(|after| since + after),
+            None => return,
+        };
+        let last = questions.into_iter().filter(|at| *at <= now).max();
+        if last.is_some_and(|last| known.asked.is_none_or(|asked| asked < last)) {
+            self.ask(|it, _| it == place, seen, steps, now);
+        }
+        if let Some(next) = questions.into_iter().filter(|at| *at > now).min() {
+            self.wake_at(next);
         }
     }
 
@@ -173,6 +210,16 @@ impl Choice {
         let waits = cause == FailoverCause::Silence || (0..self.gateways.len()).any(could_be_better);
         if waits && now < asked + GRACE {
             return;
+        }
+        let in_time =
+            seen.get(to).is_some_and(|to| to.answered <= Some(asked + GRACE)) && now < asked + 2 * GRACE;
+        if cause == FailoverCause::Silence && !in_time {
+            if let Some(known) = self.gateways.get_mut(from) {
+                known.asked_for = Some(now);
+            }
+            self.wake_at(now + GRACE);
+            self.ask(|it, seen| (it == from || it == to) && seen.reachable, seen, steps, now);
+            return self.make_sure(from, seen, steps, now);
         }
         if let Some(known) = self.gateways.get_mut(from) {
             *known = Known { asked_for: None, asked: Some(now), left: true };

@@ -7,7 +7,7 @@ use packet::Packet;
 use socket2::Socket;
 use tunnel::{Peer, State};
 
-use super::choice::{Seen, silent_at};
+use super::choice::{Seen, look_at};
 use super::fast_tier::FastTier;
 use crate::clock::{Alarm, Clock};
 use crate::engine::{Engine, MappingId};
@@ -174,8 +174,8 @@ impl Tunnel {
     /// To be called before the lock is given back: whoever changed the deadline, the bulk thread meets it.
     pub(super) fn set_alarm(&mut self, now: Instant) {
         let probe = self.path.deadline().filter(|_| self.has_flows && self.is_up(now));
-        let silent = self.silent_at(now).filter(|at| *at > now);
-        self.alarm.ring_at(self.peer.deadline().into_iter().chain(probe).chain(silent).min(), now);
+        let look = self.look_at(now);
+        self.alarm.ring_at(self.peer.deadline().into_iter().chain(probe).chain(look).min(), now);
     }
 
     /// The way to the gateway is another.
@@ -220,10 +220,10 @@ impl Tunnel {
         }
     }
 
-    /// When the gateway is silent if nothing is heard until then; `None` where that would change nothing.
-    fn silent_at(&self, now: Instant) -> Option<Instant> {
+    /// When the choice among several gateways wants to hear of this one if it says nothing until then.
+    fn look_at(&self, now: Instant) -> Option<Instant> {
         let since = self.peer.waits_since().filter(|_| self.has_others)?;
-        Some(silent_at(since, self.is_up(now)))
+        look_at(since, self.is_up(now), now)
     }
 
     /// Whether the gateway has stopped answering since this was asked last.

@@ -4,16 +4,25 @@ pub(super) struct GatewaySet(u8);
 
 impl GatewaySet {
     pub(super) fn insert(&mut self, gateway: u8) {
-        self.0 |= 1 << (gateway % 8);
+        self.0 |= bit(gateway);
     }
 
     pub(super) fn remove(&mut self, gateway: u8) {
-        self.0 &= !(1 << (gateway % 8));
+        self.0 &= !bit(gateway);
+    }
+
+    pub(super) fn contains(self, gateway: u8) -> bool {
+        self.0 & bit(gateway) != 0
     }
 
     pub(super) fn is_empty(self) -> bool {
         self.0 == 0
     }
+}
+
+/// None where there is no such gateway.
+fn bit(gateway: u8) -> u8 {
+    1_u8.checked_shl(gateway.into()).unwrap_or_default()
 }
 
 impl Iterator for GatewaySet {
@@ -44,6 +53,7 @@ mod tests {
         assert_eq!(set.collect::<Vec<_>>(), [0, 3, 7]);
         set.remove(3);
         assert_eq!(set.collect::<Vec<_>>(), [0, 7]);
-        assert!(GatewaySet::default().is_empty());
+        assert_eq!([6, 7, 8, 255].map(|gateway| set.contains(gateway)), [false, true, false, false]);
+        assert!([8, 9, 255].into_iter().collect::<GatewaySet>().is_empty());
     }
 }

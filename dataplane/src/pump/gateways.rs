@@ -3,6 +3,7 @@ use std::time::Instant;
 
 use super::choice::{Choice, Seen, Step};
 use super::core::Core;
+use super::gateway_set::GatewaySet;
 use super::sealer::Sealer;
 use super::to_tun::ToTun;
 use super::{Failover, MAX_GATEWAYS, OnFailover, Prefer};
@@ -28,9 +29,9 @@ impl Gateways {
         self.alarm.rang();
     }
 
-    /// The underlay has changed, or a gateway has moved.
-    pub(super) fn network_changed(&mut self, now: Instant) {
-        self.choice.network_changed(now);
+    /// The underlay has changed, or a gateway has moved; to these the way is another one.
+    pub(super) fn network_changed(&mut self, another: GatewaySet, now: Instant) {
+        self.choice.network_changed(another, now);
     }
 
     /// To be called in each turn: what was heard, sent and not heard shows in the peers.

@@ -12,6 +12,9 @@ const WANTED: Duration = Duration::from_secs(90);
 #[derive(Clone, Copy)]
 struct Gateway {
     round_trip: Duration,
+    /// Of three messages to it this one is lost; none if it is larger.
+    loses: usize,
+    messages: usize,
     reachable: bool,
     is_alive: bool,
     /// Since it last was not, or could not be reached.
@@ -44,6 +47,8 @@ impl World {
         let now = Instant::now();
         let gateway = |ms: &u64| Gateway {
             round_trip: Duration::from_millis(*ms),
+            loses: 3,
+            messages: 0,
             reachable: true,
             is_alive: true,
             well_since: Some(now),
@@ -98,8 +103,10 @@ impl World {
         self.questions += 1;
         let (now, gateway) = (self.now, &mut self.gateways[place]);
         gateway.asked = Some(now);
+        gateway.messages += 1;
         if gateway.reachable
             && gateway.is_alive
+            && gateway.messages % 3 != gateway.loses
             && let Some(free) = gateway.answers_at.iter_mut().find(|at| at.is_none())
         {
             *free = Some(now + gateway.round_trip);
@@ -140,7 +147,7 @@ impl World {
             let silences = self
                 .seen()
                 .into_iter()
-                .filter_map(|seen| Some(silent_at(seen.waits_since?, seen.has_session)));
+                .filter_map(|seen| look_at(seen.waits_since?, seen.has_session, self.now));
             let next =
                 answers.chain(self.choice.deadline()).chain(silences).filter(|at| *at > self.now).min();
             let Some(next) = next.filter(|next| *next <= end) else { break };
@@ -162,13 +169,21 @@ impl World {
         self.follow();
     }
 
+    fn meet(&mut self, event: Event) {
+        match event {
+            Event::Set { place, is_alive, reachable } => self.set(place, is_alive, reachable),
+            Event::OneWay(place) => self.send_to(place, false),
+            Event::Pass(time, with_traffic) => self.pass(Duration::from_millis(time), with_traffic),
+        }
+    }
+
     fn set(&mut self, place: usize, is_alive: bool, reachable: bool) {
         let (now, gateway) = (self.now, &mut self.gateways[place]);
         let was_reachable = std::mem::replace(&mut gateway.reachable, reachable);
         gateway.is_alive = is_alive;
         gateway.well_since = (is_alive && reachable).then(|| gateway.well_since.unwrap_or(now));
         if was_reachable != reachable {
-            self.choice.network_changed(now);
+            self.choice.network_changed([place as u8].into_iter().collect(), now);
         }
         self.follow();
     }
@@ -179,6 +194,13 @@ impl World {
 
     fn lives(&mut self, place: usize) {
         self.set(place, true, true);
+    }
+
+    /// What is on its way is lost.
+    fn sleep(&mut self, time: Duration) {
+        self.gateways.iter_mut().for_each(|it| it.answers_at = [None; 4]);
+        self.now += time;
+        self.follow();
     }
 
     fn loses_its_route(&mut self, place: usize) {
@@ -233,6 +255,62 @@ const CASES: &[Case] = &[
                 world.send_to(0, false);
                 world.rest(world.now + secs(1));
             }
+        },
+        &[],
+    ),
+    (
+        "before a gateway is silent it alone is asked",
+        Prefer::Order,
+        &[30, 10],
+        |world| {
+            world.pass(secs(2), true);
+            world.pass(secs(10), false);
+            let begun = [0, 1].map(|it| world.gateways[it].messages);
+            world.send_to(0, false);
+            world.pass(secs(100), false);
+            assert_eq!([0, 1].map(|it| world.gateways[it].messages - begun[it]), [1, 0]);
+        },
+        &[],
+    ),
+    (
+        "a network that changes all the while puts no fail-over off",
+        Prefer::Order,
+        &[30, 10],
+        |world| {
+            world.pass(secs(10), true);
+            world.dies(0);
+            for _ in 0..20 {
+                world.pass(Duration::from_millis(700), true);
+                world.choice.network_changed(GatewaySet::default(), world.now);
+                world.follow();
+            }
+        },
+        &[(16_000, silent(0, 1))],
+    ),
+    (
+        "after an outage of all the one in use has its grace, though others answer first and all are slow",
+        Prefer::Order,
+        &[1300, 1200],
+        |world| {
+            world.pass(secs(10), true);
+            (0..2).for_each(|it| world.dies(it));
+            world.pass(secs(17), true);
+            (0..2).for_each(|it| world.lives(it));
+            world.pass(secs(20), true);
+        },
+        &[],
+    ),
+    (
+        "after a sleep in the grace it has another",
+        Prefer::Order,
+        &[30, 10],
+        |world| {
+            world.pass(secs(10), true);
+            world.dies(0);
+            world.pass(Duration::from_millis(5500), true);
+            world.lives(0);
+            world.sleep(secs(3600));
+            world.pass(secs(20), true);
         },
         &[],
     ),
@@ -356,7 +434,7 @@ const CASES: &[Case] = &[
         &[30, 10, 20],
         |world| {
             world.dies(1);
-            world.choice.network_changed(world.now);
+            world.choice.network_changed(GatewaySet::default(), world.now);
             world.pass(secs(20), true);
         },
         &[(1000, Step::Use(2))],
@@ -381,7 +459,7 @@ const CASES: &[Case] = &[
         |world| {
             world.pass(secs(10), true);
             world.gateways[1].round_trip = 50 * MILLISECOND;
-            world.choice.network_changed(world.now);
+            world.choice.network_changed(GatewaySet::default(), world.now);
             world.pass(secs(10), true);
         },
         &[(30, Step::Use(1)), (10_050, Step::Use(0))],
@@ -414,6 +492,22 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
+    /// Held against each step as it is made.
+    #[test]
+    fn who_is_well_is_not_left_for_one_message_of_three_that_is_lost(
+        by_order in any::<bool>(),
+        gateways in prop::collection::vec((1..400_u64, 0..3_usize), 3),
+        events in prop::collection::vec(event(), 1..30),
+    ) {
+        let prefer = if by_order { Prefer::Order } else { Prefer::RoundTrip };
+        let round_trips: Vec<_> = gateways.iter().map(|(round_trip, _)| *round_trip).collect();
+        let mut world = World::new(prefer, &round_trips);
+        for (gateway, (_, loses)) in world.gateways.iter_mut().zip(gateways) {
+            gateway.loses = loses;
+        }
+        events.into_iter().for_each(|event| world.meet(event));
+    }
+
     /// Besides what each step is held against as it is made.
     #[test]
     fn who_is_well_is_never_left_and_who_is_not_does_not_stay_in_use(
@@ -423,13 +517,7 @@ proptest! {
     ) {
         let prefer = if by_order { Prefer::Order } else { Prefer::RoundTrip };
         let mut world = World::new(prefer, &round_trips);
-        for event in events {
-            match event {
-                Event::Set { place, is_alive, reachable } => world.set(place, is_alive, reachable),
-                Event::OneWay(place) => world.send_to(place, false),
-                Event::Pass(time, with_traffic) => world.pass(Duration::from_millis(time), with_traffic),
-            }
-        }
+        events.into_iter().for_each(|event| world.meet(event));
         // One more question to all (5 s) and an answer, or 5 s of silence and the grace, with half a second to send.
         world.pass(Duration::from_millis(7000), true);
         let well: Vec<_> = (0..3).filter(|it| world.gateways[*it].well_since.is_some()).collect();
