@@ -60,7 +60,14 @@ impl Trace for Vec<Step> {
         let address = facts.destination;
         let found = match snapshot.set_of(address) {
             Some((set, _)) if snapshot.is_learned(address) => {
-                format!("{address} is in {set}: a name under its domains has this address")
+                let sets: Vec<&str> = snapshot.learned_sets(address).collect();
+                match sets.len() {
+                    0 | 1 => format!("{address} is in {set}: a name under its domains has this address"),
+                    _ => format!(
+                        "{address} is in {}: names under their domains have this address",
+                        sets.join(" and ")
+                    ),
+                }
             }
             Some((set, prefix)) => format!("{address} is in {set} by {prefix}"),
             None => format!("{address} is in no set"),

@@ -28,13 +28,13 @@ pub struct LearnedSet {
 /// The learned addresses of all sets.
 #[derive(Debug, Default)]
 pub(crate) struct LearnedTable {
-    /// Each address with the index of its set, ascending.
+    /// Each address with the index of each of its sets, ascending.
     owners: Vec<(IpAddr, u32)>,
     sets: Vec<LearnedSet>,
 }
 
 impl LearnedTable {
-    /// Leaves out what is of no set that learns; of two sets with the same address, the first keeps it.
+    /// Leaves out what is of no set that learns.
     pub(crate) fn compile<'a>(
         learned: impl Iterator<Item = &'a Learned>,
         sets: &[CompiledSet],
@@ -48,8 +48,8 @@ impl LearnedTable {
         let mut owners: Vec<(IpAddr, u32)> = learned
             .filter_map(|learned| Some((learned.address, *learning.get(learned.set.as_str())?)))
             .collect();
-        owners.sort_by_key(|(address, _)| *address);
-        owners.dedup_by_key(|(address, _)| *address);
+        owners.sort();
+        owners.dedup();
 
         let mut by_set: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
         for (address, set) in &owners {
@@ -62,10 +62,11 @@ impl LearnedTable {
         Self { sets: by_set.into_iter().filter_map(learned).collect(), owners }
     }
 
-    /// The index of the set that an address was learned for.
-    pub(crate) fn set(&self, address: IpAddr) -> Option<u32> {
-        let at = self.owners.binary_search_by_key(&address, |(address, _)| *address).ok()?;
-        self.owners.get(at).map(|(_, set)| *set)
+    /// The address with the index of each set that it was learned for, ascending.
+    pub(crate) fn sets_of(&self, address: IpAddr) -> &[(IpAddr, u32)] {
+        let from = self.owners.partition_point(|(owned, _)| *owned < address);
+        let rest = self.owners.get(from..).unwrap_or_default();
+        rest.get(..rest.partition_point(|(owned, _)| *owned == address)).unwrap_or_default()
     }
 
     pub(crate) fn sets(&self) -> &[LearnedSet] {
@@ -182,17 +183,30 @@ domains = ["phones.mypurecloud.com"]
     }
 
     #[test]
-    fn of_two_sets_the_first_keeps_an_address() {
+    fn an_address_of_two_sets_is_judged_by_the_rules_of_both_in_their_order() {
         let rules = "[[rules]]\nname = \"web\"\nto = \"genesys-signaling\"\nprotocol = \"tcp\"\nports = [443]\npath = \"tunnel\"\n\
-             [[rules]]\nname = \"ping\"\nto = \"phones\"\nprotocol = \"icmp\"\npath = \"reject\"\n";
+             [[rules]]\nname = \"phones\"\nto = \"phones\"\nprotocol = \"tcp\"\nports = [443, 5061]\npath = \"reject\"\n";
         let [phones, web] = [learned("198.51.100.7", "phones"), learned("198.51.100.7", "genesys-signaling")];
-        let snapshot = snapshot(rules).with_learned(&[phones, web]);
-        let [set] = snapshot.learned() else { panic!("{:?}", snapshot.learned()) };
-        assert_eq!(
-            (set.set.as_str(), &set.traffic),
-            ("phones", &Traffic { icmp: true, ..Default::default() })
-        );
-        assert!(set.takes(set.addresses[0], protocol::ICMP, None));
+        let base = snapshot(rules);
+        for found in [[phones.clone(), web.clone()], [web, phones]] {
+            let snapshot = base.with_learned(&found);
+            let sets: Vec<&str> = snapshot.learned().iter().map(|set| set.set.as_str()).collect();
+            assert_eq!(sets, ["genesys-signaling", "phones"]);
+            for (to, rule) in [
+                ("198.51.100.7:443", "web"),
+                ("198.51.100.7:5061", "phones"),
+                ("198.51.100.7:22", "unmatched"),
+            ] {
+                let facts = tcp(to);
+                assert_eq!(snapshot.rule_name(snapshot.classify(&facts).rule), rule, "{to}");
+                assert_eq!(snapshot.explain(&facts).rule, rule, "{to}");
+                assert_eq!(snapshot.is_routed(&facts), rule != "unmatched", "{to}");
+            }
+            assert_eq!(
+                snapshot.explain(&tcp("198.51.100.7:443")).steps[0].found,
+                "198.51.100.7 is in genesys-signaling and phones: names under their domains have this address"
+            );
+        }
     }
 
     #[test]

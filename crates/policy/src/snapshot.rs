@@ -169,8 +169,8 @@ impl Snapshot {
     }
 
     /// This policy with these addresses in their sets, in place of those learned before. Left out is an address that a
-    /// configured prefix holds, which says already what becomes of it, and one whose set has no domains or no rules. Of two
-    /// sets with the same address, the first keeps it.
+    /// configured prefix holds, which says already what becomes of it, and one whose set has no domains or no rules. One that
+    /// several sets have is judged by the rules for any of them.
     pub fn with_learned(&self, learned: &[Learned]) -> Self {
         let free = learned.iter().filter(|learned| self.owner(learned.address).is_none());
         let learned = LearnedTable::compile(free, &self.compiled.sets, &self.compiled.rules);
@@ -187,18 +187,23 @@ impl Snapshot {
         self.compiled.rules.get(usize::from(rule.0)).map_or(UNMATCHED, |rule| &rule.name)
     }
 
-    /// The set that holds an address, by longest prefix; the address itself is the prefix where it was learned.
+    /// The set that holds an address, by longest prefix; the address itself is the prefix where it was learned, and its first set counts.
     pub fn set_of(&self, address: IpAddr) -> Option<(&str, IpNet)> {
         let (set, prefix) = match self.owner(address) {
             Some(owner) => (owner.set, *self.compiled.prefixes.get(owner.prefix as usize)?),
-            None => (self.learned.set(address)?, IpNet::from(address)),
+            None => (self.learned.sets_of(address).first()?.1, IpNet::from(address)),
         };
         Some((&self.compiled.sets.get(set as usize)?.name, prefix))
     }
 
     /// Whether an address is in its set because a name has it.
     pub fn is_learned(&self, address: IpAddr) -> bool {
-        self.learned.set(address).is_some()
+        !self.learned.sets_of(address).is_empty()
+    }
+
+    /// The sets that an address was learned for.
+    pub(crate) fn learned_sets(&self, address: IpAddr) -> impl Iterator<Item = &str> {
+        self.learned.sets_of(address).iter().filter_map(|(_, set)| self.set_name(*set))
     }
 
     /// All configured prefixes that are routed into the TUN, aggregated, none inside another of the same kind. The longest
@@ -275,7 +280,7 @@ impl Snapshot {
     pub(crate) fn walk(&self, facts: &Facts, trace: &mut impl Trace) -> Verdict {
         trace.set(self, facts);
         match self.owner(facts.destination) {
-            Some(owner) => self.walk_set(Some(owner.set), facts, trace),
+            Some(owner) => self.walk_rules(self.rules_for(owner.set), facts, trace),
             None => self.walk_learned(facts, trace),
         }
     }
@@ -284,13 +289,31 @@ impl Snapshot {
     #[cold]
     #[inline(never)]
     fn walk_learned(&self, facts: &Facts, trace: &mut impl Trace) -> Verdict {
-        self.walk_set(self.learned.set(facts.destination), facts, trace)
+        match self.learned.sets_of(facts.destination) {
+            [] => self.walk_rules([], facts, trace),
+            [(_, set)] => self.walk_rules(self.rules_for(*set), facts, trace),
+            several => {
+                let is_for = |rule: &Rule| several.iter().any(|(_, set)| rule.to.contains(&(*set as usize)));
+                let rules =
+                    (0..).zip(&self.compiled.rules).filter(|(_, rule)| is_for(rule)).map(|(id, _)| id);
+                self.walk_rules(rules, facts, trace)
+            }
+        }
     }
 
     #[inline(always)]
-    fn walk_set(&self, set: Option<u32>, facts: &Facts, trace: &mut impl Trace) -> Verdict {
-        let set = set.and_then(|set| self.compiled.sets.get(set as usize));
-        for &id in set.map_or(&[][..], |set| &set.rules) {
+    fn rules_for(&self, set: u32) -> impl Iterator<Item = u16> {
+        self.compiled.sets.get(set as usize).map_or(&[][..], |set| &set.rules).iter().copied()
+    }
+
+    #[inline(always)]
+    fn walk_rules(
+        &self,
+        rules: impl IntoIterator<Item = u16>,
+        facts: &Facts,
+        trace: &mut impl Trace,
+    ) -> Verdict {
+        for id in rules {
             let Some(rule) = self.compiled.rules.get(usize::from(id)) else { continue };
             let result = rule.check(facts);
             trace.rule(rule, facts, result);

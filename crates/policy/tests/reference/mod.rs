@@ -2,11 +2,19 @@
 //! rules. It shares nothing with the crate but the facts it judges.
 #![allow(clippy::indexing_slicing, reason = "a failing index is a failing test")]
 
-use std::{fmt::Write, net::IpAddr, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    net::IpAddr,
+    ops::RangeInclusive,
+};
 
 use ipnet::IpNet;
 use packet::Dscp;
 use policy::{Content, Facts, Learned, Path};
+
+/// In the name of a set that stands for several.
+pub const SEVERAL: &str = "-and-others-";
 
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
@@ -81,14 +89,31 @@ impl Policy {
         Some(self.rules.iter().any(|rule| rule.to.contains(&set) && rule.path == Path::Bypass))
     }
 
-    /// This policy with learned addresses written as prefixes, where no prefix holds them; the first of two sets keeps one.
+    /// This policy with learned addresses written as prefixes, where no prefix holds them. For one of several sets there is a new set
+    /// that the rules of all of these are for; its name begins with that of the first of them by name.
     pub fn with_learned(&self, learned: &[Learned]) -> Self {
-        let mut policy = self.clone();
+        let mut owners: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
         for Learned { address, set } in learned {
-            if policy.set_of(*address).is_none()
-                && let Some(set) = policy.sets.iter_mut().find(|other| other.name == *set)
-            {
-                set.prefixes.push(IpNet::from(*address));
+            if self.set_of(*address).is_none() && self.sets.iter().any(|other| other.name == *set) {
+                owners.entry(*address).or_default().insert(set);
+            }
+        }
+        let mut policy = self.clone();
+        for (number, (address, names)) in owners.into_iter().enumerate() {
+            let prefix = IpNet::from(address);
+            let mut indices = (0..self.sets.len()).filter(|at| names.contains(self.sets[*at].name.as_str()));
+            if names.len() == 1 {
+                policy.sets[indices.next().unwrap()].prefixes.push(prefix);
+                continue;
+            }
+            let indices: Vec<usize> = indices.collect();
+            let new = policy.sets.len();
+            let name = format!("{}{SEVERAL}{number}", names.first().unwrap());
+            policy.sets.push(Set { name, prefixes: vec![prefix], domains: Vec::new() });
+            for rule in &mut policy.rules {
+                if rule.to.iter().any(|set| indices.contains(set)) {
+                    rule.to.push(new);
+                }
             }
         }
         policy
@@ -185,9 +210,16 @@ pub fn learn(policy: &mut Policy, mut choose: impl FnMut(usize) -> usize) -> Vec
         }
     }
     let count = if learning.is_empty() { 0 } else { choose(12) };
-    let one =
-        |_| Learned { set: learning[choose(learning.len())].clone(), address: generate_address(&mut choose) };
-    (0..count).map(one).collect()
+    let mut learned: Vec<Learned> = Vec::with_capacity(count);
+    for _ in 0..count {
+        // Now and then another name has the same address, perhaps another set's.
+        let address = match learned.last() {
+            Some(last) if choose(3) == 0 => last.address,
+            _ => generate_address(&mut choose),
+        };
+        learned.push(Learned { set: learning[choose(learning.len())].clone(), address });
+    }
+    learned
 }
 
 fn generate_set(at: usize, choose: &mut impl FnMut(usize) -> usize) -> Set {
