@@ -150,10 +150,13 @@ impl Explain {
     fn explain_address(&self, address: IpAddr, walked: &Walked) -> Result<Explained, Failure> {
         let facts = self.facts(address)?;
         let mut explained = self.walk(&facts, &walked.snapshot, walked);
-        if let Some(found) = walked.learned.iter().find(|found| found.address == address) {
-            let told = format!("{}; whatever else is at this address and port goes with it", found_at(found));
-            explained.steps.insert(0, step("learned", told));
-        }
+        let known = walked.learned.iter().filter(|found| found.address == address).map(|found| {
+            step(
+                "learned",
+                format!("{}; whatever else is at this address and port goes with it", found_at(found)),
+            )
+        });
+        explained.steps.splice(..0, known);
         Ok(explained)
     }
 

@@ -1,7 +1,7 @@
 //! The addresses that the policy's names were found to have, and how long each counts.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs, io,
     net::IpAddr,
     path::Path,
@@ -17,90 +17,122 @@ pub const GRACE: Duration = Duration::from_secs(3600);
 /// Each is a route and a rule's work for the kernel.
 pub const MAX_ADDRESSES: usize = 4096;
 
+/// The names that are known of one address.
+const MAX_NAMES: usize = 16;
+
 /// What the policy's names were found to have. Times count from the machine's start (CLOCK_BOOTTIME): nobody sets that clock, and the next
 /// start of the daemon has the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Addresses(BTreeMap<IpAddr, Found>);
+pub struct Addresses(BTreeMap<IpAddr, Vec<Found>>);
 
-/// How an address came to be in a set.
+/// A name that has an address, and so how that came to be in a set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
-    /// The name that was asked for last.
     pub name: String,
     pub set: String,
     pub until: Duration,
 }
 
+/// What is new about what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// At most that it counts for longer.
+    Nothing,
+    /// An address that is known has another name.
+    Name,
+    /// An address is new, or new in a set.
+    Address,
+}
+
 #[derive(Debug, thiserror::Error)]
-#[error("there are {MAX_ADDRESSES} learned addresses already")]
-pub struct Full;
+pub enum Full {
+    #[error("there are {MAX_ADDRESSES} learned addresses already")]
+    Addresses,
+    #[error("{0} has names of {MAX_NAMES} sets already")]
+    Names(IpAddr),
+}
 
 impl Addresses {
-    /// Notes what `name` of `set` was found to have, each with its TTL. Whether one of them is new, or another set's than before.
+    /// Notes what `name` of `set` was found to have, each with its TTL.
     pub fn note(
         &mut self,
         (name, set): (&str, &str),
         addresses: impl IntoIterator<Item = (IpAddr, Duration)>,
         now: Duration,
-    ) -> Result<bool, Full> {
-        let mut is_new = false;
+    ) -> Result<News, Full> {
+        let mut news = News::Nothing;
         for (address, ttl) in addresses {
-            let until = now + ttl + GRACE;
             let is_full = self.0.len() >= MAX_ADDRESSES;
-            match self.0.get_mut(&address) {
-                Some(found) => {
-                    is_new |= found.set != set;
-                    let until = found.until.max(until);
-                    *found = Found { name: name.to_owned(), set: set.to_owned(), until };
-                }
-                None if is_full => return Err(Full),
-                None => {
-                    is_new = true;
-                    self.0.insert(address, Found { name: name.to_owned(), set: set.to_owned(), until });
-                }
+            let names = match self.0.entry(address) {
+                Entry::Vacant(_) if is_full => return Err(Full::Addresses),
+                entry => entry.or_default(),
+            };
+            let until = now + ttl + GRACE;
+            if let Some(found) = names.iter_mut().find(|found| found.name == name && found.set == set) {
+                found.until = found.until.max(until);
+                continue;
+            }
+            let is_known = names.iter().any(|found| found.set == set);
+            news = news.max(if is_known { News::Name } else { News::Address });
+            names.push(Found { name: name.to_owned(), set: set.to_owned(), until });
+            if names.len() > MAX_NAMES {
+                names.remove(spare(names).ok_or(Full::Names(address))?);
             }
         }
-        Ok(is_new)
+        Ok(news)
     }
 
     /// When [`Addresses::expire`] has something to do.
     pub fn next_end(&self) -> Option<Duration> {
-        self.0.values().map(|found| found.until).min()
+        self.iter().map(|(_, found)| found.until).min()
     }
 
-    /// Forgets what has ended, unless a flow uses it. Whether something is gone.
+    /// Forgets what has ended, unless a flow uses it. Whether an address is gone from a set.
     pub fn expire(&mut self, in_use: &BTreeSet<IpAddr>, now: Duration) -> bool {
-        let before = self.0.len();
-        for (address, found) in &mut self.0 {
-            if found.until <= now && in_use.contains(address) {
-                found.until = now + GRACE;
+        let before = self.learned();
+        for (address, names) in &mut self.0 {
+            if in_use.contains(address) {
+                names
+                    .iter_mut()
+                    .filter(|found| found.until <= now)
+                    .for_each(|found| found.until = now + GRACE);
             }
+            names.retain(|found| found.until > now);
         }
-        self.0.retain(|_, found| found.until > now);
-        self.0.len() < before
+        self.0.retain(|_, names| !names.is_empty());
+        self.learned() != before
     }
 
     /// As a policy judges them now: by the sets that its domains are in. A gateway's address is none of them: the tunnel would run
     /// inside itself.
     pub fn under(&self, policy: &Snapshot, gateways: &[IpAddr]) -> Self {
-        let free = self.0.iter().filter(|(address, _)| !gateways.contains(address));
-        let judged = free.filter_map(|(address, found)| {
+        let judged = |found: &Found| {
             let (_, set) = policy.set_for_name(&found.name)?;
-            Some((*address, Found { set: set.to_owned(), ..found.clone() }))
-        });
-        Self(judged.collect())
+            Some(Found { set: set.to_owned(), ..found.clone() })
+        };
+        let known = self.0.iter().filter(|(address, _)| !gateways.contains(address));
+        let judged = known.map(|(address, names)| (*address, names.iter().filter_map(judged).collect()));
+        Self(judged.filter(|(_, names): &(_, Vec<Found>)| !names.is_empty()).collect())
     }
 
+    /// Each address once for each of its sets.
     pub fn learned(&self) -> Vec<Learned> {
-        self.0.iter().map(|(address, found)| Learned { address: *address, set: found.set.clone() }).collect()
+        let mut learned: Vec<Learned> = self
+            .iter()
+            .map(|(address, found)| Learned { address: *address, set: found.set.clone() })
+            .collect();
+        learned.sort_by(|one, other| (one.address, &one.set).cmp(&(other.address, &other.set)));
+        learned.dedup();
+        learned
     }
 
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// Each address once for each of its names.
     pub fn iter(&self) -> impl Iterator<Item = (&IpAddr, &Found)> {
-        self.0.iter()
+        self.0.iter().flat_map(|(address, names)| names.iter().map(move |found| (address, found)))
     }
 
     /// What an earlier daemon of this run of the machine has kept: it counted when that ended, and does for a while.
@@ -114,7 +146,10 @@ impl Addresses {
             return Ok(Self::default());
         }
         let mut addresses = kept.addresses;
-        addresses.values_mut().for_each(|found| found.until = found.until.max(now() + GRACE));
+        addresses
+            .values_mut()
+            .flatten()
+            .for_each(|found: &mut Found| found.until = found.until.max(now() + GRACE));
         Ok(Self(addresses))
     }
 
@@ -131,7 +166,16 @@ impl Addresses {
 struct Kept {
     /// The machine's run.
     boot: String,
-    addresses: BTreeMap<IpAddr, Found>,
+    addresses: BTreeMap<IpAddr, Vec<Found>>,
+}
+
+/// Which of the names but the last can be done without: of those whose set another one keeps, that which ends first.
+fn spare(names: &[Found]) -> Option<usize> {
+    let (_, older) = names.split_last()?;
+    let is_kept =
+        |at: usize, set: &str| names.iter().enumerate().any(|(other, found)| other != at && found.set == set);
+    let spare = older.iter().enumerate().filter(|(at, found)| is_kept(*at, &found.set));
+    spare.min_by_key(|(_, found)| found.until).map(|(at, _)| at)
 }
 
 fn boot() -> io::Result<String> {
@@ -155,13 +199,24 @@ mod tests {
         IpAddr::from([198, 51, high, low])
     }
 
+    fn learned(address: IpAddr, set: &str) -> Learned {
+        Learned { address, set: set.to_owned() }
+    }
+
     #[test]
     fn an_address_counts_for_its_ttl_and_a_grace_and_as_long_as_it_is_used() {
         let begin = Duration::from_secs(1000);
         let mut addresses = Addresses::default();
-        assert!(addresses.note(NAME, [(address(1), TTL), (address(2), TTL)], begin).unwrap());
-        assert!(!addresses.note(NAME, [(address(2), 2 * TTL)], begin).unwrap(), "prolonged, not new");
-        assert!(!addresses.note(NAME, [(address(2), TTL)], begin).unwrap(), "never shortened");
+        assert_eq!(
+            addresses.note(NAME, [(address(1), TTL), (address(2), TTL)], begin).unwrap(),
+            News::Address
+        );
+        assert_eq!(addresses.note(NAME, [(address(2), 2 * TTL)], begin).unwrap(), News::Nothing, "prolonged");
+        assert_eq!(
+            addresses.note(NAME, [(address(2), TTL)], begin).unwrap(),
+            News::Nothing,
+            "never shortened"
+        );
         assert_eq!(addresses.next_end(), Some(begin + TTL + GRACE));
 
         let used = BTreeSet::from([address(1)]);
@@ -174,25 +229,79 @@ mod tests {
     }
 
     #[test]
-    fn another_sets_name_at_the_same_address_is_news() {
-        let now = now();
+    fn names_of_two_sets_at_one_address_have_it_both() {
+        let begin = Duration::from_secs(1000);
+        let phones = ("phones.example.net", "phones");
         let mut addresses = Addresses::default();
-        addresses.note(NAME, [(address(1), TTL)], now).unwrap();
-        assert!(addresses.note(("phones.example.net", "phones"), [(address(1), TTL)], now).unwrap());
-        assert_eq!(
-            addresses.learned(),
-            [Learned { address: address(1), set: "phones".to_owned() }],
-            "the last one asked for has it"
-        );
+        addresses.note(NAME, [(address(1), TTL)], begin).unwrap();
+        assert_eq!(addresses.note(phones, [(address(1), 2 * TTL)], begin).unwrap(), News::Address);
+        let both = [learned(address(1), NAME.1), learned(address(1), phones.1)];
+        for name in [NAME, phones, NAME] {
+            assert_eq!(addresses.note(name, [(address(1), TTL)], begin).unwrap(), News::Nothing);
+            assert_eq!(addresses.learned(), both);
+        }
+        assert_eq!(addresses.len(), 1);
+        assert!(addresses.expire(&BTreeSet::new(), begin + TTL + GRACE));
+        assert_eq!(addresses.learned(), both[1..]);
     }
 
     #[test]
-    fn there_is_an_end_to_them() {
+    fn a_policy_without_one_of_an_addresss_names_goes_by_the_others() {
+        let config = r#"
+[interface]
+address = "10.99.0.1/32"
+[tunnel]
+private_key_file = "agent.key"
+peer_public_key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+endpoint = "198.18.0.2:51820"
+dns = ["10.99.0.53"]
+[sets.genesys-signaling]
+domains = ["one.example"]
+"#;
+        let (config, _) = policy::Config::parse(config, "test").unwrap();
+        let policy = Snapshot::compile(&config);
+        let gateway = "198.18.0.2".parse().unwrap();
+        let mut addresses = Addresses::default();
+        for name in ["a.one.example", "a.two.example"] {
+            let found = [(address(1), TTL), (gateway, TTL)];
+            addresses.note((name, "genesys-signaling"), found, now()).unwrap();
+        }
+        addresses.note(("b.two.example", "genesys-signaling"), [(address(2), TTL)], now()).unwrap();
+        let under = addresses.under(&policy, &[gateway]);
+        assert_eq!(under.learned(), [learned(address(1), "genesys-signaling")]);
+        assert_eq!(under.iter().count(), 1);
+    }
+
+    #[test]
+    fn there_is_an_end_to_addresses() {
         let now = now();
         let mut addresses = Addresses::default();
         addresses.note(NAME, (0..MAX_ADDRESSES as u16).map(|last| (address(last), TTL)), now).unwrap();
         assert!(addresses.note(NAME, [(address(9999), TTL)], now).is_err());
-        assert!(!addresses.note(NAME, [(address(7), TTL)], now).unwrap(), "those that are there go on");
+        let known = addresses.note(NAME, [(address(7), TTL)], now).unwrap();
+        assert_eq!(known, News::Nothing, "those that are there go on");
+    }
+
+    #[test]
+    fn there_is_an_end_to_names_but_no_set_loses_its_last() {
+        let begin = Duration::from_secs(1000);
+        let mut addresses = Addresses::default();
+        addresses.note(("alone.example", "phones"), [(address(1), Duration::ZERO)], begin).unwrap();
+        for number in 0..3 * MAX_NAMES {
+            let name = format!("{number}.example");
+            let ttl = TTL * u32::try_from(number).unwrap();
+            let news = addresses.note((&name, NAME.1), [(address(1), ttl)], begin).unwrap();
+            assert_eq!(news, if number == 0 { News::Address } else { News::Name });
+        }
+        let names: Vec<&str> = addresses.iter().map(|(_, found)| found.name.as_str()).collect();
+        assert_eq!((names.len(), names[0]), (MAX_NAMES, "alone.example"));
+        assert_eq!(names.last(), Some(&format!("{}.example", 3 * MAX_NAMES - 1).as_str()));
+
+        let mut addresses = Addresses::default();
+        for number in 0..MAX_NAMES {
+            addresses.note(("one.example", &number.to_string()), [(address(1), TTL)], begin).unwrap();
+        }
+        assert!(addresses.note(("one.example", "another"), [(address(1), TTL)], begin).is_err());
     }
 
     #[test]

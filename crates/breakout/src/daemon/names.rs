@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    learned::{self, Addresses},
+    learned::{self, Addresses, News},
     load::Loaded,
     machine::Machine,
     start::Running,
@@ -247,8 +247,12 @@ async fn take(running: &mut Running, name: &str, addresses: Vec<(IpAddr, Duratio
     }
     let unknown = addresses.into_iter().filter(|(address, _)| held(address).is_none());
     let mut known = running.addresses.clone();
-    if known.note((name, set), unknown, learned::now()).map_err(not_changed)? {
+    let news = known.note((name, set), unknown, learned::now()).map_err(not_changed)?;
+    if news == News::Address {
         return change(running, known).await;
+    }
+    if news == News::Name {
+        known.write(&running.state.learned()).map_err(not_changed)?;
     }
     running.addresses = known;
     Ok(())
