@@ -13,7 +13,7 @@ use policy::Snapshot;
 use routes::dns;
 use tokio::{
     sync::mpsc,
-    task::{AbortHandle, JoinHandle},
+    task::{AbortHandle, JoinHandle, JoinSet},
     time::{Instant, sleep},
 };
 
@@ -30,6 +30,8 @@ const PORT: u16 = 53;
 const RETRY: Duration = Duration::from_secs(60);
 /// Answers that wait until their addresses are routed.
 const WAITING: usize = 256;
+/// Names that are asked for in advance at the same time.
+const AT_ONCE: usize = 16;
 /// Between attempts at names that could not be resolved in advance: twice as long each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
@@ -275,19 +277,35 @@ async fn change(running: &mut Running, addresses: Addresses) -> Result<(), Failu
 async fn resolve_first(resolver: Handle, mut names: Vec<String>) {
     let mut pause = FIRST_PAUSE;
     loop {
-        let mut failed = Vec::new();
-        for name in names {
-            if let Err(failure) = resolver.resolve(&name).await {
+        names = resolve_all(&resolver, names).await;
+        if names.is_empty() {
+            return;
+        }
+        sleep(pause).await;
+        pause = LAST_PAUSE.min(2 * pause);
+    }
+}
+
+/// Those that failed.
+async fn resolve_all(resolver: &Handle, names: Vec<String>) -> Vec<String> {
+    let mut names = names.into_iter();
+    let mut asking = JoinSet::new();
+    let mut failed = Vec::new();
+    loop {
+        while asking.len() < AT_ONCE
+            && let Some(name) = names.next()
+        {
+            let resolver = resolver.clone();
+            asking.spawn(async move { resolver.resolve(&name).await.map_err(|failure| (name, failure)) });
+        }
+        match asking.join_next().await {
+            None => return failed,
+            Some(Ok(Err((name, failure)))) => {
                 tracing::debug!(name, %failure, "not resolved in advance");
                 failed.push(name);
             }
+            Some(_) => {}
         }
-        if failed.is_empty() {
-            return;
-        }
-        names = failed;
-        sleep(pause).await;
-        pause = LAST_PAUSE.min(2 * pause);
     }
 }
 
