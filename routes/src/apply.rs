@@ -76,11 +76,11 @@ impl Settings {
 impl Routes {
     /// Sets everything up; on an error everything is as before, but for the TUN's own settings, which go with it.
     /// What a crash has left is taken over; at no time does a prefix that fails closed go out directly.
-    pub async fn apply(mut state: State, settings: Settings, wanted: &Wanted) -> Result<Self, Error> {
+    pub async fn apply(state: State, settings: Settings, wanted: &Wanted) -> Result<Self, Error> {
         let netlink = Netlink::new()?;
-        let left = state.journal.undo().to_vec();
+        let left = state.journal().undo();
         let mut done = Vec::new();
-        match raise(&netlink, &mut state, &settings, wanted, &mut done).await {
+        match raise(&netlink, &state, &settings, wanted, &mut done).await {
             Ok(Raised { learned, tun, kill_switch, firewall, took_over }) => {
                 let captured = wanted.captured.clone();
                 Ok(Self {
@@ -98,7 +98,7 @@ impl Routes {
             Err(error) => {
                 change::revert(&netlink, done).await;
                 // What cannot be taken back is logged there: the error that led here is the one to tell.
-                drop(take_back_but(&netlink, &mut state, &left, &mut Cleaned::default()).await);
+                drop(take_back_but(&netlink, &state, &left, &mut Cleaned::default()).await);
                 Err(error)
             }
         }
@@ -112,7 +112,7 @@ impl Routes {
             (Some(up), Some(contents)) => Some(up.swap(contents).map_err(Error::KillSwitch)?),
             (None, Some(contents)) => {
                 let mark = self.settings.mark.get();
-                self.kill_switch = Some(raise_kill_switch(&mut self.state, contents, self.tun, mark)?);
+                self.kill_switch = Some(raise_kill_switch(&self.state, contents, self.tun, mark)?);
                 None
             }
             (_, None) => self.kill_switch.as_ref().map(KillSwitch::contents),
@@ -172,7 +172,7 @@ impl Routes {
         // An IPv6 address vanishes with a link that is set down or made too narrow: both go together.
         raise_tun(&self.netlink, &self.settings, tun).await?;
         repaired.extend(self.reach(&self.captured, &self.learned).await?.iter().map(ToString::to_string));
-        let loosened = sysctl::loosen(&mut self.state.journal, &links)?;
+        let loosened = sysctl::loosen(self.state.journal(), &links)?;
         repaired.extend(loosened.into_iter().map(|name| format!("loose rp_filter of {name}")));
         Ok(repaired)
     }
@@ -186,10 +186,10 @@ impl Routes {
     /// Removes everything, the TUN's addresses and routes first, so that nothing goes out with its address.
     /// Goes on after an error and tells the first; what is left then is for the next [`Routes::apply`] or
     /// [`clean`](crate::clean).
-    pub async fn teardown(mut self) -> Result<(), Error> {
+    pub async fn teardown(self) -> Result<(), Error> {
         // What it keeps would only be put back.
         drop(self.kill_switch);
-        take_back_all(&self.netlink, &mut self.state).await.map(drop)
+        take_back_all(&self.netlink, &self.state).await.map(drop)
     }
 
     /// Why packets for the TUN's addresses that arrive on other interfaces are not dropped; `None`: they are.
@@ -214,8 +214,8 @@ impl Routes {
     }
 
     /// The state directory, to be used by [`Dns`](crate::dns::Dns) too.
-    pub fn state(&mut self) -> &mut State {
-        &mut self.state
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
     /// The TUN's index.
@@ -230,7 +230,7 @@ impl Routes {
     fn remove_kill_switch(&mut self) -> Result<(), Error> {
         let Some(up) = self.kill_switch.take() else { return Ok(()) };
         up.remove().map_err(Error::Firewall)?;
-        self.state.journal.forget(|undo| matches!(undo, Undo::Table { .. }))
+        self.state.journal().forget(|undo| matches!(undo, Undo::Table { .. }))
     }
 
     async fn swap_learned(&self, learned: &[Placed], done: &mut Vec<Change>) -> Result<(), Error> {
@@ -291,7 +291,7 @@ struct Raised {
 /// What refuses comes first, then the firewall, then the TUN's addresses, and only then its routes.
 async fn raise(
     netlink: &Netlink,
-    state: &mut State,
+    state: &State,
     settings: &Settings,
     wanted: &Wanted,
     done: &mut Vec<Change>,
@@ -306,9 +306,11 @@ async fn raise(
 
     let raised = |contents| raise_kill_switch(state, contents, tun.index, settings.mark.get());
     let kill_switch = contents(wanted).map(raised).transpose()?;
-    sysctl::loosen(&mut state.journal, &links)?;
+    sysctl::loosen(state.journal(), &links)?;
     let addresses = settings.addresses.clone();
-    state.journal.note([Undo::Routing, Undo::Tun { name: tun.name.clone(), index: tun.index, addresses }])?;
+    state
+        .journal()
+        .note([Undo::Routing, Undo::Tun { name: tun.name.clone(), index: tun.index, addresses }])?;
     change::make(netlink, present.missing_guards(&plan), done).await?;
 
     let firewall = firewall(settings).install_owned();
@@ -329,7 +331,7 @@ async fn raise(
 /// What a dead run had and this one has not: its TUN, and its kill switch if there is none now.
 async fn take_back_others(
     netlink: &Netlink,
-    state: &mut State,
+    state: &State,
     tun: u32,
     and_kill_switch: bool,
 ) -> Result<(), Error> {
@@ -339,25 +341,20 @@ async fn take_back_others(
         Undo::Routing | Undo::RpFilter { .. } => false,
         Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::DnsLink => false,
     };
-    let mut stale: Vec<Undo> = state.journal.undo().iter().filter(|undo| is_stale(undo)).cloned().collect();
+    let mut stale: Vec<Undo> = state.journal().undo().into_iter().filter(is_stale).collect();
     if and_kill_switch {
         // Its journal may be lost.
         stale.extend(kill_switch_undo());
     }
     for undo in stale {
         take_back(netlink, &undo, &mut Cleaned::default()).await?;
-        state.journal.forget(|noted| *noted == undo)?;
+        state.journal().forget(|noted| *noted == undo)?;
     }
     Ok(())
 }
 
-fn raise_kill_switch(
-    state: &mut State,
-    contents: Contents,
-    tun: u32,
-    mark: u32,
-) -> Result<KillSwitch, Error> {
-    state.journal.note(kill_switch_undo())?;
+fn raise_kill_switch(state: &State, contents: Contents, tun: u32, mark: u32) -> Result<KillSwitch, Error> {
+    state.journal().note(kill_switch_undo())?;
     KillSwitch::raise(contents, tun, mark).map_err(Error::KillSwitch)
 }
 

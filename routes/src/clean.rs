@@ -1,7 +1,5 @@
 //! Taking back what is noted in the journal, and what is known to be ours without it.
 
-use std::path::Path;
-
 use tracing::warn;
 
 use crate::{
@@ -30,10 +28,8 @@ pub struct Cleaned {
 }
 
 /// Undoes what a daemon that is gone has left in the calling thread's network namespace.
-/// Fails with [`Error::Running`] if one is there.
-pub async fn clean(state_directory: &Path) -> Result<Cleaned, Error> {
-    let mut state = State::open(state_directory)?;
-    take_back_all(&Netlink::new()?, &mut state).await
+pub async fn clean(state: &State) -> Result<Cleaned, Error> {
+    take_back_all(&Netlink::new()?, state).await
 }
 
 /// Removes, in the calling thread's namespaces, whatever keeps signaling closed: the kill switch, routes and rules, and what
@@ -62,30 +58,32 @@ pub async fn open_up() -> (Cleaned, Vec<Error>) {
 
 /// Undoes all that is noted, the last first, and what carries our name or number even if the journal is lost. Goes on after
 /// an error and tells the first; what is left then stays noted.
-pub(crate) async fn take_back_all(netlink: &Netlink, state: &mut State) -> Result<Cleaned, Error> {
+pub(crate) async fn take_back_all(netlink: &Netlink, state: &State) -> Result<Cleaned, Error> {
     let mut cleaned = Cleaned::default();
-    let noted = take_back_but(netlink, state, &[], &mut cleaned).await;
+    let dns = dns::put_back(state).await.map(|undone| cleaned.dns |= undone);
+    // What was not undone in its time is not waited for again.
+    let left: Vec<Undo> = state.journal().undo().into_iter().filter(dns::is_about_dns).collect();
+    let noted = take_back_but(netlink, state, &left, &mut cleaned).await;
     let routing = remove_routing(netlink).await.map(|more| {
         cleaned.rules += more.rules;
         cleaned.routes += more.routes;
     });
     let table = remove_kill_switch().map(|removed| cleaned.kill_switch |= removed);
-    let dns = dns::undo_unnoted().await.map(|undone| cleaned.dns |= undone);
-    noted.and(routing).and(table).and(dns).map(|()| cleaned)
+    dns.and(noted).and(routing).and(table).map(|()| cleaned)
 }
 
 /// Undoes what is noted, the last first, but for `kept`.
 pub(crate) async fn take_back_but(
     netlink: &Netlink,
-    state: &mut State,
+    state: &State,
     kept: &[Undo],
     cleaned: &mut Cleaned,
 ) -> Result<(), Error> {
     let mut result = Ok(());
-    let noted: Vec<Undo> = state.journal.undo().iter().filter(|undo| !kept.contains(undo)).cloned().collect();
-    for undo in noted.into_iter().rev() {
+    let noted = state.journal().undo().into_iter().rev().filter(|undo| !kept.contains(undo));
+    for undo in noted {
         let taken_back = match take_back(netlink, &undo, cleaned).await {
-            Ok(()) => state.journal.forget(|noted| *noted == undo),
+            Ok(()) => state.journal().forget(|noted| *noted == undo),
             Err(error) => Err(error),
         };
         if let Err(error) = taken_back {

@@ -38,6 +38,10 @@ pub enum Error {
     ResolvConf(io::Error),
     #[error("cannot take our entry from resolvconf: {0}; `resolvconf -d lo.breakout` does it by hand")]
     Resolvconf(io::Error),
+    #[error(
+        "systemd-resolved or resolvconf does not take back within {0} s what it was told; what is left is noted"
+    )]
+    DnsSilent(u64),
     #[error("cannot remove the firewall's table: {0}")]
     Firewall(nft::Error),
     #[error("{}", with_remedy(.0))]

@@ -9,6 +9,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use ipnet::IpNet;
@@ -41,11 +42,12 @@ pub enum Undo {
     ResolvedLink { name: String, index: u32 },
 }
 
-/// What a journal holds. Changed only together with the file.
+/// What a journal holds. Changed only together with the file, one change after the other: whoever notes something holds it
+/// until it is on disk, and nobody while the machine is changed.
 #[derive(Debug)]
 pub(crate) struct Journal {
     path: PathBuf,
-    content: Content,
+    content: Mutex<Content>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,78 +73,74 @@ impl Journal {
         let failed = |source| Error::Directory { path: path.clone(), source };
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed)?.trim().to_owned();
         let void = Content { version: VERSION, boot, undo: Vec::new() };
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self { path, content: void }),
+        let content = match fs::read(&path) {
+            Ok(text) => read(&path, &text, void)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => void,
             Err(source) => return Err(failed(source)),
         };
-        let broken = |source| Error::Journal { path: path.clone(), source };
-        let header: Header = serde_json::from_slice(&text).map_err(broken)?;
-        if header.boot != void.boot {
-            return Ok(Self { path, content: void });
-        }
-        if header.version != VERSION {
-            return Err(Error::JournalVersion { path, found: header.version, known: VERSION });
-        }
-        let content = serde_json::from_slice(&text).map_err(broken)?;
-        Ok(Self { path, content })
+        Ok(Self { path, content: Mutex::new(content) })
     }
 
-    pub fn undo(&self) -> &[Undo] {
-        &self.content.undo
+    pub fn undo(&self) -> Vec<Undo> {
+        self.lock().undo.clone()
     }
 
     /// Notes what is about to change, on disk when this returns. Of a thing that is noted already the older note stands:
     /// what is found since may be ours.
-    pub fn note(&mut self, undo: impl IntoIterator<Item = Undo>) -> Result<(), Error> {
-        let before = self.content.undo.len();
+    pub fn note(&self, undo: impl IntoIterator<Item = Undo>) -> Result<(), Error> {
+        let mut content = self.lock();
+        let before = content.undo.len();
         for undo in undo {
-            if !self.content.undo.iter().any(|noted| noted.is_of_the_same(&undo)) {
-                self.content.undo.push(undo);
+            if !content.undo.iter().any(|noted| noted.is_of_the_same(&undo)) {
+                content.undo.push(undo);
             }
         }
-        self.save_unless(before).inspect_err(|_| self.content.undo.truncate(before))
+        self.save_unless(&content, before).inspect_err(|_| content.undo.truncate(before))
     }
 
     /// Notes what is about to change in place of an older note of the same: others have changed it since.
-    pub fn renew(&mut self, undo: Undo) -> Result<(), Error> {
-        let before = self.content.undo.clone();
-        match self.content.undo.iter_mut().find(|noted| noted.is_of_the_same(&undo)) {
+    pub fn renew(&self, undo: Undo) -> Result<(), Error> {
+        let mut content = self.lock();
+        let before = content.undo.clone();
+        match content.undo.iter_mut().find(|noted| noted.is_of_the_same(&undo)) {
             Some(noted) if *noted == undo => return Ok(()),
             Some(noted) => *noted = undo,
-            None => self.content.undo.push(undo),
+            None => content.undo.push(undo),
         }
-        self.save().map_err(|source| {
-            self.content.undo = before;
-            Error::Directory { path: self.path.clone(), source }
-        })
+        self.save(&content).inspect_err(|_| content.undo = before)
     }
 
     /// Forgets what is undone or gone.
-    pub fn forget(&mut self, is_done: impl Fn(&Undo) -> bool) -> Result<(), Error> {
-        let before = self.content.undo.len();
-        self.content.undo.retain(|undo| !is_done(undo));
-        self.save_unless(before)
+    pub fn forget(&self, is_done: impl Fn(&Undo) -> bool) -> Result<(), Error> {
+        let mut content = self.lock();
+        let before = content.undo.len();
+        content.undo.retain(|undo| !is_done(undo));
+        self.save_unless(&content, before)
     }
 
-    fn save_unless(&self, unchanged: usize) -> Result<(), Error> {
-        if self.content.undo.len() == unchanged {
-            return Ok(());
-        }
-        self.save().map_err(|source| Error::Directory { path: self.path.clone(), source })
+    fn lock(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn save_unless(&self, content: &Content, unchanged: usize) -> Result<(), Error> {
+        if content.undo.len() == unchanged { Ok(()) } else { self.save(content) }
+    }
+
+    fn save(&self, content: &Content) -> Result<(), Error> {
+        self.write(content).map_err(|source| Error::Directory { path: self.path.clone(), source })
     }
 
     /// In one step: a crash, of the machine too, leaves the old journal or the new one.
-    fn save(&self) -> io::Result<()> {
+    fn write(&self, content: &Content) -> io::Result<()> {
         crash_point::reached();
-        if self.content.undo.is_empty() {
+        if content.undo.is_empty() {
             match fs::remove_file(&self.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         } else {
             let new = self.path.with_extension("new");
-            let text = serde_json::to_vec(&self.content)?;
+            let text = serde_json::to_vec(content)?;
             let (half, rest) = text.split_at_checked(text.len() / 2).unwrap_or((&text, &[]));
             let mut file = File::create(&new)?;
             file.write_all(half)?;
@@ -155,6 +153,19 @@ impl Journal {
         crash_point::reached();
         self.path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
     }
+}
+
+/// What the file says; `void` if that was for another run of the machine.
+fn read(path: &Path, text: &[u8], void: Content) -> Result<Content, Error> {
+    let broken = |source| Error::Journal { path: path.to_owned(), source };
+    let header: Header = serde_json::from_slice(text).map_err(broken)?;
+    if header.boot != void.boot {
+        return Ok(void);
+    }
+    if header.version != VERSION {
+        return Err(Error::JournalVersion { path: path.to_owned(), found: header.version, known: VERSION });
+    }
+    serde_json::from_slice(text).map_err(broken)
 }
 
 impl Undo {
@@ -196,10 +207,10 @@ mod tests {
     #[test]
     fn what_was_found_first_is_what_is_undone() {
         let directory = tempfile::tempdir().unwrap();
-        let mut journal = Journal::read(directory.path()).unwrap();
+        let journal = Journal::read(directory.path()).unwrap();
         journal.note([rp_filter(3, 1), rp_filter(4, 0), Undo::Routing]).unwrap();
 
-        let mut journal = Journal::read(directory.path()).unwrap();
+        let journal = Journal::read(directory.path()).unwrap();
         journal.note([Undo::Routing, rp_filter(3, 2), rp_filter(5, 1)]).unwrap();
         let kept = [rp_filter(3, 1), rp_filter(4, 0), Undo::Routing, rp_filter(5, 1)];
         assert_eq!(journal.undo(), kept);
@@ -219,7 +230,7 @@ mod tests {
                 group: 0,
             },
         };
-        let mut journal = Journal::read(directory.path()).unwrap();
+        let journal = Journal::read(directory.path()).unwrap();
         journal.renew(file("a")).unwrap();
         journal.note([Undo::Routing]).unwrap();
         journal.note([file("b")]).unwrap();
@@ -231,12 +242,12 @@ mod tests {
     #[test]
     fn a_torn_write_leaves_the_old_journal() {
         let directory = tempfile::tempdir().unwrap();
-        let mut journal = Journal::read(directory.path()).unwrap();
+        let journal = Journal::read(directory.path()).unwrap();
         journal.note([rp_filter(3, 1)]).unwrap();
         let whole = fs::read(directory.path().join(FILE)).unwrap();
         for length in 0..whole.len() {
             fs::write(directory.path().join("undo.new"), &whole[..length]).unwrap();
-            let mut journal = Journal::read(directory.path()).unwrap();
+            let journal = Journal::read(directory.path()).unwrap();
             assert_eq!(journal.undo(), [rp_filter(3, 1)]);
             journal.note([Undo::Routing]).unwrap();
             journal.forget(|undo| *undo == Undo::Routing).unwrap();
@@ -248,11 +259,11 @@ mod tests {
     fn another_boots_journal_is_void_and_a_broken_or_newer_one_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(FILE);
-        let mut journal = Journal::read(directory.path()).unwrap();
+        let journal = Journal::read(directory.path()).unwrap();
         journal.note([Undo::Routing, rp_filter(7, 1)]).unwrap();
         let text = fs::read_to_string(&path).unwrap();
 
-        fs::write(&path, text.replace(&journal.content.boot, "another")).unwrap();
+        fs::write(&path, text.replace(&journal.lock().boot, "another")).unwrap();
         assert_eq!(Journal::read(directory.path()).unwrap().undo(), []);
 
         fs::write(&path, text.replace("\"version\":1", "\"version\":2")).unwrap();

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
+    sync::Arc,
 };
 
 use crate::{Error, Undo, journal::Journal};
@@ -18,11 +19,15 @@ use nix::{
 const LOCK_MODE: u32 = 0o600;
 const LOCK: &str = "lock";
 
-/// The lock on a state directory, and its journal. The kernel frees the lock with the process.
+/// The lock on a state directory, and its journal, for all who change the machine: a clone is the same one. The lock is free
+/// when the last of them is dropped, and the kernel frees it with the process.
+#[derive(Clone, Debug)]
+pub struct State(Arc<Held>);
+
 #[derive(Debug)]
-pub struct State {
+struct Held {
     _lock: Flock<File>,
-    pub(crate) journal: Journal,
+    journal: Journal,
 }
 
 /// What is noted in a state directory, and by whom.
@@ -50,14 +55,18 @@ impl State {
         };
         write_pid(&mut lock).map_err(failed)?;
 
-        Ok(Self { _lock: lock, journal: Journal::read(directory)? })
+        Ok(Self(Arc::new(Held { _lock: lock, journal: Journal::read(directory)? })))
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.0.journal
     }
 }
 
 impl Leftovers {
     /// Looks without taking the lock: whoever is at work goes on. Empty where there is no state directory.
     pub fn look(directory: &Path) -> Result<Self, Error> {
-        Ok(Self { running: running(directory)?, undo: Journal::read(directory)?.undo().to_vec() })
+        Ok(Self { running: running(directory)?, undo: Journal::read(directory)?.undo() })
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) fn disable_ipv6(link: &str) -> Result<(), Error> {
 }
 
 /// Makes `rp_filter` loose where it is strict, each old value noted first. Answers with the names of those changed.
-pub(crate) fn loosen(journal: &mut Journal, links: &[Link]) -> Result<Vec<String>, Error> {
+pub(crate) fn loosen(journal: &Journal, links: &[Link]) -> Result<Vec<String>, Error> {
     let all = read(&rp_filter("all"))?.unwrap_or(0);
     let mut found = Vec::new();
     for link in links.iter().filter(|link| !link.loopback && link.name != dns::LINK) {

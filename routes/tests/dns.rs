@@ -19,6 +19,7 @@ use std::{
 };
 
 use common::{
+    clean,
     etc::{
         self, RESOLV_CONF, Server, getent, live_and_die, look, plain_lines, replace, servers, settings, soon,
         with_own_etc,
@@ -26,7 +27,7 @@ use common::{
     run,
 };
 use routes::{
-    Cleaned, Leftovers, State, Undo, clean,
+    Cleaned, Leftovers, State, Undo,
     dns::{self, Dns, Mode},
     open_up,
 };
@@ -76,8 +77,8 @@ fn it_is_replaced_and_put_back() {
             put();
             let before = look();
             let directory = tempfile::tempdir().unwrap();
-            let mut state = State::open(directory.path()).unwrap();
-            let mut dns = Dns::set_up(&mut state, settings()).await.unwrap();
+            let state = State::open(directory.path()).unwrap();
+            let mut dns = Dns::set_up(&state, settings()).await.unwrap();
             let lines = plain_lines(RESOLV_CONF);
             assert_eq!(lines[0], "nameserver 127.51.82.53", "{kind}");
             assert!(lines[1..].iter().all(|line| !line.starts_with("nameserver")), "{kind}: {lines:?}");
@@ -101,11 +102,11 @@ fn it_is_replaced_and_put_back() {
             assert!(matches!(noted.as_slice(), [Undo::ResolvConf { .. }]), "{noted:?}");
 
             let ours = look();
-            assert_eq!(dns.repair(&mut state).await.unwrap(), Vec::<String>::new(), "{kind}");
-            dns.set_domains(&mut state, vec!["pure.cloud".to_owned()]).await.unwrap();
+            assert_eq!(dns.repair(&state).await.unwrap(), Vec::<String>::new(), "{kind}");
+            dns.set_domains(&state, vec!["pure.cloud".to_owned()]).await.unwrap();
             assert_eq!(look(), ours, "{kind}");
 
-            dns.tear_down(&mut state).await.unwrap();
+            dns.tear_down(&state).await.unwrap();
             assert_eq!(look(), before, "{kind}");
             assert_eq!(Leftovers::look(directory.path()).unwrap().undo, []);
         }
@@ -122,7 +123,7 @@ fn the_c_library_asks_us_and_after_a_crash_nobody() {
 
         let directory = tempfile::tempdir().unwrap();
         let ours = Server::breakouts();
-        let dns = Dns::set_up(&mut State::open(directory.path()).unwrap(), settings()).await.unwrap();
+        let dns = Dns::set_up(&State::open(directory.path()).unwrap(), settings()).await.unwrap();
         assert!(getent("a.example").starts_with("127.51.82.53 "));
         assert!(ours.was_asked_for("a.example") && !theirs.was_asked_for("a.example"));
 
@@ -144,7 +145,7 @@ fn what_a_crash_left_is_taken_over_or_cleaned() {
             let before = look();
             let directory = tempfile::tempdir().unwrap();
             let open = || State::open(directory.path()).unwrap();
-            let dns = Dns::set_up(&mut open(), settings()).await.unwrap();
+            let dns = Dns::set_up(&open(), settings()).await.unwrap();
             let ours = look();
             let asked = dns.before();
             drop(dns);
@@ -152,7 +153,7 @@ fn what_a_crash_left_is_taken_over_or_cleaned() {
             assert_eq!(dns::left_before().await, Some(asked.clone()), "{kind}");
 
             // A crash upon a crash: what was there is still what was first.
-            let dns = Dns::set_up(&mut open(), settings()).await.unwrap();
+            let dns = Dns::set_up(&open(), settings()).await.unwrap();
             assert_eq!((look(), dns.before()), (ours.clone(), asked), "{kind}");
             drop(dns);
             assert_eq!(clean(directory.path()).await.unwrap(), Cleaned { dns: true, ..Cleaned::default() });
@@ -161,8 +162,8 @@ fn what_a_crash_left_is_taken_over_or_cleaned() {
             assert_eq!(clean(directory.path()).await.unwrap(), Cleaned::default());
 
             // The next run has no use for it.
-            drop(Dns::set_up(&mut open(), settings()).await.unwrap());
-            assert!(dns::put_back(&mut open()).await.unwrap());
+            drop(Dns::set_up(&open(), settings()).await.unwrap());
+            assert!(dns::put_back(&open()).await.unwrap());
             assert_eq!(look(), before, "{kind}");
         }
     });
@@ -178,7 +179,7 @@ fn it_is_put_back_without_the_journal() {
             // Another boot's journal is void, and its directory gone.
             let crash = async || {
                 let directory = tempfile::tempdir().unwrap();
-                drop(Dns::set_up(&mut State::open(directory.path()).unwrap(), settings()).await.unwrap());
+                drop(Dns::set_up(&State::open(directory.path()).unwrap(), settings()).await.unwrap());
                 assert_ne!(look(), before);
             };
             let directory = tempfile::tempdir().unwrap();
@@ -192,13 +193,13 @@ fn it_is_put_back_without_the_journal() {
             assert!(!open_up().await.0.dns, "{kind}");
 
             crash().await;
-            let mut state = State::open(directory.path()).unwrap();
-            assert!(dns::put_back(&mut state).await.unwrap());
+            let state = State::open(directory.path()).unwrap();
+            assert!(dns::put_back(&state).await.unwrap());
             assert_eq!(look(), before, "{kind}");
 
             crash().await;
-            let dns = Dns::set_up(&mut state, settings()).await.unwrap();
-            dns.tear_down(&mut state).await.unwrap();
+            let dns = Dns::set_up(&state, settings()).await.unwrap();
+            dns.tear_down(&state).await.unwrap();
             assert_eq!(look(), before, "{kind}");
         }
     });
@@ -209,8 +210,8 @@ fn what_others_write_is_what_is_put_back() {
     with_own_etc(async || {
         fs::write(RESOLV_CONF, BEFORE).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let mut state = State::open(directory.path()).unwrap();
-        let mut dns = Dns::set_up(&mut state, settings()).await.unwrap();
+        let state = State::open(directory.path()).unwrap();
+        let mut dns = Dns::set_up(&state, settings()).await.unwrap();
         let ours = plain_lines(RESOLV_CONF);
 
         let writes: [(fn(), &str); 3] = [
@@ -243,7 +244,7 @@ fn what_others_write_is_what_is_put_back() {
             let mut repaired = Vec::new();
             while repaired.is_empty() {
                 soon(dns.changed()).await;
-                repaired = dns.repair(&mut state).await.unwrap();
+                repaired = dns.repair(&state).await.unwrap();
             }
             assert_eq!(repaired, ["our /etc/resolv.conf"]);
             assert_eq!(plain_lines(RESOLV_CONF), ours);
@@ -253,11 +254,11 @@ fn what_others_write_is_what_is_put_back() {
         fs::write("/run/resolv.conf", "nameserver 10.7.0.4\n").unwrap();
         while servers(&dns) != ["10.7.0.4:53"] {
             soon(dns.changed()).await;
-            dns.repair(&mut state).await.unwrap();
+            dns.repair(&state).await.unwrap();
         }
         assert_eq!(plain_lines(RESOLV_CONF), ["nameserver 127.51.82.53"]);
 
-        dns.tear_down(&mut state).await.unwrap();
+        dns.tear_down(&state).await.unwrap();
         assert_eq!(look(), theirs);
     });
 }
@@ -267,7 +268,7 @@ fn what_others_wrote_after_a_crash_stays() {
     with_own_etc(async || {
         fs::write(RESOLV_CONF, BEFORE).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        drop(Dns::set_up(&mut State::open(directory.path()).unwrap(), settings()).await.unwrap());
+        drop(Dns::set_up(&State::open(directory.path()).unwrap(), settings()).await.unwrap());
         replace(FOREIGN);
         let theirs = look();
         assert_eq!(clean(directory.path()).await.unwrap(), Cleaned::default());
@@ -289,17 +290,17 @@ fn a_mount_keeps_its_inode_also_where_etc_is_read_only() {
             run(["mount", "--bind", "/run/mounted", RESOLV_CONF]);
             let inode = fs::metadata(RESOLV_CONF).unwrap().ino();
             let directory = tempfile::tempdir().unwrap();
-            let mut state = State::open(directory.path()).unwrap();
-            let mut dns = Dns::set_up(&mut state, settings()).await.unwrap();
+            let state = State::open(directory.path()).unwrap();
+            let mut dns = Dns::set_up(&state, settings()).await.unwrap();
             assert_eq!(plain_lines("/run/mounted")[0], "nameserver 127.51.82.53");
 
             fs::write("/run/mounted", FOREIGN).unwrap();
             soon(dns.changed()).await;
             while servers(&dns) != ["10.7.0.1:53"] {
-                dns.repair(&mut state).await.unwrap();
+                dns.repair(&state).await.unwrap();
             }
             assert_eq!(plain_lines(RESOLV_CONF), ["nameserver 127.51.82.53"]);
-            dns.tear_down(&mut state).await.unwrap();
+            dns.tear_down(&state).await.unwrap();
             assert_eq!(fs::read_to_string("/run/mounted").unwrap(), FOREIGN);
             let metadata = fs::metadata(RESOLV_CONF).unwrap();
             assert_eq!((metadata.ino(), metadata.mode() & 0o7777), (inode, 0o600));
@@ -313,8 +314,8 @@ fn what_cannot_be_written_is_told_and_nothing_is_noted() {
         fs::write(RESOLV_CONF, BEFORE).unwrap();
         run(["mount", "-o", "remount,bind,ro", "/etc"]);
         let directory = tempfile::tempdir().unwrap();
-        let mut state = State::open(directory.path()).unwrap();
-        let refused = Dns::set_up(&mut state, settings()).await.unwrap_err();
+        let state = State::open(directory.path()).unwrap();
+        let refused = Dns::set_up(&state, settings()).await.unwrap_err();
         assert!(
             refused.to_string().contains("cannot change /etc/resolv.conf: Read-only file system"),
             "{refused}"
@@ -350,9 +351,9 @@ fn death_at_every_step() {
                 if step % 2 == 0 {
                     clean(&state).await.unwrap();
                 } else {
-                    let mut state = State::open(&state).unwrap();
-                    let dns = Dns::set_up(&mut state, settings()).await.unwrap();
-                    dns.tear_down(&mut state).await.unwrap();
+                    let state = State::open(&state).unwrap();
+                    let dns = Dns::set_up(&state, settings()).await.unwrap();
+                    dns.tear_down(&state).await.unwrap();
                 }
                 assert_eq!(look(), *expected, "{kind}, step {step}");
                 assert_eq!(Leftovers::look(&state).unwrap().undo, [], "{kind}, step {step}");

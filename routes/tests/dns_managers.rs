@@ -20,6 +20,7 @@ use std::{
 };
 
 use common::{
+    clean,
     etc::{
         self, RESOLV_CONF, Server, getent, live_and_die, look, package, plain_lines, replace, servers,
         settings, soon, with_own_etc,
@@ -27,7 +28,7 @@ use common::{
     open_tun, run,
 };
 use routes::{
-    Leftovers, State, Undo, clean,
+    Leftovers, State, Undo,
     dns::{self, Dns, Mode, Settings},
     netlink::Netlink,
     open_up,
@@ -74,8 +75,8 @@ fn a_resolvconf_that_leads_to_another_resolver_is_passed_over() {
         resolvconf(&["-a", "eth0.dhcp"], DHCP);
         let before = look();
         let directory = tempfile::tempdir().unwrap();
-        let mut state = State::open(directory.path()).unwrap();
-        let dns = Dns::set_up(&mut state, settings()).await.unwrap();
+        let state = State::open(directory.path()).unwrap();
+        let dns = Dns::set_up(&state, settings()).await.unwrap();
         let report = dns.report();
         assert_eq!(report.mode, Mode::File);
         assert!(
@@ -89,7 +90,7 @@ fn a_resolvconf_that_leads_to_another_resolver_is_passed_over() {
             Leftovers::look(directory.path()).unwrap().undo.as_slice(),
             [Undo::ResolvConf { .. }]
         ));
-        dns.tear_down(&mut state).await.unwrap();
+        dns.tear_down(&state).await.unwrap();
         assert_eq!(look(), before);
     });
 }
@@ -107,8 +108,8 @@ async fn is_kept_by_resolvconf() {
     };
     as_before("the control");
     let directory = tempfile::tempdir().unwrap();
-    let mut state = State::open(directory.path()).unwrap();
-    let set_up = async |state: &mut State| {
+    let state = State::open(directory.path()).unwrap();
+    let set_up = async |state: &State| {
         let dns = Dns::set_up(state, settings()).await.unwrap();
         assert_eq!(dns.report().mode, Mode::Resolvconf, "{}", dns.report().why);
         assert_eq!(servers(&dns), ["10.0.0.1:53"]);
@@ -121,41 +122,41 @@ async fn is_kept_by_resolvconf() {
         dns
     };
 
-    let mut dns = set_up(&mut state).await;
+    let mut dns = set_up(&state).await;
     assert_eq!(Leftovers::look(directory.path()).unwrap().undo, [Undo::ResolvconfEntry]);
-    assert_eq!(dns.repair(&mut state).await.unwrap(), Vec::<String>::new());
-    dns.tear_down(&mut state).await.unwrap();
+    assert_eq!(dns.repair(&state).await.unwrap(), Vec::<String>::new());
+    dns.tear_down(&state).await.unwrap();
     as_before("down");
 
     // Crashes, and what follows them.
-    drop(set_up(&mut state).await);
+    drop(set_up(&state).await);
     assert_eq!(dns::left_before().await.unwrap(), ["10.0.0.1:53".parse().unwrap()]);
-    drop(set_up(&mut state).await);
+    drop(set_up(&state).await);
     drop(state);
     assert!(clean(directory.path()).await.unwrap().dns);
     as_before("clean");
-    let mut state = State::open(directory.path()).unwrap();
-    drop(set_up(&mut state).await);
+    let state = State::open(directory.path()).unwrap();
+    drop(set_up(&state).await);
     assert!(open_up().await.0.dns);
     as_before("panic-off");
 
     // Others come, and take ours away.
-    let mut dns = set_up(&mut state).await;
+    let mut dns = set_up(&state).await;
     resolvconf(&["-a", "wlan0.dhcp"], "nameserver 10.0.0.2\n");
     while servers(&dns) != ["10.0.0.1:53", "10.0.0.2:53"] {
         soon(dns.changed()).await;
-        dns.repair(&mut state).await.unwrap();
+        dns.repair(&state).await.unwrap();
     }
     resolvconf(&["-d", "wlan0.dhcp"], "");
     resolvconf(&["-d", "lo.breakout"], "");
     let mut repaired = Vec::new();
     while repaired.is_empty() {
         soon(dns.changed()).await;
-        repaired = dns.repair(&mut state).await.unwrap();
+        repaired = dns.repair(&state).await.unwrap();
     }
     assert_eq!(repaired, ["our entry of resolvconf"]);
     assert_eq!(servers(&dns), ["10.0.0.1:53"]);
-    dns.tear_down(&mut state).await.unwrap();
+    dns.tear_down(&state).await.unwrap();
     drop(state);
     as_before("others");
 
@@ -172,9 +173,9 @@ async fn is_kept_by_resolvconf() {
         if step % 2 == 0 {
             clean(&state).await.unwrap();
         } else {
-            let mut state = State::open(&state).unwrap();
-            let dns = set_up(&mut state).await;
-            dns.tear_down(&mut state).await.unwrap();
+            let state = State::open(&state).unwrap();
+            let dns = set_up(&state).await;
+            dns.tear_down(&state).await.unwrap();
         }
         as_before(&format!("step {step}"));
         assert_eq!(Leftovers::look(&state).unwrap().undo, [], "step {step}");
@@ -210,8 +211,8 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
 
         let settings = resolved.settings().await;
         let directory = tempfile::tempdir().unwrap();
-        let mut state = State::open(directory.path()).unwrap();
-        let mut dns = Dns::set_up(&mut state, settings.clone()).await.unwrap();
+        let state = State::open(directory.path()).unwrap();
+        let mut dns = Dns::set_up(&state, settings.clone()).await.unwrap();
         let report = dns.report();
         assert_eq!(report.mode, Mode::Resolved, "{}", report.why);
         assert_eq!(servers(&dns), ["10.0.0.1:53"]);
@@ -223,18 +224,18 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         // Its cache was flushed.
         assert!(getent("control.mypurecloud.com").starts_with("127.51.82.53 "));
         goes("api.pure.cloud", false);
-        assert_eq!(dns.repair(&mut state).await.unwrap(), Vec::<String>::new());
+        assert_eq!(dns.repair(&state).await.unwrap(), Vec::<String>::new());
         let domains = vec!["mypurecloud.com".to_owned(), "usw2.pure.cloud".to_owned()];
-        dns.set_domains(&mut state, domains).await.unwrap();
+        dns.set_domains(&state, domains).await.unwrap();
         goes("api.usw2.pure.cloud", true);
 
         // Somebody takes it away.
         resolved.ctl(&["revert", dns::LINK]);
-        let repaired = dns.repair(&mut state).await.unwrap();
+        let repaired = dns.repair(&state).await.unwrap();
         assert_eq!(repaired, ["systemd-resolved's settings"]);
         goes("reverted.mypurecloud.com", true);
         run(["ip", "link", "delete", dns::LINK]);
-        let repaired = dns.repair(&mut state).await.unwrap();
+        let repaired = dns.repair(&state).await.unwrap();
         assert_eq!(repaired, ["systemd-resolved's settings"]);
         goes("deleted.mypurecloud.com", true);
 
@@ -242,7 +243,7 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         replace("nameserver 10.0.0.1\n");
         while dns.report().mode != Mode::File {
             soon(dns.changed()).await;
-            dns.repair(&mut state).await.unwrap();
+            dns.repair(&state).await.unwrap();
         }
         assert_eq!(plain_lines(RESOLV_CONF), ["nameserver 127.51.82.53"]);
         assert_eq!(servers(&dns), ["10.0.0.1:53"]);
@@ -250,7 +251,7 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
         while dns.report().mode != Mode::Resolved {
             soon(dns.changed()).await;
-            dns.repair(&mut state).await.unwrap();
+            dns.repair(&state).await.unwrap();
         }
         assert_eq!(look(), before);
         goes("back.mypurecloud.com", true);
@@ -259,18 +260,18 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         resolved.kill();
         while dns.report().mode != Mode::File {
             soon(dns.changed()).await;
-            dns.repair(&mut state).await.unwrap();
+            dns.repair(&state).await.unwrap();
         }
         assert_eq!(servers(&dns), ["10.0.0.1:53"], "where it would have asked");
         resolved.spawn();
         while dns.report().mode != Mode::Resolved {
             soon(dns.changed()).await;
-            dns.repair(&mut state).await.unwrap();
+            dns.repair(&state).await.unwrap();
         }
         assert_eq!(look(), before);
         goes("again.mypurecloud.com", true);
 
-        dns.tear_down(&mut state).await.unwrap();
+        dns.tear_down(&state).await.unwrap();
         assert_eq!(Leftovers::look(directory.path()).unwrap().undo, []);
         assert_eq!(look(), before);
         goes("down.mypurecloud.com", false);
@@ -278,23 +279,23 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         // A crash while it did not run, and the journal lost.
         resolved.kill();
         let lost = tempfile::tempdir().unwrap();
-        let dns = Dns::set_up(&mut State::open(lost.path()).unwrap(), settings.clone()).await.unwrap();
+        let dns = Dns::set_up(&State::open(lost.path()).unwrap(), settings.clone()).await.unwrap();
         assert_eq!(dns.report().mode, Mode::File);
         drop(dns);
         assert_eq!(plain_lines(RESOLV_CONF)[0], "nameserver 127.51.82.53");
         resolved.spawn();
-        let dns = Dns::set_up(&mut state, settings.clone()).await.unwrap();
+        let dns = Dns::set_up(&state, settings.clone()).await.unwrap();
         assert_eq!((dns.report().mode, look()), (Mode::Resolved, before.clone()));
         goes("lost.mypurecloud.com", true);
-        dns.tear_down(&mut state).await.unwrap();
+        dns.tear_down(&state).await.unwrap();
 
         // A crash: the names stay unanswered, whatever comes after it.
-        let crash = async |resolved: &mut Resolved, state: &mut State| {
+        let crash = async |resolved: &mut Resolved, state: &State| {
             drop(Dns::set_up(state, resolved.settings().await).await.unwrap());
             goes("up.mypurecloud.com", true);
             resolved.tun = None;
         };
-        crash(&mut resolved, &mut state).await;
+        crash(&mut resolved, &state).await;
         drop(ours);
         assert_eq!(getent("crashed.mypurecloud.com"), "");
         assert!(!theirs.was_asked_for("crashed.mypurecloud.com"));
@@ -339,10 +340,10 @@ fn a_crash_at_every_step_with_systemd_resolved() {
                 0 => assert_eq!(open_up().await.1.len(), 0),
                 1 => drop(clean(&state).await.unwrap()),
                 _ => {
-                    let mut state = State::open(&state).unwrap();
-                    let dns = Dns::set_up(&mut state, settings()).await.unwrap();
+                    let state = State::open(&state).unwrap();
+                    let dns = Dns::set_up(&state, settings()).await.unwrap();
                     assert_eq!(dns.report().mode, Mode::Resolved, "{}", dns.report().why);
-                    dns.tear_down(&mut state).await.unwrap();
+                    dns.tear_down(&state).await.unwrap();
                 }
             }
             assert_eq!((look(), resolved.has_our_link().await), (before.clone(), false), "step {step}");

@@ -16,14 +16,14 @@ use std::{
 };
 
 use common::{
-    has, in_namespace, run,
+    clean, has, in_namespace, run,
     world::{
         MARK, MEDIA, SIGNALING, TUN, Tun, UNRELATED, World, arrived, captured, ip, send, send_from_device,
         settings, settled_snapshot, silent, wanted,
     },
 };
 use policy::{Guarded, Traffic};
-use routes::{KILL_SWITCH, Routes, State, Undo, Wanted, clean, connections, nft, open_up};
+use routes::{KILL_SWITCH, Routes, State, Undo, Wanted, connections, nft, open_up};
 
 /// 5060 alone, over TCP and UDP, of what fails closed.
 fn guarded() -> Vec<Guarded> {

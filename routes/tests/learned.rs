@@ -26,7 +26,7 @@ use common::{
         Way::{self, Icmp, Tcp, UdpConnected, UdpSendTo},
         attempt,
     },
-    has, in_namespace, run,
+    clean, has, in_namespace, run,
     world::{
         SIGNALING, TUN, TUN_V4, TUN_V6, Tun, UNRELATED, World, arrived, captured, closed, ip,
         send_from_device, settings, settled_snapshot, silent, wanted,
@@ -36,7 +36,7 @@ use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
 use policy::{Captured, Fail, Guarded, LearnedSet, Traffic};
 use routes::{
-    Cleaned, Error, KILL_SWITCH, PRIORITY_LEARNED_PORTS, Routes, State, TABLE_LEARNED, Wanted, clean,
+    Cleaned, Error, KILL_SWITCH, PRIORITY_LEARNED_PORTS, Routes, State, TABLE_LEARNED, Wanted,
     netlink::{Family, Netlink, Rule, Watch},
 };
 

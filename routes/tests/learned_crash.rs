@@ -18,14 +18,14 @@ use std::{
 };
 
 use common::{
-    in_namespace,
+    clean, in_namespace,
     world::{
         SIGNALING, TUN, Tun, UNRELATED, World, captured, closed, ip, settings, settled_snapshot, snapshot,
         wanted,
     },
 };
 use policy::{Guarded, LearnedSet, Traffic};
-use routes::{Routes, State, Wanted, clean, netlink::Netlink};
+use routes::{Routes, State, Wanted, netlink::Netlink};
 
 /// Where the life that is cut short has its journal.
 const STATE: &str = "BREAKOUT_TEST_STATE";

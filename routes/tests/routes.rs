@@ -20,7 +20,7 @@ use std::{
 };
 
 use common::{
-    in_namespace, run,
+    clean, in_namespace, run,
     world::{
         MARK, MEDIA, SIGNALING, TUN, TUN_V4, TUN_V6, Tun, UNRELATED, World, arrived, captured, closed, ip,
         net, rp_filter, send, set_rp_filter, settings, settle_addresses, settled_snapshot, silent, wanted,
@@ -29,7 +29,7 @@ use common::{
 use nix::sched::{CloneFlags, setns};
 use policy::{Captured, Fail};
 use routes::{
-    Cleaned, Conflict, Error, Routes, State, clean, conflicts,
+    Cleaned, Conflict, Error, Routes, State, conflicts,
     netlink::{Kind, Netlink, Route, Watch},
     underlay,
 };

@@ -39,7 +39,7 @@ pub struct Text(Vec<u8>);
 
 /// Puts a file that names only `server` there. What stood there is noted first; answers with it, and whether somebody
 /// else had put it there since.
-pub fn take(journal: &mut Journal, server: IpAddr) -> Result<(Entry, bool), Error> {
+pub fn take(journal: &Journal, server: IpAddr) -> Result<(Entry, bool), Error> {
     let found = Entry::look().map_err(Error::ResolvConf)?;
     let before = others(journal, &found);
     let ours =
@@ -54,12 +54,12 @@ pub fn take(journal: &mut Journal, server: IpAddr) -> Result<(Entry, bool), Erro
 
 /// What there is or, in place of ours, what was there before it.
 pub fn others(journal: &Journal, found: &Entry) -> Entry {
-    let noted = journal.undo().iter().find_map(|undo| match undo {
+    let noted = journal.undo().into_iter().find_map(|undo| match undo {
         Undo::ResolvConf { before } => Some(before),
         _ => None,
     });
     match noted {
-        Some(before) if found.is_ours_or_torn() => before.clone(),
+        Some(before) if found.is_ours_or_torn() => before,
         _ if found.is_ours() => resolv_conf::before(found.text()).unwrap_or(Entry::Missing),
         _ => found.clone(),
     }

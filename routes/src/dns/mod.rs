@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
 use crate::{Error, State, Undo, journal::Journal, netlink::Netlink};
@@ -36,6 +36,8 @@ pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 51, 82, 53);
 const UPLINKS: &str = "/run/systemd/resolve/resolv.conf";
 /// Who replaces the file may do so in several steps.
 const SETTLE: Duration = Duration::from_millis(50);
+/// For programs of others to undo what they were told.
+const PUTTING_BACK: Duration = Duration::from_secs(12);
 /// Where the file cannot be watched it is looked at as often as this.
 const UNWATCHED: Duration = Duration::from_secs(5);
 
@@ -85,8 +87,8 @@ pub struct Dns {
 
 impl Dns {
     /// To be called when the TUN is up and the resolver listens. On an error all is as before, be it as a crash has left it.
-    pub async fn set_up(state: &mut State, settings: Settings) -> Result<Self, Error> {
-        let was_noted = state.journal.undo().iter().any(is_about_dns);
+    pub async fn set_up(state: &State, settings: Settings) -> Result<Self, Error> {
+        let was_noted = state.journal().undo().iter().any(is_about_dns);
         let watch = Watch::new().inspect_err(|error| warn!("cannot watch /etc/resolv.conf: {error}")).ok();
         let report = Report { mode: Mode::File, why: String::new() };
         let mut dns =
@@ -104,7 +106,7 @@ impl Dns {
     }
 
     /// Only systemd-resolved has to know them.
-    pub async fn set_domains(&mut self, state: &mut State, domains: Vec<String>) -> Result<(), Error> {
+    pub async fn set_domains(&mut self, state: &State, domains: Vec<String>) -> Result<(), Error> {
         self.settings.domains = domains;
         self.reach(state).await.map(drop)
     }
@@ -156,7 +158,7 @@ impl Dns {
     }
 
     /// Puts back what others have changed; what they wrote into /etc/resolv.conf is the new state before. Answers with what was changed.
-    pub async fn repair(&mut self, state: &mut State) -> Result<Vec<String>, Error> {
+    pub async fn repair(&mut self, state: &State) -> Result<Vec<String>, Error> {
         self.reach(state).await
     }
 
@@ -165,14 +167,14 @@ impl Dns {
     }
 
     /// Leaves all as it was found, or as others have made it since.
-    pub async fn tear_down(self, state: &mut State) -> Result<(), Error> {
+    pub async fn tear_down(self, state: &State) -> Result<(), Error> {
         drop(self);
         put_back(state).await.map(drop)
     }
 
     /// Finds the mode and goes there: the new is in place before the old goes.
-    async fn reach(&mut self, state: &mut State) -> Result<Vec<String>, Error> {
-        let journal = &mut state.journal;
+    async fn reach(&mut self, state: &State) -> Result<Vec<String>, Error> {
+        let journal = state.journal();
         let found = Entry::look().map_err(Error::ResolvConf)?;
         let others = file::others(journal, &found);
         let mut changed = Vec::new();
@@ -240,7 +242,7 @@ impl Dns {
     }
 
     /// Whether it was told something new, or why it cannot be.
-    async fn tell_resolved(&mut self, journal: &mut Journal) -> Result<Result<bool, String>, Error> {
+    async fn tell_resolved(&mut self, journal: &Journal) -> Result<Result<bool, String>, Error> {
         let resolved = match self.resolved.take() {
             Some(resolved) => resolved,
             None => match Resolved::connect().await {
@@ -278,11 +280,14 @@ impl fmt::Display for Mode {
 }
 
 /// Undoes what is noted of DNS, be it a dead run's, and what one left that ran before the machine was started again. Whether
-/// there was anything to do.
-pub async fn put_back(state: &mut State) -> Result<bool, Error> {
-    let noted = take_back(&mut state.journal, is_about_dns).await;
-    let unnoted = undo_unnoted().await;
-    Ok(noted? | unnoted?)
+/// there was anything to do. Takes 12 s at most; what is not undone by then stays noted.
+pub async fn put_back(state: &State) -> Result<bool, Error> {
+    let all = async {
+        let noted = take_back(state.journal(), is_about_dns).await;
+        let unnoted = undo_unnoted().await;
+        Ok(noted? | unnoted?)
+    };
+    timeout(PUTTING_BACK, all).await.unwrap_or(Err(Error::DnsSilent(PUTTING_BACK.as_secs())))
 }
 
 /// The servers that names were asked at before a dead run came, if names still lead to it and so nowhere; `None`: they do
@@ -327,11 +332,13 @@ async fn undo_unnoted_entries() -> Result<bool, Error> {
     Ok(file? | entry?)
 }
 
-async fn take_back(journal: &mut Journal, which: impl Fn(&Undo) -> bool) -> Result<bool, Error> {
-    let noted: Vec<Undo> = journal.undo().iter().filter(|noted| which(noted)).cloned().collect();
+async fn take_back(journal: &Journal, which: impl Fn(&Undo) -> bool) -> Result<bool, Error> {
+    let mut noted: Vec<Undo> = journal.undo().into_iter().rev().filter(|noted| which(noted)).collect();
+    // The file first: what others are asked to do may never end.
+    noted.sort_by_key(|undo| !matches!(undo, Undo::ResolvConf { .. }));
     let mut has_changed = false;
     let mut result = Ok(());
-    for noted in noted.into_iter().rev() {
+    for noted in noted {
         let undone = match undo(&noted).await {
             Ok(changed) => {
                 has_changed |= changed;
@@ -344,7 +351,7 @@ async fn take_back(journal: &mut Journal, which: impl Fn(&Undo) -> bool) -> Resu
     result.map(|()| has_changed)
 }
 
-fn is_about_dns(undo: &Undo) -> bool {
+pub(crate) fn is_about_dns(undo: &Undo) -> bool {
     matches!(
         undo,
         Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::DnsLink | Undo::ResolvedLink { .. }

@@ -2,6 +2,10 @@
 
 use std::{fs, io, net::IpAddr, path::Path, process::Stdio, time::Duration};
 
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
 use super::{file::Entry, resolv_conf};
@@ -146,8 +150,9 @@ async fn run(arguments: &[&str], input: &[u8]) -> io::Result<()> {
 async fn run_whatever(arguments: &[&str], input: &[u8]) -> io::Result<(Vec<u8>, Option<String>)> {
     let program = program().ok_or_else(|| io::Error::other("it is not installed"))?;
     let mut command = Command::new(program);
-    command.args(arguments).env_clear().env("PATH", PATH).current_dir("/").kill_on_drop(true);
+    command.args(arguments).env_clear().env("PATH", PATH).current_dir("/").process_group(0);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut group = Group(child.id());
     if let Some(mut stdin) = child.stdin.take() {
         // It may end without having read; then its exit tells.
         drop(stdin.write_all(input).await);
@@ -155,10 +160,23 @@ async fn run_whatever(arguments: &[&str], input: &[u8]) -> io::Result<(Vec<u8>, 
     let output = timeout(PATIENCE, child.wait_with_output())
         .await
         .map_err(|_| io::Error::other(format!("{program} did not end within {} s", PATIENCE.as_secs())))??;
+    group.0 = None;
     let said = String::from_utf8_lossy(&output.stderr);
     let failure =
         (!output.status.success()).then(|| format!("{program} failed ({}): {}", output.status, said.trim()));
     Ok((output.stdout, failure))
+}
+
+/// A program that runs, and those that it runs: it is a script. They end with this.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0.and_then(|id| i32::try_from(id).ok()) {
+            // None of them may be left.
+            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+        }
+    }
 }
 
 #[cfg(test)]

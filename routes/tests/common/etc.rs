@@ -114,15 +114,15 @@ pub fn live_and_die(directory: &Path, crash_at: u64) -> ExitStatus {
 }
 
 /// Sets up, has `between` done and tears down, where [`live_and_die`] asks for it. The state is in `state` of the directory.
-pub fn live(between: impl AsyncFn(&Path, &mut State, &mut Dns)) {
+pub fn live(between: impl AsyncFn(&Path, &State, &mut Dns)) {
     let Some(directory) = std::env::var_os(LIFE) else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let directory = Path::new(&directory);
-        let mut state = State::open(&directory.join("state")).unwrap();
-        let mut dns = Dns::set_up(&mut state, settings()).await.unwrap();
-        between(directory, &mut state, &mut dns).await;
-        dns.tear_down(&mut state).await.unwrap();
+        let state = State::open(&directory.join("state")).unwrap();
+        let mut dns = Dns::set_up(&state, settings()).await.unwrap();
+        between(directory, &state, &mut dns).await;
+        dns.tear_down(&state).await.unwrap();
     });
 }
 

@@ -9,10 +9,12 @@ use std::{
     fs::File,
     future::Future,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    path::Path,
     process::Command,
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
+use routes::{Cleaned, Error, State};
 
 /// Why namespaces cannot be made here, if so.
 pub fn unable() -> Option<&'static str> {
@@ -35,6 +37,11 @@ pub fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// Takes the lock and undoes what is noted there.
+pub async fn clean(directory: &Path) -> Result<Cleaned, Error> {
+    routes::clean(&State::open(directory)?).await
 }
 
 /// An open namespace beside the test's own.

@@ -1,7 +1,7 @@
 use std::{future::pending, io, pin::pin, time::Duration};
 
 use ::names::Learn;
-use control::{Call, Command, Refusal, RefusalKind, Reply, Server};
+use control::{Call, Command, Refusal, RefusalKind, Reply};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -10,20 +10,18 @@ use tokio::{
 
 use super::{
     gateways,
-    machine::Machine,
     names::{self, Heard},
-    reload, report,
+    reloads::Reloads,
+    report,
     start::{Outside, Running},
 };
-use crate::{exit::Exit, failure::Failure};
+use crate::failure::Failure;
 
 /// Requests that wait for the one before them.
 const WAITING_CALLS: usize = 16;
 
 /// After what went wrong when the network changed is tried again: it may be what keeps signaling closed.
 const RETRY: Duration = Duration::from_millis(500);
-/// After which it is tried again to lead names to our resolver.
-const RETRY_NAMES: Duration = Duration::from_secs(2);
 
 /// What the outside tells the daemon.
 pub struct Signals {
@@ -55,23 +53,20 @@ pub async fn follow(
     let (calls, mut asked) = mpsc::channel(WAITING_CALLS);
     let mut serving = pin!(server.serve(calls));
     let mut retry = None;
-    let mut retry_names = None;
+    let mut reloads = Reloads::default();
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
-            _ = signals.hangup.recv() => {
-                if let Err(failure) = reload::reload(running, server).await {
-                    tracing::warn!("the configuration was not taken, the old one is whole: {}", failure.plain());
-                }
-            }
+            _ = signals.hangup.recv() => reloads.ask(running, None),
             Some(call) = asked.recv() => {
                 let is_end = call.command == Command::Down;
-                answer(running, server, call).await;
+                answer(running, &mut reloads, call);
                 if is_end {
                     return Ok(());
                 }
             }
+            step = reloads.step() => reloads.go_on(running, server, step).await,
             changed = running.machine.watch.changed() => {
                 changed.map_err(|error| Failure::system("cannot follow the network's changes").because(error))?;
                 retry = follow_network(running).await?;
@@ -83,8 +78,6 @@ pub async fn follow(
                 }
             }
             () = wait_until(retry) => retry = follow_network(running).await?,
-            () = Machine::dns_changed(&mut running.machine.dns) => retry_names = follow_names(running).await,
-            () = wait_until(retry_names) => retry_names = follow_names(running).await,
             said = hear(heard) => match said {
                 Some(found) => names::learn(running, found).await,
                 None => {
@@ -133,20 +126,6 @@ async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failur
     }
 }
 
-/// Puts back how names are led to our resolver, and follows what others are resolved by. Returns when to try again what went wrong.
-async fn follow_names(running: &mut Running) -> Option<Instant> {
-    match running.machine.repair_dns().await {
-        Ok(others) => {
-            running.names.iter().for_each(|names| names.set_others(others.clone()));
-            None
-        }
-        Err(error) => {
-            tracing::error!(%error, "cannot lead names to our resolver again; trying again");
-            Some(Instant::now() + RETRY_NAMES)
-        }
-    }
-}
-
 /// What our resolver has found; `None`: it has ended.
 async fn hear(heard: &mut Option<Heard>) -> Option<Learn> {
     let Some(Heard { learn, ended }) = heard else { return pending().await };
@@ -163,7 +142,7 @@ async fn wait_until(time: Option<Instant>) {
     }
 }
 
-async fn answer(running: &mut Running, server: &Server, call: Call) {
+fn answer(running: &mut Running, reloads: &mut Reloads, call: Call) {
     tracing::debug!(command = ?call.command, uid = call.uid, "asked");
     let failed =
         |error: dataplane::PumpError| Reply::from(Refusal::new(RefusalKind::Failed, error.to_string()));
@@ -173,19 +152,7 @@ async fn answer(running: &mut Running, server: &Server, call: Call) {
         }
         Command::Flows => report::flows(running).map_or_else(failed, Reply::Flows),
         Command::Names => Reply::Names(names::report(running)),
-        Command::Reload => match reload::reload(running, server).await {
-            Ok(reloaded) => Reply::Reloaded(reloaded),
-            Err(failure) => {
-                let why = failure.plain();
-                tracing::warn!("the configuration was not taken, the old one is whole: {why}");
-                let kind = if failure.exit == Exit::Usage {
-                    RefusalKind::Configuration
-                } else {
-                    RefusalKind::Failed
-                };
-                Refusal::new(kind, why).into()
-            }
-        },
+        Command::Reload => return reloads.ask(running, Some(call.answer)),
         Command::Down => {
             tracing::info!(uid = call.uid, "asked to end");
             Reply::Stopping

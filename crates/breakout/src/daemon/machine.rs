@@ -1,10 +1,6 @@
 //! What the daemon changes on the machine, and what it must know of it.
 
-use std::{
-    future::pending,
-    net::{IpAddr, SocketAddr},
-    num::NonZero,
-};
+use std::{net::IpAddr, num::NonZero};
 
 use dataplane::{GatewayLeg, Tun, tunnel_mtu};
 use policy::{Captured, Facts, Path, Snapshot};
@@ -15,7 +11,10 @@ use routes::{
     netlink::{Netlink, Watch},
 };
 
-use super::load::Loaded;
+use super::{
+    leading::{Leading, Led},
+    load::Loaded,
+};
 use crate::{
     failure::{Failure, Problem},
     state::StateDir,
@@ -35,7 +34,7 @@ pub struct Machine {
     routes: Routes,
     tun: String,
     /// Leads the questions for the policy's names to our resolver.
-    pub dns: Option<Dns>,
+    leading: Option<Leading>,
     /// As far as they are known.
     gateways: Vec<Option<IpAddr>>,
     underlay: routes::Underlay,
@@ -61,7 +60,10 @@ pub async fn clean(state: &StateDir) -> Result<Vec<String>, Failure> {
     if !state.path().exists() && !nix::unistd::Uid::effective().is_root() {
         return Ok(Vec::new());
     }
-    let cleaned = routes::clean(state.path()).await.map_err(|error| refused("cannot clean up", error))?;
+    let failed = |error| refused("cannot clean up", error);
+    // Held to the end: a daemon that starts then has a socket and a memory of its own.
+    let lock = State::open(state.path()).map_err(failed)?;
+    let cleaned = routes::clean(&lock).await.map_err(failed)?;
     match std::fs::remove_file(state.control_socket()) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(%error, "cannot remove the control socket");
@@ -134,7 +136,8 @@ impl Machine {
             .map_err(|error| refused("cannot set up addresses and routes", error))?;
         watch.ignore(routes.netlink());
         let tun = tun.name().to_owned();
-        let mut machine = Self { watch, netlink, routes, tun, dns: None, gateways, underlay, ended: Ok(0) };
+        let mut machine =
+            Self { watch, netlink, routes, tun, leading: None, gateways, underlay, ended: Ok(0) };
         machine.end_old_connections(loaded, snapshot);
         Ok((machine, mtu))
     }
@@ -195,24 +198,29 @@ impl Machine {
         Ok(has_changed)
     }
 
-    /// Leads questions for these domains to our resolver, which listens on `on_link` and on [`dns::LOOPBACK`]. Says where others go.
+    /// Leads questions for these domains to our resolver, which listens on `on_link` and on [`dns::LOOPBACK`], and has it hand on others
+    /// to where they went before.
     pub async fn set_up_dns(
         &mut self,
         on_link: IpAddr,
         domains: Vec<String>,
-    ) -> Result<Vec<SocketAddr>, Failure> {
+        resolver: names::Handle,
+    ) -> Result<(), Failure> {
         let settings = dns::Settings { link: self.tun.clone(), index: self.routes.tun(), on_link, domains };
         let set_up = Dns::set_up(self.routes.state(), settings).await;
         let dns = set_up.map_err(|error| refused("cannot lead names to our resolver", error))?;
         tracing::info!("the policy's names are resolved through the tunnel, by way of {}", dns.report().mode);
-        Ok(self.dns.insert(dns).before())
+        self.leading = Some(Leading::start(dns, self.routes.state().clone(), resolver));
+        Ok(())
     }
 
-    /// A reload has other domains.
-    pub async fn set_domains(&mut self, domains: Vec<String>) -> Result<(), Failure> {
-        let Some(dns) = &mut self.dns else { return Ok(()) };
-        let set = dns.set_domains(self.routes.state(), domains).await;
-        Ok(set.map_err(|error| refused("cannot lead other names to our resolver", error))?)
+    /// Has these domains led to our resolver in place of those before. The answer resolves when that is done, and need not be waited for.
+    pub fn set_domains(&self, domains: Vec<String>) -> impl Future<Output = Result<(), Failure>> + use<> {
+        let leading = self.leading.as_ref().map(|leading| leading.set_domains(domains));
+        async {
+            let Some(leading) = leading else { return Ok(()) };
+            Ok(leading.await.map_err(|error| refused("cannot lead other names to our resolver", error))?)
+        }
     }
 
     /// Takes back how a dead run had led names to its resolver: this one has none.
@@ -221,28 +229,9 @@ impl Machine {
         put_back.map(drop).map_err(|error| refused("cannot put back how names were resolved", error).into())
     }
 
-    /// Resolves when somebody may have led names elsewhere; then call [`Machine::repair_dns`].
-    pub async fn dns_changed(dns: &mut Option<Dns>) {
-        match dns {
-            Some(dns) => dns.changed().await,
-            None => pending().await,
-        }
-    }
-
-    /// Leads names to our resolver again. Says where others go now.
-    pub async fn repair_dns(&mut self) -> Result<Vec<SocketAddr>, routes::Error> {
-        let Some(dns) = &mut self.dns else { return Ok(Vec::new()) };
-        for repaired in dns.repair(self.routes.state()).await? {
-            tracing::warn!("put back: {repaired}");
-        }
-        Ok(dns.before())
-    }
-
-    /// How names are led to our resolver, why that way, and where others go.
-    pub fn dns_report(&self) -> Option<(String, String, Vec<SocketAddr>)> {
-        let dns = self.dns.as_ref()?;
-        let report = dns.report();
-        Some((report.mode.to_string(), report.why, dns.before()))
+    /// How names are led to our resolver, why that way, and where others go; `None`: they are not.
+    pub fn led(&self) -> Option<Led> {
+        self.leading.as_ref().map(Leading::led)
     }
 
     /// Leads exactly this into the TUN; on an error all is as before.
@@ -288,9 +277,9 @@ impl Machine {
             }
             Err(why) => (false, why.clone()),
         };
-        let names = match self.dns_report() {
+        let names = match self.led() {
             None => (false, "not configured (`dns` in [tunnel])".to_owned()),
-            Some((mode, why, _)) => (true, format!("by way of {mode}: {why}")),
+            Some(Led { report, .. }) => (true, format!("by way of {}: {}", report.mode, report.why)),
         };
         vec![
             ("firewall", firewall.0, firewall.1),
@@ -300,14 +289,17 @@ impl Machine {
         ]
     }
 
-    /// Leaves the machine as it was found, and frees the lock.
+    /// The state directory's lock, as long as this is kept.
+    pub fn lock(&self) -> State {
+        self.routes.state().clone()
+    }
+
+    /// Leaves the machine as it was found, and lets go of the lock.
     pub async fn restore(mut self) -> Result<(), Failure> {
-        let names = match self.dns.take() {
-            Some(dns) => dns.tear_down(self.routes.state()).await,
-            None => Ok(()),
-        };
-        let rest = self.routes.teardown().await;
-        Ok(names.and(rest).map_err(|error| {
+        if let Some(leading) = self.leading.take() {
+            leading.end().await;
+        }
+        Ok(self.routes.teardown().await.map_err(|error| {
             refused("cannot put everything back", error).remedy("`breakout down` tries again what is left")
         })?)
     }

@@ -2,12 +2,14 @@
 
 mod events;
 mod gateways;
+mod leading;
 mod learned;
 mod load;
 mod lookups;
 mod machine;
 mod names;
 mod reload;
+mod reloads;
 mod report;
 mod start;
 

@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use super::{
+    leading::Led,
     learned::{self, Addresses, News},
     load::Loaded,
     machine::Machine,
@@ -99,14 +100,8 @@ impl Names {
         let resolving = tokio::spawn(resolve_first(handle.clone(), first_names(snapshot)));
         let (serving, resolving) = (ended.abort_handle(), resolving.abort_handle());
         let names = Self { resolver: handle, servers, policies, serving, resolving };
-        let others = machine.set_up_dns(on_link, domains).await?;
-        names.resolver.set_forward(others);
+        machine.set_up_dns(on_link, domains, names.resolver.clone()).await?;
         Ok(Some((names, Heard { learn: learned, ended })))
-    }
-
-    /// Other names are asked for here from now on.
-    pub fn set_others(&self, others: Vec<SocketAddr>) {
-        self.resolver.set_forward(others);
     }
 
     /// While a reload may go either way, the names of both policies are ours.
@@ -193,11 +188,11 @@ pub fn due(addresses: &Addresses) -> Option<Instant> {
 
 pub fn report(running: &Running) -> control::Names {
     let resolver =
-        running.names.as_ref().zip(running.machine.dns_report()).map(|(names, (mode, why, others))| {
+        running.names.as_ref().zip(running.machine.led()).map(|(names, Led { report, others })| {
             let counts = names.resolver.counts();
             control::Resolver {
-                mode,
-                why,
+                mode: report.mode.to_string(),
+                why: report.why,
                 listening: names.resolver.listening().to_vec(),
                 tunnel_dns: names.servers.clone(),
                 others,
@@ -219,6 +214,17 @@ pub fn report(running: &Running) -> control::Names {
 /// The names that the resolver is to be asked for: the policy's domains, and those that tell browsers to ask it at all.
 pub fn domains(snapshot: &Snapshot) -> Vec<String> {
     snapshot.domains().map(|(domain, _)| domain).chain(CANARIES).map(str::to_owned).collect()
+}
+
+/// After a reload: what the policy in force has of them. A crash before that leaves more than is needed.
+pub fn keep(running: &mut Running, addresses: Addresses) {
+    if addresses != running.addresses
+        && let Err(error) = addresses.write(&running.state.learned())
+    {
+        tracing::warn!(%error, "the next start knows addresses that are of no use any more");
+    }
+    running.names_due = due(&addresses);
+    running.addresses = addresses;
 }
 
 async fn take(running: &mut Running, name: &str, addresses: Vec<(IpAddr, Duration)>) -> Result<(), Failure> {

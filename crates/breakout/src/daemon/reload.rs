@@ -1,43 +1,85 @@
-use std::{net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use control::{Reloaded, Server};
 use policy::{Captured, Fail, Snapshot, Tunnel};
 use routes::Wanted;
+use tokio::time::timeout;
 
 use super::{
     gateways::NOWHERE,
-    load::{Loaded, called, load},
+    load::{Loaded, called},
     machine::wanted,
-    names::domains,
+    names::{self, domains},
     start::Running,
 };
 use crate::failure::{Failure, Problem};
 
-/// Reads the configuration again and swaps it in, or keeps the old one whole.
-pub async fn reload(running: &mut Running, server: &Server) -> Result<Reloaded, Failure> {
-    let mut new = load(&running.path).await?;
-    let fixed = needs_restart(&running.loaded, &new);
+/// For others to lead names here; the client waits longer.
+const LEADING: Duration = Duration::from_secs(25);
+
+/// Why a configuration was not taken.
+#[derive(Debug)]
+pub struct NotTaken {
+    pub why: Failure,
+    /// Why the old one is not whole any more.
+    pub broken: Option<Failure>,
+}
+
+/// First the names of both policies are led to our resolver and asked through the tunnel, which may take long; nothing else has changed
+/// when the answer resolves.
+pub fn begin(
+    running: &Running,
+    new: &Loaded,
+) -> Result<impl Future<Output = Result<(), Failure>> + use<>, Failure> {
+    let fixed = needs_restart(&running.loaded, new);
     if !fixed.is_empty() {
         return Err(Failure::usage(format!("{} cannot change while the daemon runs", fixed.join(", ")))
             .remedy("`breakout down`, then `breakout up`; or put the old values back and reload")
             .into());
     }
+    if let Some(names) = &running.names {
+        names.set_policies(&[&running.loaded, new]);
+    }
+    let leading = running.machine.set_domains(all_domains(&running.snapshot, &new.snapshot));
+    Ok(async {
+        timeout(LEADING, leading).await.unwrap_or_else(|_| {
+            Err(Failure::system("cannot lead other names to our resolver")
+                .because(format!(
+                    "systemd-resolved or resolvconf has not answered within {} s",
+                    LEADING.as_secs()
+                ))
+                .remedy("see what it waits for, and reload again")
+                .into())
+        })
+    })
+}
+
+/// After [`begin`], if nothing came of it.
+pub fn give_up(running: &Running) {
+    if let Some(names) = &running.names {
+        names.set_policies(&[&running.loaded]);
+    }
+    lead(running, &running.snapshot);
+}
+
+/// After [`begin`]: swaps the new configuration in, or keeps the old one whole.
+pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> Result<Reloaded, NotTaken> {
     keep_known(&running.loaded, &mut new);
     let old_access = server.access();
-    server.set_access(new.access).map_err(not_taken)?;
     let addresses = running.addresses.under(&new.snapshot, &new.gateways());
     let snapshot = Arc::new(new.snapshot.with_learned(&addresses.learned()));
-    if let Some(names) = &running.names {
-        names.set_policies(&[&running.loaded, &new]);
-    }
-    let cut_flows = match swap(running, &new, &snapshot).await {
+    let swapped = match server.set_access(new.access) {
+        Ok(()) => swap(running, &new, &snapshot).await,
+        Err(error) => Err(Failure::from(not_taken(error)).into()),
+    };
+    let cut_flows = match swapped {
         Ok(cut_flows) => cut_flows,
-        Err(failure) => {
-            if let Some(names) = &running.names {
-                names.set_policies(&[&running.loaded]);
+        Err(mut refused) => {
+            give_up(running);
+            if let Err(error) = server.set_access(old_access) {
+                refused.broken.get_or_insert(not_taken(error).into());
             }
-            server.set_access(old_access).map_err(not_taken)?;
-            return Err(failure);
+            return Err(refused);
         }
     };
 
@@ -47,7 +89,9 @@ pub async fn reload(running: &mut Running, server: &Server) -> Result<Reloaded, 
         names.set_policy(&new);
     }
     running.lookups.set_gateways(&new.config.tunnel.gateways);
-    (running.loaded, running.snapshot, running.addresses) = (new, snapshot, addresses);
+    lead(running, &snapshot);
+    (running.loaded, running.snapshot) = (new, snapshot);
+    names::keep(running, addresses);
     tracing::info!(?changes, cut_flows, "reloaded");
     Ok(Reloaded { changes, cut_flows, warnings })
 }
@@ -61,22 +105,23 @@ fn keep_known(old: &Loaded, new: &mut Loaded) {
     }
 }
 
+/// Has a policy's names alone led to our resolver. Nobody waits for it: what else comes there is handed on.
+fn lead(running: &Running, snapshot: &Snapshot) {
+    drop(running.machine.set_domains(domains(snapshot)));
+}
+
 /// Takes all of the new configuration, or goes back to the old one.
-async fn swap(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> Result<usize, Failure> {
+async fn swap(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> Result<usize, NotTaken> {
     match take(running, new, snapshot).await {
         Ok(cut_flows) => Ok(cut_flows),
-        Err(failure) => {
-            go_back(running, new).await?;
-            Err(failure)
-        }
+        Err(why) => Err(NotTaken { why, broken: go_back(running, new).await.err() }),
     }
 }
 
-/// First the names and routes of both policies, so that nothing which either policy tunnels can leave directly; then the gateway, which
-/// the machine may be unable to reach; then the policy; then the routes and names of the new one alone.
+/// First the routes of both policies, so that nothing which either policy tunnels can leave directly; then the gateway, which the machine
+/// may be unable to reach; then the policy; then the routes of the new one alone.
 async fn take(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> Result<usize, Failure> {
     let (was, is) = (wanted(&running.loaded, &running.snapshot), wanted(new, snapshot));
-    running.machine.set_domains(all_domains(&running.snapshot, snapshot)).await?;
     running.machine.want(&both(&was, &is)).await?;
     // A peer that roamed and fell silent may be found where the configuration says.
     let lost = running.pump.tunnels().map_err(not_taken)?.into_iter().map(|tunnel| tunnel.state == "down");
@@ -85,7 +130,6 @@ async fn take(running: &mut Running, new: &Loaded, snapshot: &Arc<Snapshot>) -> 
     set_gateways(running, &new.endpoints, &moved).await?;
     let cut_flows = running.pump.swap(snapshot.clone()).map_err(not_taken)?;
     running.machine.want(&is).await?;
-    running.machine.set_domains(domains(snapshot)).await?;
     running.machine.end_old_connections(new, snapshot);
     Ok(cut_flows)
 }
@@ -98,9 +142,7 @@ async fn go_back(running: &mut Running, new: &Loaded) -> Result<(), Failure> {
     running.pump.swap(snapshot.clone()).map_err(not_taken)?;
     running.machine.want(&wanted).await?;
     let moved: Vec<_> = new.endpoints.iter().zip(&endpoints).map(|(is, was)| is != was).collect();
-    set_gateways(running, &endpoints, &moved).await?;
-    // Last: it depends on others, and may be what the new one failed at.
-    running.machine.set_domains(domains(&snapshot)).await
+    set_gateways(running, &endpoints, &moved).await
 }
 
 /// Has the gateways that have `moved` looked for at these endpoints, and says whether there are ways there; they are tried at once.
@@ -219,11 +261,32 @@ fn not_taken(error: impl std::error::Error + Send + Sync + 'static) -> Problem {
     Failure::system("the new configuration was not taken").because(error)
 }
 
+impl From<Failure> for NotTaken {
+    fn from(why: Failure) -> Self {
+        Self { why, broken: None }
+    }
+}
+
+impl fmt::Display for NotTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = self.why.plain();
+        match &self.broken {
+            None => write!(f, "the configuration was not taken, the old one is whole: {why}"),
+            Some(broken) => write!(
+                f,
+                "the configuration was not taken: {why}; and the old one could not be put back whole: {}; what either leads into the \
+                 tunnel goes there or is refused until the next reload, or `breakout down` and `up`",
+                broken.plain()
+            ),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use super::*;
+    use super::{super::load::load, *};
 
     const CONFIG: &str = r#"
 [interface]

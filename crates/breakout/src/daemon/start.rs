@@ -271,8 +271,11 @@ impl Running {
         // The pump first: until the routes are gone too, signaling is refused rather than sent directly.
         let stopped =
             self.pump.stop().map_err(|error| Failure::system("the pump did not end well").because(error));
+        // The next daemon has a memory of its own.
+        let lock = self.machine.lock();
         self.machine.restore().await?;
         self.state.forget_learned();
+        drop(lock);
         stopped?;
         tracing::info!("down");
         Ok(())

@@ -106,6 +106,36 @@ fn a_reload_moves_the_tunnel_and_knows_the_way_to_its_new_end() {
 }
 
 #[test]
+fn a_reload_that_fails_and_cannot_go_back_says_so() {
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    scene.raise();
+    let config = std::fs::read_to_string(scene.directory.file("breakout.toml")).unwrap();
+    let another = config.replace(
+        "[sets.genesys-signaling]\ncidrs = [",
+        "[sets.genesys-signaling]\ncidrs = [\"192.0.2.0/28\", ",
+    );
+    assert_ne!(another, config);
+    ok(scene.directory.write("breakout.toml", &another));
+
+    // Somebody else's route in our table is what neither policy's can be made beside.
+    let foreign = |what: &str| {
+        let mut ip = std::process::Command::new("ip");
+        ip.args(["route", what, "192.0.2.128/25", "dev", "lo", "table", "51821"]);
+        said(&ok(scene.internet.agent.output(ip)));
+    };
+    foreign("add");
+    let refused = scene.breakout(&["reload"]);
+    let told: String = String::from_utf8_lossy(&refused.stderr).split([' ', '\n', '│']).collect();
+    assert!(!refused.status.success() && told.contains("couldnotbeputbackwhole"), "{told}");
+    assert!(told.contains("routingtable51821isusedbysomethingelse"), "{told}");
+    scene.reaches_signaling().unwrap();
+
+    foreign("del");
+    assert!(said(&scene.breakout(&["reload"])).contains("prefixes: 1 before, 2 now"));
+}
+
+#[test]
 fn large_datagrams_pass_the_tunnel_in_fragments() {
     const SIZE: usize = 4000;
     let _turn = shared();

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::addresses::{GATEWAY_TUNNEL, ROUTER};
 use lab::service::listen_tcp;
@@ -35,6 +35,7 @@ pub const STILL: Moves = ("1000", 1);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where other names are asked for: nobody is there, so that what comes by the wrong way fails.
 const BEFORE: &str = "# the machine's own\nnameserver 192.0.2.53\noptions timeout:1 attempts:1\n";
+const AT_ONCE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Deserialize)]
@@ -207,6 +208,91 @@ fn crash_and_take_over(keeper: Keeper, kill_switch: bool) {
     goes_to_networks(&scene, NAMES[0]);
 }
 
+/// Programs of others may hang: all else goes on, and the end comes all the same.
+#[test]
+fn a_resolvconf_that_hangs_keeps_nothing_else_from_going_on() {
+    let _turn = shared();
+    let Some(mut scene) = scene() else { return };
+    install_resolvconf(&scene);
+    let before = resolv_conf(&scene);
+    assert!(before.contains("nameserver 192.0.2.53"), "{before}");
+    let _dns = raise(&mut scene, "1000");
+    assert_eq!(names(&scene).resolver.unwrap().mode, "resolvconf");
+
+    sh(&scene, "touch /run/hang /run/resolvconf/interfaces/wlan0.dhcp");
+    eventually(PATIENCE, || if is_hanging() { Ok(()) } else { Err("nobody asked it".to_owned()) });
+    let begun = Instant::now();
+    scene.status();
+    assert!(begun.elapsed() < AT_ONCE, "status after {:?}", begun.elapsed());
+    let told = client(&scene, 1, &["new.usw2.pure.cloud"]);
+    assert_eq!((told.greeted, told.failures.len()), (1, 0), "{told:?}");
+    sh(&scene, "ip rule del priority 5180");
+    eventually(PATIENCE, || match sh(&scene, "ip rule show priority 5180").as_str() {
+        "" => Err("the rule is not put back".to_owned()),
+        _ => Ok(()),
+    });
+    assert!(is_hanging(), "it was not there all the while");
+
+    let process = scene.daemon.as_mut().unwrap().process();
+    ok(process.signal(nix::sys::signal::Signal::SIGTERM));
+    let ended = ok(process.wait(Duration::from_secs(15)));
+    assert!(ended.is_some(), "it waits for resolvconf");
+    assert!(!is_hanging(), "what it ran is still there");
+    sh(&scene, "rm /run/hang");
+    said(&scene.breakout(&["down"]));
+    assert_eq!(resolv_conf(&scene), before);
+}
+
+/// What a crash would forget is told to nobody.
+#[test]
+fn an_answer_that_cannot_be_written_down_is_withheld() {
+    let _turn = shared();
+    let Some(mut scene) = scene() else { return };
+    let in_the_way = scene.directory.file("state/learned.new");
+    std::fs::create_dir_all(&in_the_way).unwrap();
+    let _dns = raise(&mut scene, "1000");
+    let (wire, told) = scene.on_wire(|| call(&scene, 1));
+    assert_eq!((told.greeted, told.failures.len()), (0, 1));
+    assert_none(&wire);
+    let log = std::fs::read_to_string(scene.directory.file("daemon.log")).unwrap();
+    assert!(log.contains("the learned addresses could not be changed"), "{log}");
+    assert!(names(&scene).addresses.is_empty());
+
+    std::fs::remove_dir(in_the_way).unwrap();
+    let (wire, told) = scene.on_wire(|| call(&scene, 1));
+    assert_eq!((told.greeted, told.failures.len()), (1, 0), "{told:?}");
+    assert_none(&wire);
+}
+
+/// Without what the last run learned there is no start, and what that kept closed stays so.
+#[test]
+fn a_memory_that_cannot_be_read_keeps_closed_what_was_learned() {
+    let _turn = shared();
+    let Some(mut scene) = scene() else { return };
+    let _dns = raise(&mut scene, "1000");
+    let address = call(&scene, 1).addresses[0];
+    ok(scene.kill_daemon());
+    let memory = scene.directory.file("state/learned.json");
+    std::fs::write(&memory, "{").unwrap();
+
+    let config = scene.directory.file("breakout.toml");
+    let refused = scene.breakout(&["up", "--config", config.to_str().unwrap()]);
+    let why: String = String::from_utf8_lossy(&refused.stderr).split_whitespace().collect();
+    assert_eq!(refused.status.code(), Some(3), "{why}");
+    assert!(why.contains("learned.json") && why.contains("theystayrefused"), "{why}");
+    let (wire, closed) = scene.on_wire(|| connect(&scene, (address, PORT)));
+    closed.unwrap_err();
+    assert_none(&wire);
+
+    said(&scene.breakout(&["down"]));
+    assert!(!memory.exists());
+    start_daemon(&mut scene);
+    eventually(PATIENCE, || match call(&scene, 1) {
+        told if told.greeted == 1 => Ok(()),
+        told => Err(format!("{told:?}")),
+    });
+}
+
 /// A scene with a resolv.conf of the agent's own.
 fn scene() -> Option<Scene> {
     let scene = open_scene()?;
@@ -262,6 +348,29 @@ fn serve_dns(scene: &Scene, host: &Host, (listen, first): (Ipv4Addr, Ipv4Addr), 
     let mut dns = ok(Process::spawn(host, "names_server.py", server, &log));
     ok(dns.wait_for_line("ready", PATIENCE));
     dns
+}
+
+/// In place of the machine's, for the agent alone, with what a DHCP client has handed it.
+fn install_resolvconf(scene: &Scene) {
+    ok(scene.internet.agent.cover(Path::new("/run")));
+    let directory = scene.directory.file("sbin");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::copy(file("resolvconf.sh"), directory.join("resolvconf")).unwrap();
+    sh(scene, &format!("mount -t overlay -o lowerdir={}:/usr/sbin overlay /usr/sbin", directory.display()));
+    sh(scene, "echo nameserver 192.0.2.53 | resolvconf -a eth0.dhcp");
+}
+
+/// Whether the resolvconf that hangs does.
+fn is_hanging() -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let said = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+    said.into_iter().any(|said| said == b"sleep\x001234567\x00")
+}
+
+fn sh(scene: &Scene, script: &str) -> String {
+    let mut sh = Command::new("sh");
+    sh.args(["-ec", script]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    said(&ok(scene.internet.agent.output(sh)))
 }
 
 fn start_daemon(scene: &mut Scene) {
