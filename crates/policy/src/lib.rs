@@ -7,6 +7,7 @@ mod capture;
 mod config;
 mod domain;
 mod explain;
+mod former;
 mod genesys;
 mod guard;
 mod learned;
@@ -22,6 +23,7 @@ pub use config::{
     PublicKey, Routes, Tunnel, Warning, never_captured,
 };
 pub use explain::{Explanation, Step};
+pub use former::Former;
 pub use genesys::{REGIONS, Region, SIGNALING};
 pub use guard::{Guarded, Traffic};
 pub use learned::{Learned, LearnedSet};

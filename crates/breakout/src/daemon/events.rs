@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    gateways,
+    former, gateways,
     names::{self, Heard},
     reloads::Reloads,
     report,
@@ -90,6 +90,7 @@ pub async fn follow(
             Some(gateway) = downs.recv() => running.lookups.want(gateway, Instant::now()),
             Some(failover) = failovers.recv() => gateways::failed_over(running, failover),
             () = wait_until(running.names_due) => names::expire(running).await,
+            () = wait_until(running.former_due) => former::expire(running).await,
             result = &mut *exited => {
                 let why = match result {
                     Ok(Err(error)) => error.to_string(),

@@ -1,6 +1,7 @@
 //! The daemon: reads the configuration, puts the parts together, and follows what happens.
 
 mod events;
+mod former;
 mod gateways;
 mod leading;
 mod learned;

@@ -253,7 +253,9 @@ async fn take(running: &mut Running, name: &str, addresses: Vec<(IpAddr, Duratio
         .remedy(format!("make a rule for {other}, or take the address out of it"))
         .into());
     }
-    let unknown = addresses.into_iter().filter(|(address, _)| held(address).is_none());
+    // What is held for a while only is to be known afterwards.
+    let is_former = |address: &IpAddr| running.former.iter().any(|former| former.prefix.contains(address));
+    let unknown = addresses.into_iter().filter(|(address, _)| held(address).is_none() || is_former(address));
     let mut known = running.addresses.clone();
     let news = known.note((name, set), unknown, learned::now()).map_err(not_changed)?;
     if news == News::Address {

@@ -6,6 +6,7 @@ use routes::Wanted;
 use tokio::time::timeout;
 
 use super::{
+    former,
     gateways::NOWHERE,
     load::{Loaded, called},
     machine::wanted,
@@ -65,6 +66,9 @@ pub fn give_up(running: &Running) {
 /// After [`begin`]: swaps the new configuration in, or keeps the old one whole.
 pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> Result<Reloaded, NotTaken> {
     keep_known(&running.loaded, &mut new);
+    let mut changes = changes(&running.loaded, &new);
+    let former = former::keep(running, &mut new);
+    changes.extend(former::told(&former));
     let old_access = server.access();
     let addresses = running.addresses.under(&new.snapshot, &new.gateways());
     let snapshot = Arc::new(new.snapshot.with_learned(&addresses.learned()));
@@ -83,7 +87,6 @@ pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> 
         }
     };
 
-    let changes = changes(&running.loaded, &new);
     let warnings = new.warnings.clone();
     if let Some(names) = &mut running.names {
         names.set_policy(&new);
@@ -92,6 +95,7 @@ pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> 
     lead(running, &snapshot);
     (running.loaded, running.snapshot) = (new, snapshot);
     names::keep(running, addresses);
+    former::begin(running, former);
     tracing::info!(?changes, cut_flows, "reloaded");
     Ok(Reloaded { changes, cut_flows, warnings })
 }

@@ -7,7 +7,7 @@ use std::{
 use control::Server;
 use dataplane::{Failover, Gateway, Handle, Mtu, Offload, Prefer, Pump, PumpError, Setup, Tun};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use policy::{Fail, Snapshot};
+use policy::{Fail, Former, Snapshot};
 use tokio::sync::{mpsc, oneshot, watch};
 use tunnel::{Peer, PeerConfig};
 
@@ -35,6 +35,10 @@ pub struct Running {
     pub addresses: Addresses,
     /// When the first of them ends.
     pub names_due: Option<tokio::time::Instant>,
+    /// What the policy in force has beside the configuration, for a while after a reload.
+    pub former: Vec<Former>,
+    /// When that ends.
+    pub former_due: Option<tokio::time::Instant>,
     /// Our resolver, if the policy has names.
     pub names: Option<Names>,
     /// The TUN's name.
@@ -109,6 +113,8 @@ pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Outside), 
         snapshot,
         addresses,
         names_due,
+        former: Vec::new(),
+        former_due: None,
         names,
         interface,
         mtu,

@@ -243,6 +243,41 @@ fn a_resolvconf_that_hangs_keeps_nothing_else_from_going_on() {
     assert_eq!(resolv_conf(&scene), before);
 }
 
+/// A reload from prefixes to names, under an application that has an address from before and asks nobody.
+#[test]
+fn addresses_from_before_a_reload_to_names_stay_in_the_tunnel() {
+    let _turn = shared();
+    let Some(mut scene) = scene() else { return };
+    let _dns = raise(&mut scene, "1000");
+    let by_name = std::fs::read_to_string(scene.directory.file("breakout.toml")).unwrap();
+    let by_prefix =
+        by_name.replace("domains = [\"*.usw2.pure.cloud\"]", &format!("cidrs = [\"{SIGNALING_NET}\"]"));
+    assert_ne!(by_name, by_prefix);
+    let reload = |config: &str| {
+        ok(scene.directory.write("breakout.toml", config));
+        said(&scene.breakout(&["reload"]))
+    };
+    let memory = || std::fs::read_to_string(scene.directory.file("state/learned.json")).unwrap();
+    assert_eq!(call(&scene, 1).greeted, 1);
+    assert!(memory().contains("203.0.113."), "{}", memory());
+
+    assert!(!reload(&by_prefix).contains("stays in the tunnel"));
+    assert!(!memory().contains("203.0.113."), "{}", memory());
+    let nobodys = Ipv4Addr::new(203, 0, 113, 240);
+    connect(&scene, (nobodys, PORT)).unwrap();
+    let (wire, told) = scene.on_wire(|| {
+        let told = reload(&by_name);
+        connect(&scene, (nobodys, PORT)).unwrap();
+        told
+    });
+    assert!(told.contains(&format!("{SIGNALING_NET} (genesys-signaling) stays in the tunnel")), "{told}");
+    assert_none(&wire);
+    assert!(wire.records.iter().any(is_tunnel));
+    // And what names lead to there is known for the time after.
+    assert_eq!(call(&scene, 1).greeted, 1);
+    assert!(memory().contains("203.0.113."), "{}", memory());
+}
+
 /// What a crash would forget is told to nobody.
 #[test]
 fn an_answer_that_cannot_be_written_down_is_withheld() {
