@@ -45,7 +45,8 @@ fn status_is_readable_by_people_and_programs() {
         "gateway     paris, used: it does not answer\n            down, KEY at no address yet",
         "last handshake 3 min 20 s ago, last heard never, round trip 12.2 ms; 2 flows, sent 1.4 KiB",
         "is the key right?",
-        "IPv4 192.168.1.20, IPv6 none",
+        "IPv4 192.168.1.20, IPv6 none\n            \
+         a captive portal is in the way: open http://10.0.0.1/login in a browser\n",
         "bypass  7            1.4 KiB    6           1023 B",
         "voice  streams  packets  lost        worst jitter",
         "in     1        399      1 (0.25 %)  1.9 ms",
@@ -248,6 +249,7 @@ fn status() -> Status {
             }),
         },
         underlay: Underlay { v4: Some("192.168.1.20".to_owned()), v6: None },
+        portal: Some("http://10.0.0.1/login".to_owned()),
         paths: vec![count("tunnel", 1), count("bypass", 7), count("reject", 0)],
         voice: vec![Voice {
             direction: "in".to_owned(),

@@ -65,6 +65,8 @@ pub struct Status {
     pub interface: Interface,
     pub tunnel: Tunnel,
     pub underlay: Underlay,
+    /// The page of a captive portal that is in the way, to be opened in a browser; null: none is known.
+    pub portal: Option<String>,
     /// One each for `tunnel`, `bypass` and `reject`.
     pub paths: Vec<PathCount>,
     /// RTP of all flows that are remembered, `out` and `in`.

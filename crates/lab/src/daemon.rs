@@ -86,15 +86,18 @@ impl Daemon {
     }
 }
 
-/// Writes the agent's keys and a configuration for the lab's internet: signaling is [`SIGNALING_NET`], media the built-in set.
-/// `more` is added at the end.
+/// Writes the agent's keys and a configuration for the lab's internet: signaling is [`SIGNALING_NET`], media the built-in set, and nobody is
+/// asked about captive portals. `more` is added at the end.
 pub fn write_config(keys: &Keys, directory: &Directory, more: &str) -> Result<PathBuf, LabError> {
     directory.write("agent.key", &keys.agent.to_base64())?;
     directory.write("agent.psk", &keys.preshared.to_base64())?;
     directory.write(
         "breakout.toml",
         &format!(
-            r#"[interface]
+            r#"[network]
+portal_check = ""
+
+[interface]
 address = ["{AGENT_TUNNEL}/32"]
 
 [tunnel]

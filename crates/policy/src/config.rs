@@ -9,6 +9,7 @@ mod finding;
 mod gateways;
 mod genesys;
 mod interface;
+mod network;
 mod routes;
 mod rules;
 mod section;
@@ -38,6 +39,7 @@ pub struct Config {
     pub control: Control,
     pub dataplane: Dataplane,
     pub routes: Routes,
+    pub network: Network,
     pub(crate) policy: Policy,
 }
 
@@ -151,6 +153,25 @@ pub struct Routes {
     pub kill_switch: bool,
 }
 
+/// `[network]`: what is done about the networks that the machine comes into.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// Who is asked whether a captive portal is in the way; `None`: nobody.
+    pub portal_check: Option<PortalCheck>,
+}
+
+/// A web address without TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortalCheck {
+    /// At most 255 printable ASCII characters.
+    pub url: String,
+    pub endpoint: Endpoint,
+    /// With the port where it was given.
+    pub host: String,
+    /// With the query; begins with `/`.
+    pub path: String,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     pub(crate) sets: Vec<Set>,
@@ -189,6 +210,7 @@ fn read(text: &str, findings: &mut Findings) -> Option<Config> {
         "control",
         "dataplane",
         "routes",
+        "network",
         "genesys",
         "sets",
         "policy",
@@ -200,6 +222,7 @@ fn read(text: &str, findings: &mut Findings) -> Option<Config> {
     let control = interface::read_control(&root, findings);
     let dataplane = dataplane::read(&root, findings);
     let routes = routes::read(&root, findings);
+    let network = network::read(&root, findings);
     let tunnel = tunnel::read(&root, findings);
     let mut sets = sets::read(&root, findings);
     let regions = genesys::read(&root, findings);
@@ -221,6 +244,7 @@ fn read(text: &str, findings: &mut Findings) -> Option<Config> {
         control,
         dataplane,
         routes: routes.routes,
+        network,
         policy: Policy {
             sets: sets.into_iter().map(sets::ReadSet::into_set).collect(),
             rules: rules.into_iter().map(|rule| rule.rule).collect(),

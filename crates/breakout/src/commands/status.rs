@@ -49,7 +49,11 @@ fn table(status: &control::Status) -> String {
         several => out += &(gateways(tunnel) + &several.iter().map(gateway).collect::<String>()),
     }
     let source = |address: &Option<String>| address.clone().unwrap_or_else(|| "none".to_owned());
-    out += &format!("underlay    IPv4 {}, IPv6 {}\n\n", source(&underlay.v4), source(&underlay.v6));
+    out += &format!("underlay    IPv4 {}, IPv6 {}\n", source(&underlay.v4), source(&underlay.v6));
+    if let Some(url) = &status.portal {
+        out += &format!("            a captive portal is in the way: open {url} in a browser\n");
+    }
+    out.push('\n');
 
     let mut paths =
         vec![["path", "packets out", "bytes out", "packets in", "bytes in"].map(str::to_owned).to_vec()];

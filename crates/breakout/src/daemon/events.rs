@@ -5,15 +5,17 @@ use control::{Call, Command, Refusal, RefusalKind, Reply};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::Instant,
 };
 
 use super::{
     former, gateways,
     names::{self, Heard},
+    portal,
     reloads::Reloads,
     report,
     start::{Outside, Running},
+    wait::wait_until,
 };
 use crate::failure::Failure;
 
@@ -87,8 +89,14 @@ pub async fn follow(
                 }
             },
             answer = running.lookups.answer() => gateways::found(running, answer).await,
-            Some(gateway) = downs.recv() => running.lookups.want(gateway, Instant::now()),
+            Some(gateway) = downs.recv() => {
+                running.lookups.want(gateway, Instant::now());
+                running.portal.gateway_down();
+            }
             Some(failover) = failovers.recv() => gateways::failed_over(running, failover),
+            step = running.portal.step() => {
+                portal::go_on(running, step).map_err(|error| pump_failed(error.to_string()))?;
+            }
             () = wait_until(running.names_due) => names::expire(running).await,
             () = wait_until(running.former_due) => former::expire(running).await,
             result = &mut *exited => {
@@ -117,6 +125,7 @@ async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failur
             tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateways = ?underlay.gateways, "the underlay has changed");
             running.pump.set_underlay(underlay).map_err(|error| pump_failed(error.to_string()))?;
             running.lookups.want_names(Instant::now());
+            running.portal.network_changed();
             Ok(None)
         }
         Err(error @ routes::Error::TunGone(_)) => Err(pump_failed(error.to_string())),
@@ -133,13 +142,6 @@ async fn hear(heard: &mut Option<Heard>) -> Option<Learn> {
     tokio::select! {
         Some(found) = learn.recv() => Some(found),
         _ = ended => None,
-    }
-}
-
-async fn wait_until(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => pending().await,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Leads the machine's questions to our resolver, in a task of its own: systemd-resolved and resolvconf take the time they like.
 
-use std::{future::pending, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use names::Handle;
 use routes::{
@@ -10,8 +10,10 @@ use routes::{
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::Instant,
 };
+
+use super::wait::wait_until;
 
 /// After which it is tried again to lead names to our resolver.
 const RETRY: Duration = Duration::from_secs(2);
@@ -112,11 +114,4 @@ async fn repair(dns: &mut Dns, state: &State) -> Option<Vec<String>> {
     repaired
         .inspect_err(|error| tracing::error!(%error, "cannot lead names to our resolver again; trying again"))
         .ok()
-}
-
-async fn wait_until(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => pending().await,
-    }
 }

@@ -1,14 +1,11 @@
 //! When the gateways' names are asked for again.
 
-use std::{future::pending, io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use policy::{Endpoint, Gateway};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep_until},
-};
+use tokio::{task::JoinSet, time::Instant};
 
-use super::gateways::look_up;
+use super::{gateways::look_up, wait::wait_until};
 
 /// Between two lookups of one name, at least.
 const LEAST_PAUSE: Duration = Duration::from_secs(10);
@@ -84,7 +81,7 @@ impl Lookups {
                         return answer;
                     }
                 }
-                () = until(due) => {}
+                () = wait_until(due) => {}
             }
         }
     }
@@ -111,13 +108,6 @@ impl Lookup {
 
     fn due_by(&mut self, time: Instant) {
         self.due = Some(self.due.map_or(time, |due| due.min(time)));
-    }
-}
-
-async fn until(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => pending().await,
     }
 }
 

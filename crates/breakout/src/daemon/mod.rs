@@ -9,10 +9,12 @@ mod load;
 mod lookups;
 mod machine;
 mod names;
+mod portal;
 mod reload;
 mod reloads;
 mod report;
 mod start;
+mod wait;
 
 use std::path::PathBuf;
 

@@ -16,6 +16,8 @@ use super::{gateways::told, start::Running};
 pub fn status(running: &Running) -> Result<Status, PumpError> {
     let tunnels = running.pump.tunnels()?;
     let underlay = running.machine.underlay();
+    let is_up = tunnels.iter().any(|tunnel| tunnel.state == "up");
+    let portal = running.portal.url().filter(|_| !is_up).map(str::to_owned);
     let counters = running.pump.counters();
     let flows = running.pump.flows()?;
     Ok(Status {
@@ -49,6 +51,7 @@ pub fn status(running: &Running) -> Result<Status, PumpError> {
             v4: underlay.v4.map(|address| address.to_string()),
             v6: underlay.v6.map(|address| address.to_string()),
         },
+        portal,
         paths: [Path::Tunnel, Path::Bypass, Path::Reject]
             .map(|path| path_count(path, counters.path(path)))
             .to_vec(),

@@ -18,6 +18,7 @@ use super::{
     lookups::Lookups,
     machine::{self, Machine},
     names::{self, Heard, Names},
+    portal::Portal,
 };
 use crate::{failure::Failure, output, state::StateDir};
 
@@ -41,6 +42,7 @@ pub struct Running {
     pub former_due: Option<tokio::time::Instant>,
     /// Our resolver, if the policy has names.
     pub names: Option<Names>,
+    pub portal: Portal,
     /// The TUN's name.
     pub interface: String,
     /// The largest packet in the tunnel, in bytes: a new one after each change.
@@ -116,6 +118,7 @@ pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Outside), 
         former: Vec::new(),
         former_due: None,
         names,
+        portal: Portal::new(),
         interface,
         mtu,
         since,

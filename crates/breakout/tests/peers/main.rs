@@ -21,6 +21,7 @@ mod leaks;
 mod machine;
 mod mtu;
 mod names;
+mod portal;
 mod resolvers;
 mod roaming;
 mod sip;

@@ -1,0 +1,135 @@
+//! Captive portals: networks that let nobody out who has not seen a page of theirs.
+
+mod answer;
+mod ask;
+
+use std::{future::pending, pin::Pin, time::Duration};
+
+use dataplane::PumpError;
+use tokio::time::Instant;
+
+use super::{machine::Machine, start::Running, wait::wait_until};
+
+pub use answer::Finding;
+
+/// Between one look and the next, while the tunnel is not there.
+const PAUSE: Duration = Duration::from_secs(30);
+/// The same after a change of the network.
+const PAUSE_AFTER_CHANGE: Duration = Duration::from_secs(5);
+/// A network's own servers may need it.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Whether there is one in the way, as far as is known. Nobody is asked while the tunnel is up or not wanted.
+pub struct Portal {
+    /// When to look next; `None`: when something happens.
+    due: Option<Instant>,
+    asked: Option<Instant>,
+    asking: Option<Pin<Box<dyn Future<Output = Finding>>>>,
+    /// Whether nobody was asked yet since the network changed.
+    is_new: bool,
+    url: Option<String>,
+}
+
+/// What was waited for.
+pub enum Step {
+    Look,
+    Found(Finding),
+}
+
+impl Portal {
+    pub fn new() -> Self {
+        Self { due: Some(Instant::now() + SETTLE), asked: None, asking: None, is_new: true, url: None }
+    }
+
+    /// The page to open in a browser.
+    pub fn url(&self) -> Option<&str> {
+        self.url.as_deref()
+    }
+
+    /// What was known is of no use any more.
+    pub fn network_changed(&mut self) {
+        self.url = None;
+        self.asking = None;
+        self.is_new = true;
+        let soon = Instant::now() + SETTLE;
+        self.due = Some(self.asked.map_or(soon, |asked| soon.max(asked + PAUSE_AFTER_CHANGE)));
+    }
+
+    /// The tunnel to a gateway is wanted and not there.
+    pub fn gateway_down(&mut self) {
+        let now = Instant::now();
+        self.due.get_or_insert(self.asked.map_or(now, |asked| now.max(asked + PAUSE)));
+    }
+
+    /// Resolves when [`go_on`] has something to do. Safe to drop in between.
+    pub async fn step(&mut self) -> Step {
+        let finding = async {
+            match &mut self.asking {
+                Some(asking) => asking.await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            finding = finding => Step::Found(finding),
+            () = wait_until(self.due) => Step::Look,
+        }
+    }
+}
+
+pub fn go_on(running: &mut Running, step: Step) -> Result<(), PumpError> {
+    match step {
+        Step::Look => look(running),
+        Step::Found(finding) => heed(running, finding),
+    }
+}
+
+fn look(running: &mut Running) -> Result<(), PumpError> {
+    let now = Instant::now();
+    let tunnels = running.pump.tunnels()?;
+    let check = running.loaded.config.network.portal_check.clone();
+    let portal = &mut running.portal;
+    portal.due = None;
+    let is_up = tunnels.iter().any(|tunnel| tunnel.state == "up");
+    let Some(check) = check.filter(|_| !is_up) else {
+        portal.url = None;
+        portal.is_new = false;
+        return Ok(());
+    };
+    let is_wanted =
+        portal.is_new || portal.url.is_some() || tunnels.iter().any(|tunnel| tunnel.state != "idle");
+    if !is_wanted {
+        return Ok(());
+    }
+    portal.due = Some(now + PAUSE);
+    let has_route = running.machine.underlay().gateways.iter().any(|leg| leg.reachable);
+    if has_route && portal.asking.is_none() {
+        portal.is_new = false;
+        portal.asked = Some(now);
+        portal.asking = Some(Box::pin(ask::ask(check, running.snapshot.clone(), Machine::fwmark())));
+    }
+    Ok(())
+}
+
+fn heed(running: &mut Running, finding: Finding) -> Result<(), PumpError> {
+    let portal = &mut running.portal;
+    portal.asking = None;
+    match finding {
+        Finding::Portal(url) => {
+            if portal.url.as_ref() != Some(&url) {
+                tracing::warn!("a captive portal is in the way: open {url} in a browser");
+                portal.url = Some(url);
+            }
+        }
+        Finding::Open => {
+            if portal.url.take().is_some() {
+                tracing::info!("the captive portal is out of the way");
+                // The tunnel tries at once.
+                running.pump.set_underlay(running.machine.underlay())?;
+            }
+        }
+        Finding::Unclear(why) => {
+            tracing::debug!("whether a captive portal is in the way is not known: {why}")
+        }
+    }
+    Ok(())
+}
