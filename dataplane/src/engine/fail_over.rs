@@ -20,7 +20,9 @@ impl Engine {
         if self.gateway == from {
             self.gateway = to;
         }
-        self.fragments.fail_over(from, to);
+        if part == 0 {
+            self.fragments.fail_over(from, to);
+        }
         let flows = self.flows.part_mut(part)?;
         Some(flows.map(|flow| usize::from(flow.fail_over(from, to))).sum())
     }

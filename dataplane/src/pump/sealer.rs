@@ -130,7 +130,9 @@ impl Sealer {
             clamp_mss(packet.get_mut(..length).unwrap_or_default(), tunnel.path.mtu());
             let Ok(parsed) = Packet::parse(packet.get(..length).unwrap_or_default()) else { continue };
             let tos = parsed.headers().tos;
-            match core.engine.lock().engine.after_fail_over(&parsed, now) {
+            // Not in the match: the lock would be held while the TUN is written to.
+            let action = core.engine.lock().engine.after_fail_over(&parsed, now);
+            match action {
                 Action::Tunnel { .. } => {}
                 action => {
                     to_tun.refuse(action, &parsed);
