@@ -189,11 +189,54 @@ fn a_gateway_without_a_route_is_left_at_once_for_one_with_a_narrower_path() {
     assert_eq!(call.asked("before"), "1before");
     scene.silence_the_first();
     scene.machine.pump.set_underlay(with_routes([false, true])).unwrap();
-    let failover = scene.failovers.recv_timeout(Duration::from_secs(1)).unwrap();
+    call.send("after");
+    let begun = Instant::now();
+    let answer = loop {
+        let new = Flow::new();
+        new.send("new");
+        if let Some(answer) = new.received(Duration::from_millis(100)) {
+            break answer;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(1), "new flows wait");
+    };
+    assert_eq!(answer, "2new");
+    assert!(scene.failovers.try_recv().is_err(), "its own flows wait for the route");
+    let failover = scene.failovers.recv_timeout(Duration::from_secs(3)).unwrap();
     assert_eq!((failover.to, failover.cause), (1, FailoverCause::NoRoute));
-    assert_eq!(call.asked("after"), "2after");
+    assert_eq!(call.received_in_time(), "2after", "it waited");
     // WireGuard's overhead with an IPv6 header is 80 bytes.
     assert_eq!(scene.sizes.try_iter().collect::<Vec<_>>(), [1400 - 80], "only what flows go through counts");
+}
+
+#[test]
+fn connections_survive_a_route_that_is_gone_for_a_moment() {
+    let Some(scene) = Scene::new() else { return };
+    let mut established = connect();
+    assert_eq!(asked(&mut established), "1?");
+    scene.machine.pump.set_underlay(with_routes([false, true])).unwrap();
+    let call = Flow::new();
+    call.send("new");
+    established.write_all(b"!").unwrap();
+    // It has failed over to by then, or waits.
+    let _ = call.received(Duration::from_secs(1));
+    scene.machine.pump.set_underlay(with_routes([true, true])).unwrap();
+    let mut answer = [0; 2];
+    established.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"1!");
+    assert!(scene.failovers.try_recv().is_err());
+}
+
+#[test]
+fn a_gateway_that_moves_is_asked_where_it_is_at_once() {
+    let Some(scene) = Scene::new() else { return };
+    let nowhere = SocketAddr::from((Ipv4Addr::new(192, 168, 77, 99), GATEWAY_PORT));
+    scene.machine.pump.set_endpoint(0, nowhere).unwrap();
+    let call = Flow::new();
+    call.send("begun");
+    assert_eq!(call.received(Duration::from_millis(200)), None);
+    scene.machine.pump.set_endpoint(0, SocketAddr::new(FIRST, GATEWAY_PORT)).unwrap();
+    // After a second it would be asked as one that is silent.
+    assert_eq!(call.received(Duration::from_millis(500)).as_deref(), Some("1begun"));
 }
 
 /// SIP over UDP.

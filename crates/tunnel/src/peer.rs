@@ -60,6 +60,10 @@ pub struct Peer {
     erase_at: Option<Instant>,
     last_wanted: Option<Instant>,
     underlay_lost: Option<Instant>,
+    /// How long packets wait for a lost underlay.
+    patience: Duration,
+    /// The latest word of an underlay.
+    underlay_told: Option<Instant>,
     up_since: Instant,
     undecryptable_response: bool,
     unconfirmed: u32,
@@ -97,6 +101,8 @@ impl Peer {
             erase_at: None,
             last_wanted: None,
             underlay_lost: None,
+            patience: Duration::ZERO,
+            underlay_told: None,
             up_since: now,
             undecryptable_response: false,
             unconfirmed: 0,
@@ -198,8 +204,9 @@ impl Peer {
 
     /// When [`Peer::on_deadline`] wants to be called; `None` while there is nothing to wait for.
     pub fn deadline(&self) -> Option<Instant> {
-        if self.underlay_lost.is_some() {
-            return self.erase_at;
+        if let Some(lost) = self.underlay_lost {
+            let refuses = (!self.queue.is_empty()).then_some(lost + self.patience);
+            return earliest([self.erase_at, refuses, self.queue.deadline()]);
         }
         let attempt = self.attempt.as_ref();
         earliest([
@@ -248,7 +255,9 @@ impl Peer {
     /// Has the peer show whether it is there: a handshake begins, or is repeated if that was not done within the last 500 ms. It keeps up no session, is repeated of
     /// itself only while one lives, and as long as nobody wants to send, no answer does not make the peer down.
     pub fn ask(&mut self, now: Instant) {
-        let is_asked = self.attempt.is_some_and(|attempt| now < attempt.sent + LEAST_BETWEEN_QUESTIONS);
+        let is_asked = self.attempt.is_some_and(|attempt| {
+            Some(attempt.sent) > self.underlay_told && now < attempt.sent + LEAST_BETWEEN_QUESTIONS
+        });
         if self.underlay_lost.is_none() && !is_asked {
             self.ask_at = Some(now);
         }
@@ -269,16 +278,23 @@ impl Peer {
         self.queue.take()
     }
 
+    /// Where there is another way than through this peer: packets wait so long for an underlay that is gone before they are refused, to be
+    /// [taken away](Peer::take_waiting) meanwhile. Of itself a peer refuses them at once.
+    pub fn wait_for_underlay(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// Tells whether a route to the gateway exists. Without one the peer is down at once. With a new one it tries again
     /// at once, and where a session lives, a keepalive tells the gateway the new address: tell also when the route
-    /// only changed.
+    /// only changed, or the gateway's address.
     pub fn set_underlay(&mut self, present: bool, now: Instant) {
         if !present {
             self.underlay_lost.get_or_insert(now);
-            self.queue.refuse_all();
+            self.expire(now);
             return;
         }
         self.underlay_lost = None;
+        self.underlay_told = Some(now);
         let sending = self.sessions.sending(now).is_some();
         if sending {
             self.timers.passive = Some(now);
@@ -388,7 +404,7 @@ impl Peer {
     /// Queues a packet that cannot be sent now, or says that it is refused.
     fn wait<'a>(&mut self, padded: &[u8], length: usize, out: &'a mut [u8], now: Instant) -> Sealed<'a> {
         self.timers.waits(now);
-        if let State::Down { .. } = self.state(now) {
+        if self.refuses(now) {
             if let Some(attempt) = &mut self.attempt {
                 attempt.retry_at.get_or_insert(now);
             }
@@ -397,7 +413,7 @@ impl Peer {
         if !self.queue.push(padded, length, now) {
             return Sealed::Full;
         }
-        if self.attempt.is_some() || self.sessions.awaited(now).is_some() {
+        if self.attempt.is_some() || self.sessions.awaited(now).is_some() || self.underlay_lost.is_some() {
             return Sealed::Queued { handshake: None };
         }
         let handshake = self.initiate(out, now);
@@ -452,6 +468,13 @@ impl Peer {
         }
     }
 
+    fn refuses(&self, now: Instant) -> bool {
+        match self.underlay_lost {
+            Some(lost) => now >= lost + self.patience,
+            None => matches!(self.state(now), State::Down { .. }),
+        }
+    }
+
     fn sent(&mut self, bytes: usize, data: bool, now: Instant) {
         self.stats.sent_bytes += bytes as u64;
         self.stats.sent_packets += u64::from(data);
@@ -459,9 +482,9 @@ impl Peer {
     }
 
     fn expire(&mut self, now: Instant) {
-        match self.state(now) {
-            State::Down { .. } => self.queue.refuse_all(),
-            _ => self.queue.refuse_overdue(now),
+        match self.refuses(now) {
+            true => self.queue.refuse_all(),
+            false => self.queue.refuse_overdue(now),
         }
         if due(self.erase_at, now) {
             self.erase_at = None;

@@ -144,6 +144,7 @@ proptest! {
     fn nothing_is_altered_duplicated_or_stuck(
         steps in prop::collection::vec(step(), 1..200),
         keepalive in prop::option::of(1..60_u64),
+        patience in 0..4_u64,
     ) {
         let mut world = World {
             pair: Pair::with(None, None, keepalive.map(secs)),
@@ -152,6 +153,7 @@ proptest! {
             delivered: HashSet::new(),
             refused: HashSet::new(),
         };
+        world.pair.agent.wait_for_underlay(secs(patience));
         for step in steps {
             world.step(step);
         }

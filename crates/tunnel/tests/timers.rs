@@ -321,6 +321,40 @@ fn without_a_route_it_is_down_at_once_and_with_one_it_tries_at_once() {
 }
 
 #[test]
+fn with_another_way_packets_wait_for_a_route_to_come_back() {
+    let mut pair = Pair::up();
+    pair.agent.wait_for_underlay(secs(2));
+    pair.agent.set_underlay(false, pair.now);
+    assert_eq!(pair.agent.state(pair.now), State::Down { since: pair.now });
+    assert_eq!(give(&mut pair.agent, &ipv4(60, 1), pair.now), Gave::Queued(None));
+    pair.wait(secs(2) - MILLI);
+    assert_eq!(give(&mut pair.agent, &ipv4(60, 2), pair.now), Gave::Queued(None));
+    pair.agent.set_underlay(true, pair.now);
+    assert_eq!((flush(&mut pair.agent, pair.now).len(), refused(&mut pair.agent).len()), (2, 0));
+
+    pair.agent.set_underlay(false, pair.now);
+    assert_eq!(give(&mut pair.agent, &ipv4(60, 3), pair.now), Gave::Queued(None));
+    assert_eq!(pair.agent.deadline(), Some(pair.now + secs(2)));
+    pair.wait(secs(2));
+    run(&mut pair.agent, pair.now);
+    assert_eq!(refused(&mut pair.agent).len(), 1);
+    assert_eq!(give(&mut pair.agent, &ipv4(60, 4), pair.now), Gave::Down);
+}
+
+#[test]
+fn a_first_packet_waits_for_a_route_to_come_back_and_begins_the_handshake_then() {
+    let mut pair = Pair::new();
+    pair.agent.wait_for_underlay(secs(2));
+    pair.agent.set_underlay(false, pair.now);
+    assert_eq!(give(&mut pair.agent, &ipv4(60, 1), pair.now), Gave::Queued(None));
+    pair.wait(secs(1));
+    pair.agent.set_underlay(true, pair.now);
+    let initiation = run(&mut pair.agent, pair.now);
+    pair.answer(&initiation[0]);
+    assert_eq!(flush(&mut pair.agent, pair.now).len(), 1);
+}
+
+#[test]
 fn on_a_new_route_a_keepalive_tells_the_gateway_at_once() {
     let mut pair = Pair::up();
     pair.wait(secs(30));
@@ -500,6 +534,17 @@ fn a_new_route_repeats_no_question_that_was_not_answered() {
     pair.wait(secs(20));
     pair.agent.set_underlay(true, pair.now);
     assert!(run(&mut pair.agent, pair.now).is_empty());
+}
+
+#[test]
+fn on_a_new_route_it_can_be_asked_again_at_once() {
+    let mut pair = Pair::new();
+    pair.agent.ask(pair.now);
+    assert_eq!(run(&mut pair.agent, pair.now).len(), 1);
+    pair.wait(MILLI);
+    pair.agent.set_underlay(true, pair.now);
+    pair.agent.ask(pair.now);
+    assert_eq!(run(&mut pair.agent, pair.now).len(), 1);
 }
 
 #[test]

@@ -279,6 +279,9 @@ impl Bulk {
         tunnel.heard_at(endpoint, now);
         mark_socket(&tunnel);
         tunnel.segmentation.offer_again();
+        let reachable = tunnel.reachable;
+        tunnel.peer.set_underlay(reachable, now);
+        tunnel.set_alarm(now);
         Ok(())
     }
 

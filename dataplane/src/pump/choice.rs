@@ -16,6 +16,8 @@ const NO_ANSWER: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(1);
 /// After which the silent one is asked once more in its grace: the question may have been lost.
 const REPEAT: Duration = Duration::from_millis(500);
+/// For a route that is gone to come back, after a resume or where another access point takes over: its connections wait so long.
+pub(super) const ROUTE_GRACE: Duration = Duration::from_secs(2);
 /// As long as nobody answers, all are asked again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Between two attempts to return to a gateway that is preferred.
@@ -65,6 +67,8 @@ pub(super) enum Step {
 
 #[derive(Clone, Copy, Default)]
 struct Known {
+    /// Since when there is no route to it.
+    lost: Option<Instant>,
     /// Silent: when all were asked last because of that.
     asked_for: Option<Instant>,
     /// What it says from then on shows that it is there.
@@ -125,6 +129,9 @@ impl Choice {
     pub(super) fn follow(&mut self, seen: &[Seen], now: Instant) -> Vec<Step> {
         let mut steps = Vec::new();
         self.deadline = None;
+        for (known, seen) in self.gateways.iter_mut().zip(seen) {
+            known.lost = (!seen.reachable).then(|| known.lost.unwrap_or(now));
+        }
         self.measure(seen, &mut steps, now);
         self.heed_silence(seen, &mut steps, now);
         for from in 0..self.gateways.len() {
@@ -198,15 +205,17 @@ impl Choice {
         }
     }
 
+    /// Without a route to `from` new flows do not go there, but its own wait for the route.
     fn fail_over(&mut self, from: usize, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
-        let Some(asked) = self.gateways.get(from).and_then(|known| known.asked_for) else { return };
+        let Some(known) = self.gateways.get(from).copied() else { return };
+        let Some(asked) = known.asked_for else { return };
         let may_answer = |it: usize| it != from && is_reachable(seen, it) && !self.is_silent(it, seen, now);
         let answered = |it: usize| may_answer(it) && has_answered(seen, it, asked);
         let Some(to) = self.best(answered, seen) else { return };
         let could_be_better = |it: usize| {
             may_answer(it) && !has_answered(seen, it, asked) && (self.prefer == Prefer::RoundTrip || it < to)
         };
-        let cause = if is_reachable(seen, from) { FailoverCause::Silence } else { FailoverCause::NoRoute };
+        let cause = if known.lost.is_none() { FailoverCause::Silence } else { FailoverCause::NoRoute };
         let waits = cause == FailoverCause::Silence || (0..self.gateways.len()).any(could_be_better);
         if waits && now < asked + GRACE {
             return;
@@ -221,15 +230,24 @@ impl Choice {
             self.ask(|it, seen| (it == from || it == to) && seen.reachable, seen, steps, now);
             return self.make_sure(from, seen, steps, now);
         }
+        if self.used == from {
+            self.return_at = (self.prefer == Prefer::Order).then_some(now + RETURN);
+        }
+        let had_answered = seen.get(from).is_some_and(|from| from.answered.is_some());
+        if let Some(lost) = known.lost.filter(|lost| had_answered && now < *lost + ROUTE_GRACE) {
+            if self.used == from {
+                self.begin_to_use(to, steps);
+            }
+            return self.wake_at(lost + ROUTE_GRACE);
+        }
         if let Some(known) = self.gateways.get_mut(from) {
-            *known = Known { asked_for: None, asked: Some(now), left: true };
+            *known = Known { asked_for: None, asked: Some(now), left: true, ..*known };
         }
         if let Some(known) = self.gateways.get_mut(to) {
             known.left = false;
         }
         if self.used == from {
             self.used = to;
-            self.return_at = (self.prefer == Prefer::Order).then_some(now + RETURN);
         }
         steps.push(Step::FailOver { from, to, cause });
     }
@@ -297,7 +315,7 @@ impl Choice {
         match seen.waits_since {
             _ if known.left => false,
             Some(since) => !seen.reachable || silent_at(since, seen.has_session) <= now,
-            None => !seen.reachable && place == self.used,
+            None => !seen.reachable && (place == self.used || known.asked_for.is_some()),
         }
     }
 

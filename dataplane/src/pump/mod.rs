@@ -335,6 +335,9 @@ fn open_tunnels(setup: &mut Setup, clock: Clock) -> Result<Vec<Tunnel>, PumpErro
             None => UdpSegmentation::new(&socket, setup.offload.udp),
         };
         peer.set_mtu(path.mtu());
+        if count > 1 {
+            peer.wait_for_underlay(choice::ROUTE_GRACE);
+        }
         peer.set_underlay(leg.reachable, now);
         let mut tunnel = Tunnel {
             peer,

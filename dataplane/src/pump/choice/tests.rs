@@ -83,6 +83,9 @@ impl World {
         let seen = self.seen();
         let steps = self.choice.follow(&seen, self.now);
         for step in steps {
+            if let Step::Use(to) = step {
+                assert!(seen[to].reachable, "{step:?}");
+            }
             if let Step::FailOver { from, to, cause } = step {
                 assert!(from != to && seen[to].reachable, "{step:?}");
                 assert_eq!(cause == FailoverCause::NoRoute, !seen[from].reachable);
@@ -396,17 +399,38 @@ const CASES: &[Case] = &[
         &[(2000, silent(0, 1)), (32_030, Step::Use(0)), (46_000, silent(1, 0))],
     ),
     (
-        "without a route its flows go to the first that answers and is best placed",
+        "without a route new flows go to the first that answers and is best placed, and its own stay for a moment",
         Prefer::Order,
         &[30, 40, 10],
         |world| {
             world.pass(secs(10), true);
             world.loses_its_route(0);
-            world.pass(secs(2), true);
+            world.pass(Duration::from_millis(1500), true);
             world.lives(0);
-            world.pass(secs(2), true);
+            world.pass(secs(20), true);
         },
-        &[(10_040, no_route(0, 1)), (12_030, Step::Use(0))],
+        &[(10_040, Step::Use(1)), (11_530, Step::Use(0))],
+    ),
+    (
+        "a route that is gone for longer takes its flows with it, also those that send nothing",
+        Prefer::Order,
+        &[30, 40, 10],
+        |world| {
+            world.pass(secs(10), true);
+            world.loses_its_route(0);
+            world.pass(secs(20), false);
+        },
+        &[(10_040, Step::Use(1)), (12_000, no_route(0, 1))],
+    ),
+    (
+        "who never answered has no connections that could wait",
+        Prefer::Order,
+        &[30, 40],
+        |world| {
+            world.loses_its_route(0);
+            world.pass(secs(20), true);
+        },
+        &[(40, no_route(0, 1))],
     ),
     (
         "where no other answers, a route that comes back finds all as it was",
