@@ -24,6 +24,8 @@ pub struct PacketMut<'a> {
 
 impl<'a> PacketMut<'a> {
     /// Parses a packet; bytes behind its stated length are ignored.
+    // Its result is large: as a call's it would be copied, field by field just written, which stalls.
+    #[inline(always)]
     pub fn parse(bytes: &'a mut [u8], checksum: Checksum) -> Result<Self, ParseError> {
         let headers = *Packet::parse(bytes)?.headers();
         let found = bytes.len();

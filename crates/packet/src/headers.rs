@@ -1,3 +1,4 @@
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
 /// IP protocol numbers this program distinguishes (IANA "Assigned Internet Protocol Numbers").
@@ -109,11 +110,28 @@ impl TcpFlags {
 }
 
 /// What names a flow. For ICMP echo both ports hold the identifier, so that request and answer are each other's reverse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FiveTuple {
     pub protocol: u8,
     pub source: SocketAddr,
     pub destination: SocketAddr,
+}
+
+/// In few words, since it is computed for each packet: its parts' own take a word for each field and each length.
+impl Hash for FiveTuple {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                state.write_u64(u64::from(source.to_bits()) << 32 | u64::from(destination.to_bits()));
+            }
+            ends => [ends.0, ends.1].into_iter().for_each(|ip| match ip {
+                IpAddr::V4(v4) => state.write_u32(v4.to_bits()),
+                IpAddr::V6(v6) => state.write_u128(v6.to_bits()),
+            }),
+        }
+        let (source, destination) = (u64::from(self.source.port()), u64::from(self.destination.port()));
+        state.write_u64(u64::from(self.protocol) << 32 | source << 16 | destination);
+    }
 }
 
 impl FiveTuple {

@@ -33,7 +33,8 @@ impl Engine {
         if headers.fragment.is_some_and(|fragment| fragment.offset > 0) {
             return self.later_fragment(headers, now);
         }
-        let flow = self.outbound_flow(packet, now).and_then(|id| self.flows.get_mut(id));
+        let flow =
+            self.outbound_flow(packet.headers(), packet.quoted(), now).and_then(|id| self.flows.get_mut(id));
         match flow.map(|flow| (flow.path, flow.gateway)) {
             Some((Path::Tunnel, gateway)) => Action::Tunnel { gateway },
             Some((Path::Reject, _)) => self.refuse(headers, DropReason::Cut, Refusal::Reset, now),

@@ -134,27 +134,30 @@ impl Engine {
     /// Judges a packet that an application sent; one with a `segment` is a super-packet, whose payload that size divides. Its flow's mark is
     /// applied to it, unless it goes to the bypass, where the mark goes with the action.
     pub fn outbound(&mut self, packet: &mut PacketMut<'_>, segment: Option<u16>, now: Instant) -> Action {
-        let headers = *packet.headers();
+        let headers = packet.headers();
         if headers.fragment.is_some_and(|fragment| fragment.offset > 0) {
-            return self.later_fragment(&headers, now);
+            return self.later_fragment(headers, now);
         }
-        let Some(id) = self.outbound_flow(&packet.as_packet(), now) else {
+        // The packet as a whole is only looked at where that is needed: it would be copied.
+        let is_error = matches!(headers.transport, Transport::Icmp(icmp) if icmp.is_error);
+        let quoted = if is_error { packet.as_packet().quoted() } else { None };
+        let Some(id) = self.outbound_flow(headers, quoted, now) else {
             return self.judge(packet, segment, now);
         };
         let Some(flow) = self.flows.get_mut(id) else { return Action::Drop };
 
         match flow.path {
             // A connection of its own, though the ports are those of one that was cut.
-            Path::Reject if begins_connection(&headers) => {
+            Path::Reject if begins_connection(headers) => {
                 self.flows.remove(id);
                 self.judge(packet, segment, now)
             }
-            Path::Reject => self.refuse(&headers, DropReason::Cut, Refusal::Reset, now),
+            Path::Reject => self.refuse(headers, DropReason::Cut, Refusal::Reset, now),
             Path::Tunnel => {
-                flow.sent(&headers, now);
+                flow.sent(headers, now);
                 let (tos, gateway) = (flow.mark.apply(headers.tos), flow.gateway);
                 if headers.fragment.is_some() {
-                    self.fragments.follow(&headers, gateway, now);
+                    self.fragments.follow(headers, gateway, now);
                 }
                 if tos != headers.tos {
                     packet.set_dscp(tos.dscp());
@@ -289,13 +292,19 @@ impl Engine {
         Some(id)
     }
 
-    fn outbound_flow(&mut self, packet: &Packet<'_>, now: Instant) -> Option<FlowId> {
+    /// `quoted` is the flow that an ICMP error is about.
+    fn outbound_flow(
+        &mut self,
+        headers: &Headers,
+        quoted: Option<FiveTuple>,
+        now: Instant,
+    ) -> Option<FlowId> {
         // An error about a packet that came out of the tunnel travels with that packet's flow.
-        if let Some(quoted) = packet.quoted() {
+        if let Some(quoted) = quoted {
             let id = self.find(&quoted.reversed())?;
             return (self.flows.get_mut(id)?.path == Path::Tunnel).then_some(id);
         }
-        let id = self.find(&tuple_of(packet.headers()))?;
+        let id = self.find(&tuple_of(headers))?;
         let flow = self.flows.get_mut(id)?;
         // How idle a cached flow is the engine hears at each sweep only.
         let ended = flow.expired(now) && !flow.cache.cached
@@ -372,12 +381,12 @@ impl Engine {
         segment: Option<u16>,
         now: Instant,
     ) -> Action {
-        let headers = *packet.headers();
+        let headers = packet.headers();
         if headers.fragment.is_some() {
-            return self.refuse(&headers, DropReason::FragmentedMedia, Refusal::Prohibited, now);
+            return self.refuse(headers, DropReason::FragmentedMedia, Refusal::Prohibited, now);
         }
         let Some(flow) = self.flows.get_mut(id) else { return Action::Drop };
-        flow.sent(&headers, now);
+        flow.sent(headers, now);
         let payload = packet.bytes().get(headers.payload_at.into()..headers.len as usize).unwrap_or_default();
         flow.measure_out(payload, segment, headers.tos, now);
         let tos = flow.mark.apply(headers.tos);
