@@ -367,19 +367,37 @@ fn a_fail_over_cuts_connections_that_were_answered_and_moves_all_else() {
 #[test]
 fn later_fragments_follow_their_first_one_to_another_gateway() {
     let mut bench = Bench::new();
-    let part = |field: u16| {
-        let mut bytes = udp(at(TUN, 5060), at(SIGNALING, 5060), 0, &[0; 16]);
-        bytes[6..8].copy_from_slice(&field.to_be_bytes());
-        // The datagram is longer than its first part.
-        bytes[25] += 16;
-        let sum =
-            packet::checksum::Sum::default().add_bytes(&bytes[..10]).add_bytes(&bytes[12..20]).checksum();
-        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
-        bytes
-    };
+    let part = |field| part_of(at(TUN, 5060), at(SIGNALING, 5060), field);
     assert_eq!([part(0x2000), part(0x0003)].map(|it| bench.send(it)), [TUNNEL, TUNNEL]);
     assert_eq!(bench.engine.fail_over(0, 1, 0), Some(0));
     assert_eq!(bench.send(part(0x0003)), Action::Tunnel { gateway: 1 });
+}
+
+#[test]
+fn fragments_with_one_id_through_two_gateways_do_not_hide_each_other() {
+    let mut bench = Bench::new();
+    let (first, second, remote) = (at(TUN, 5060), at(TUN, 5062), at(SIGNALING, 5060));
+    assert_eq!(bench.send(part_of(first, remote, 0x2000)), TUNNEL);
+    bench.engine.use_gateway(1);
+    assert_eq!(bench.send(part_of(second, remote, 0x2000)), Action::Tunnel { gateway: 1 });
+    assert_eq!(bench.send(part_of(second, remote, 0x0003)), Action::Tunnel { gateway: 1 });
+    for (to, gateway) in [(first, 0), (second, 1)] {
+        let mut accepts = |field| {
+            let bytes = part_of(remote, to, field);
+            bench.engine.from_tunnel(&packet::Packet::parse(&bytes).unwrap(), gateway, bench.now)
+        };
+        assert_eq!([accepts(0x2000), accepts(0x0003)], [Ok(()), Ok(())], "{gateway}");
+    }
+}
+
+/// A part of a datagram, with these flags and offset; the datagram is longer than its first part.
+fn part_of(from: SocketAddr, to: SocketAddr, field: u16) -> Vec<u8> {
+    let mut bytes = udp(from, to, 0, &[0; 16]);
+    bytes[6..8].copy_from_slice(&field.to_be_bytes());
+    bytes[25] += 16;
+    let sum = packet::checksum::Sum::default().add_bytes(&bytes[..10]).add_bytes(&bytes[12..20]).checksum();
+    bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    bytes
 }
 
 #[test]

@@ -7,7 +7,8 @@ use packet::Headers;
 const LIFE: Duration = Duration::from_secs(30);
 const REMEMBERED: usize = 64;
 
-/// The fragmented datagrams whose first fragment passed, to or from which gateway; their later fragments, which carry no ports, follow it. A ring: the oldest gives way.
+/// The fragmented datagrams whose first fragment passed, to or from which gateway; their later fragments, which carry no ports, follow it. A ring:
+/// the oldest gives way.
 #[derive(Default)]
 pub(super) struct Fragments {
     ring: Vec<Passed>,
@@ -42,13 +43,16 @@ impl Fragments {
         self.next = (self.next + 1) % REMEMBERED;
     }
 
-    /// To or from which the first fragment passed.
-    pub(super) fn gateway(&self, headers: &Headers, now: Instant) -> Option<u8> {
-        let datagram = Datagram::of(headers)?;
-        let known = self.ring.iter().find(|passed| {
-            passed.datagram == datagram && now.saturating_duration_since(passed.since) < LIFE
-        })?;
-        Some(known.gateway)
+    /// To or from which first fragments passed, the latest first.
+    pub(super) fn gateways(&self, headers: &Headers, now: Instant) -> impl Iterator<Item = u8> {
+        let datagram = Datagram::of(headers);
+        let (latest, earlier) = self.ring.split_at_checked(self.next).unwrap_or_default();
+        let passed = latest.iter().rev().chain(earlier.iter().rev());
+        passed
+            .filter(move |passed| {
+                Some(passed.datagram) == datagram && now.saturating_duration_since(passed.since) < LIFE
+            })
+            .map(|passed| passed.gateway)
     }
 
     pub(super) fn fail_over(&mut self, from: u8, to: u8) {

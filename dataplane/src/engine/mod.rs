@@ -415,7 +415,7 @@ impl Engine {
 
     /// A later fragment has no ports: it follows the first one, which only the tunnel takes.
     fn later_fragment(&mut self, headers: &Headers, now: Instant) -> Action {
-        if let Some(gateway) = self.fragments.gateway(headers, now) {
+        if let Some(gateway) = self.fragments.gateways(headers, now).next() {
             return Action::Tunnel { gateway };
         }
         self.counters.count_drop(DropReason::OrphanFragment);
@@ -433,7 +433,7 @@ impl Engine {
             return Err(DropReason::NotOurs);
         }
         if headers.fragment.is_some_and(|fragment| fragment.offset > 0) {
-            let is_known = self.fragments.gateway(headers, now) == Some(gateway);
+            let is_known = self.fragments.gateways(headers, now).any(|passed| passed == gateway);
             return is_known.then_some(()).ok_or(DropReason::OrphanFragment);
         }
         let about = packet.quoted();
