@@ -144,7 +144,7 @@ impl Bulk {
             }
             if let Some(gateways) = &mut self.gateways {
                 gateways.follow(&self.core, &mut self.sealer, &mut self.to_tun, now);
-                self.prober.follow_mtu(&self.core);
+                self.prober.follow_mtu(&self.core, now);
             }
             for gateway in self.core.gateways() {
                 let met = self.sealer.meet_deadlines(gateway, &self.core, &mut self.to_tun, now);

@@ -58,12 +58,21 @@ pub(super) struct Tunnel {
     pub(super) reachable: bool,
     /// Whether there are others, to which flows go when it is silent.
     pub(super) has_others: bool,
-    /// Whether flows go here, or may still.
-    pub(super) has_flows: bool,
-    /// Where all of its flows went when it was silent: what was judged before follows them.
-    pub(super) left_for: Option<u8>,
+    pub(super) flows: Flows,
     /// Whether it was down at its last deadline.
     pub(super) was_down: bool,
+}
+
+/// Which flows go through a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flows {
+    None,
+    /// New ones.
+    New,
+    /// Those that began when new ones came here, as long as there are any.
+    Old,
+    /// All went to this gateway when its own was silent: what was judged before follows them.
+    LeftFor(u8),
 }
 
 impl Core {
@@ -100,9 +109,9 @@ impl Core {
     }
 
     /// What the paths to all gateways that flows go to carry. No tunnel may be locked.
-    pub(super) fn least_mtu(&self) -> Option<u16> {
+    pub(super) fn least_mtu(&self, now: Instant) -> Option<u16> {
         let tunnels = self.gateways().map(|gateway| self.tunnel(gateway).lock());
-        tunnels.filter(|tunnel| tunnel.has_flows).map(|tunnel| tunnel.path.mtu()).min()
+        tunnels.filter(|tunnel| tunnel.has_flows(now)).map(|tunnel| tunnel.path.mtu()).min()
     }
 
     pub(super) fn mtu(&self) -> u16 {
@@ -173,7 +182,7 @@ impl Judge {
 impl Tunnel {
     /// To be called before the lock is given back: whoever changed the deadline, the bulk thread meets it.
     pub(super) fn set_alarm(&mut self, now: Instant) {
-        let probe = self.path.deadline().filter(|_| self.has_flows && self.is_up(now));
+        let probe = self.path.deadline().filter(|_| self.is_up(now) && self.has_flows(now));
         let look = self.look_at(now);
         self.alarm.ring_at(self.peer.deadline().into_iter().chain(probe).chain(look).min(), now);
     }
@@ -204,7 +213,16 @@ impl Tunnel {
 
     /// Only where flows go is the path of any interest.
     pub(super) fn is_probe_due(&self, now: Instant) -> bool {
-        self.has_flows && self.path.deadline().is_some_and(|due| due <= now)
+        self.path.deadline().is_some_and(|due| due <= now) && self.has_flows(now)
+    }
+
+    /// Whether flows go here, or may still: old ones have ended, or wait for a session, where there is none.
+    fn has_flows(&self, now: Instant) -> bool {
+        match self.flows {
+            Flows::New => true,
+            Flows::Old => !matches!(self.peer.state(now), State::Idle | State::Down { .. }),
+            Flows::None | Flows::LeftFor(_) => false,
+        }
     }
 
     /// What the choice among several gateways depends on.

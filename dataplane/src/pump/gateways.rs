@@ -2,7 +2,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 
 use super::choice::{Choice, Seen, Step};
-use super::core::Core;
+use super::core::{Core, Flows};
 use super::gateway_set::GatewaySet;
 use super::sealer::Sealer;
 use super::to_tun::ToTun;
@@ -47,10 +47,7 @@ impl Gateways {
                 Step::Ask(gateway) => core.tunnel(gateway as u8).lock().peer.ask(now),
                 Step::Use(gateway) => {
                     tracing::info!(gateway, "new flows go to another gateway");
-                    let mut tunnel = core.tunnel(gateway as u8).lock();
-                    tunnel.left_for = None;
-                    tunnel.has_flows = true;
-                    drop(tunnel);
+                    lead_new_flows(gateway as u8, core);
                     core.engine.lock().engine.use_gateway(gateway as u8);
                 }
                 Step::FailOver { from, to, cause } => {
@@ -74,17 +71,31 @@ impl Gateways {
         now: Instant,
     ) -> usize {
         let mut target = sealer.lock(to, core, now);
-        target.left_for = None;
-        target.has_flows = true;
+        if target.flows != Flows::New {
+            target.flows = Flows::Old;
+        }
         let cut_flows = (0..).map_while(|part| core.engine.lock().engine.fail_over(from, to, part)).sum();
 
         let mut source = core.tunnel(from).lock();
-        source.left_for = Some(to);
-        source.has_flows = false;
+        if source.flows == Flows::New {
+            target.flows = Flows::New;
+        }
+        source.flows = Flows::LeftFor(to);
         let waiting: Vec<_> = std::iter::from_fn(|| source.peer.take_waiting()).collect();
         drop(source);
         sealer.send_moved(waiting, target, core, to_tun, now);
         cut_flows
+    }
+}
+
+fn lead_new_flows(to: u8, core: &Core) {
+    for gateway in core.gateways() {
+        let mut tunnel = core.tunnel(gateway).lock();
+        tunnel.flows = match tunnel.flows {
+            _ if gateway == to => Flows::New,
+            Flows::New => Flows::Old,
+            other => other,
+        };
     }
 }
 

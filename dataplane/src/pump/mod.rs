@@ -36,7 +36,7 @@ use crate::path_mtu::probe::secret;
 use crate::wire::UdpSegmentation;
 use crate::{Counters, Feature, FlowReport, Tun, TunnelReport, Underlay};
 use bulk::Bulk;
-use core::{Core, Judge, Tunnel};
+use core::{Core, Flows, Judge, Tunnel};
 use fast_tier::FastTier;
 use gateways::Gateways;
 use opener::Opener;
@@ -350,8 +350,7 @@ fn open_tunnels(setup: &mut Setup, clock: Clock) -> Result<Vec<Tunnel>, PumpErro
             gateway: place as u8,
             reachable: leg.reachable,
             has_others: count > 1,
-            has_flows: place == 0,
-            left_for: None,
+            flows: if place == 0 { Flows::New } else { Flows::None },
             was_down: false,
         };
         tunnel.set_alarm(now);

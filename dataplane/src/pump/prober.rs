@@ -29,7 +29,7 @@ impl Prober {
         Self { tell }
     }
 
-    /// To be called when [`Tunnel::wants_prober`] says so.
+    /// To be called when the tunnel's deadlines are met and it wants that.
     pub(super) fn follow(&self, gateway: u8, core: &Core, sealer: &mut Sealer, now: Instant) {
         for _ in 0..MAX_STEPS {
             let mut tunnel = core.tunnel(gateway).lock();
@@ -52,7 +52,7 @@ impl Prober {
                 break;
             }
         }
-        self.follow_mtu(core);
+        self.follow_mtu(core, now);
     }
 
     /// Empties the error queue of the socket to a gateway.
@@ -71,8 +71,8 @@ impl Prober {
     }
 
     /// Packets are judged by what all paths in use carry. To be called when another one is used, too.
-    pub(super) fn follow_mtu(&self, core: &Core) {
-        if let Some(mtu) = core.least_mtu().filter(|mtu| *mtu != core.mtu()) {
+    pub(super) fn follow_mtu(&self, core: &Core, now: Instant) {
+        if let Some(mtu) = core.least_mtu(now).filter(|mtu| *mtu != core.mtu()) {
             core.set_mtu(mtu);
             (self.tell)(mtu);
         }

@@ -7,11 +7,12 @@ use policy::Path;
 use socket2::Socket;
 use tunnel::Sealed;
 
-use super::core::{Core, Tunnel};
+use super::core::{Core, Flows, Tunnel};
 use super::gateway_set::GatewaySet;
 use super::to_tun::ToTun;
 use crate::buffers::Buffers;
 use crate::engine::Action;
+use crate::fit;
 use crate::io::tun::VNET_HEADER;
 use crate::lock::Guard;
 use crate::offload::{Segment, Segmentation, Segments};
@@ -139,10 +140,15 @@ impl Sealer {
                     continue;
                 }
             }
+            if let Some(mtu) = fit::too_big(&parsed, None, tunnel.path.mtu()) {
+                to_tun.too_big(&parsed, mtu.into());
+                continue;
+            }
             if self.outbox.is_full() {
                 self.send_sealed(&tunnel.socket, core);
             }
-            self.seal(&mut tunnel, Segment { room: &mut packet, length }, tos, core, to_tun, now);
+            // It was counted when it began to wait.
+            self.seal_uncounted(&mut tunnel, Segment { room: &mut packet, length }, tos, core, to_tun, now);
         }
         self.send_sealed(&tunnel.socket, core);
         tunnel.set_alarm(now);
@@ -221,18 +227,44 @@ impl Sealer {
         to_tun: &mut ToTun,
         now: Instant,
     ) {
+        let length = packet.length;
+        if self.seal_uncounted(tunnel, packet, tos, core, to_tun, now) {
+            core.counters.count_out(Path::Tunnel, length);
+        }
+    }
+
+    /// Whether the packet is sealed, or waits.
+    #[inline]
+    fn seal_uncounted(
+        &mut self,
+        tunnel: &mut Tunnel,
+        packet: Segment<'_>,
+        tos: Tos,
+        core: &Core,
+        to_tun: &mut ToTun,
+        now: Instant,
+    ) -> bool {
         let Segment { room, length } = packet;
         let (sealed, inner) = match tunnel.peer.seal(room, length, self.outbox.room(), now) {
             Ok(Sealed::Datagram(datagram)) => (Some(datagram.len()), Some(tos)),
             Ok(Sealed::Queued { handshake }) => (handshake.map(<[u8]>::len), None),
-            Ok(Sealed::Full) => return core.counters.count_drop(DropReason::QueueFull),
-            Ok(Sealed::Down) => return refuse(room.get(..length).unwrap_or_default(), core, to_tun, now),
-            Err(_) => return core.counters.count_drop(DropReason::TooBig),
+            Ok(Sealed::Full) => {
+                core.counters.count_drop(DropReason::QueueFull);
+                return false;
+            }
+            Ok(Sealed::Down) => {
+                refuse(room.get(..length).unwrap_or_default(), core, to_tun, now);
+                return false;
+            }
+            Err(_) => {
+                core.counters.count_drop(DropReason::TooBig);
+                return false;
+            }
         };
         if let Some(len) = sealed {
             self.outbox.push(len, inner, tunnel.endpoint);
         }
-        core.counters.count_out(Path::Tunnel, length);
+        true
     }
 
     /// Without room for one more datagram, what is sealed is sent first, not under the lock.
@@ -254,7 +286,7 @@ impl Sealer {
     /// As [`Sealer::lock`], of the gateway to which the flows of this one have gone. What is sealed already is sent where it belongs.
     fn lock_for_flows<'a>(&mut self, gateway: u8, core: &'a Core, now: Instant) -> Guard<'a, Tunnel> {
         let mut tunnel = self.lock(gateway, core, now);
-        while let Some(other) = tunnel.left_for {
+        while let Flows::LeftFor(other) = tunnel.flows {
             self.send_sealed(&tunnel.socket, core);
             drop(tunnel);
             tunnel = self.lock(other, core, now);
@@ -299,7 +331,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr, UdpSocket};
     use std::time::Duration;
 
-    use packet::build;
+    use packet::{Checksum, PacketMut, build};
     use policy::{Config, Snapshot};
     use tunnel::{Opened, Peer, PeerConfig, PrivateKey};
 
@@ -362,24 +394,24 @@ cidrs = ["203.0.113.0/24"]
                 Arc::clone(&counters),
             );
             let alarm = || Alarm::new(clock).unwrap();
-            let tunnel = Tunnel {
+            let tunnel = |place, flows, mtu| Tunnel {
                 peer: peer(&agent, &gateway, 1),
                 endpoint,
-                path: PathMtu::fixed(1420, true, clock.now()),
+                path: PathMtu::fixed(mtu, true, clock.now()),
                 probed: None,
-                socket: own,
+                socket: Arc::clone(&own),
                 segmentation: Arc::clone(&segmentation),
                 alarm: alarm(),
-                gateway: 0,
+                gateway: place,
                 reachable: true,
-                has_others: false,
-                has_flows: true,
-                left_for: None,
+                has_others: true,
+                flows,
                 was_down: false,
             };
+            let (first, others) = (tunnel(0, Flows::New, 1420), vec![tunnel(1, Flows::None, 1300)]);
             let judge = Judge { engine, fast: Err("not in this test".to_owned()), alarm: alarm() };
             Self {
-                core: Core::new(clock, judge, tunnel, Vec::new(), Arc::clone(&counters), Vec::new(), 0),
+                core: Core::new(clock, judge, first, others, Arc::clone(&counters), Vec::new(), 0),
                 gateway: peer(&gateway, &agent, 2),
                 socket,
                 sealer: Sealer::new(segmentation, OuterDscp::ZERO),
@@ -392,12 +424,15 @@ cidrs = ["203.0.113.0/24"]
             let (from, to) =
                 (SocketAddr::from(([10, 99, 0, 1], 5060)), SocketAddr::from(([203, 0, 113, 10], 5060)));
             let record = self.records.get_mut(0).get_mut(VNET_HEADER..).unwrap();
+            let end = build::udp_header_len(&from) + payload.len();
             let (headers, rest) = record.split_at_mut(build::udp_header_len(&from));
             assert!(build::udp_header(headers, from, to, Tos(0), 64, payload.len()));
             rest[..payload.len()].copy_from_slice(payload);
-            let headers = *Packet::parse(record).unwrap().headers();
-            let packet = Plain { place: 0, gateway: 0, headers, segmentation: None };
             let now = self.core.clock.now();
+            let mut packet = PacketMut::parse(record.get_mut(..end).unwrap(), Checksum::Complete).unwrap();
+            self.core.engine.lock().engine.outbound(&mut packet, None, now);
+            let headers = *packet.headers();
+            let packet = Plain { place: 0, gateway: 0, headers, segmentation: None };
             self.sealer.send(&[packet], &mut self.records, &self.core, &mut self.to_tun, now);
         }
 
@@ -439,5 +474,37 @@ cidrs = ["203.0.113.0/24"]
         for packet in packets.iter().map(Vec::as_slice).chain([b"later".as_slice()]) {
             assert_eq!(scene.opened(), packet);
         }
+    }
+
+    #[test]
+    fn what_moves_is_counted_once_and_told_of_a_narrower_path() {
+        let mut scene = Scene::new();
+        [100, 1372].into_iter().for_each(|len| scene.send(&vec![0; len]));
+        let (core, now) = (Arc::clone(&scene.core), scene.core.clock.now());
+        let waiting: Vec<_> = std::iter::from_fn(|| core.tunnel(0).lock().peer.take_waiting()).collect();
+        let target = scene.sealer.lock(1, &core, now);
+        scene.sealer.send_moved(waiting, target, &core, &mut scene.to_tun, now);
+        assert_eq!(core.counters.path(Path::Tunnel).out_packets, 2);
+        let too_big = core.counters.drops().find(|(reason, _)| *reason == DropReason::TooBig);
+        assert_eq!(too_big, Some((DropReason::TooBig, 1)));
+        assert!(core.tunnel(1).lock().peer.waiting(now).is_some());
+    }
+
+    #[test]
+    fn a_narrow_gateway_counts_as_long_as_its_flows_may_have_packets() {
+        let scene = Scene::new();
+        let now = scene.core.clock.now();
+        assert_eq!(scene.core.least_mtu(now), Some(1420), "nothing goes to the other");
+        scene.core.tunnel(0).lock().flows = Flows::Old;
+        scene.core.tunnel(1).lock().flows = Flows::New;
+        assert_eq!(scene.core.least_mtu(now), Some(1300));
+        scene.core.tunnel(0).lock().flows = Flows::New;
+        scene.core.tunnel(1).lock().flows = Flows::Old;
+        assert_eq!(scene.core.least_mtu(now), Some(1420), "it has no session");
+        let mut packet = [0; 32];
+        let mut tunnel = scene.core.tunnel(1).lock();
+        tunnel.peer.seal(&mut packet, 20, &mut [0; 148], now).unwrap();
+        drop(tunnel);
+        assert_eq!(scene.core.least_mtu(now), Some(1300), "something waits for one");
     }
 }
