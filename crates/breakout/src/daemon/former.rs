@@ -12,12 +12,10 @@ use crate::failure::{Failure, Problem};
 /// After which prefixes that could not be let go are tried again.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// Has the new policy hold what it is to keep beside its configuration. A gateway's address is none of it.
+/// Has the new policy hold what it is to keep beside its configuration.
 pub fn keep(running: &Running, new: &mut Loaded) -> Vec<Former> {
-    let gateways = new.gateways();
     let mut former = running.former.clone();
     former.extend(new.config.former(&running.loaded.config));
-    former.retain(|former| !gateways.iter().any(|gateway| former.prefix.contains(gateway)));
     let (config, kept) = new.config.with_former(&former);
     if !kept.is_empty() {
         new.snapshot = Arc::new(Snapshot::compile(&config));

@@ -16,9 +16,8 @@ use routes::{connections, dns};
 use tokio::{net::lookup_host, sync::mpsc, task::AbortHandle, time::timeout};
 
 use super::{
-    load::{Loaded, called, refuse_if_captured},
+    load::{called, doubt_name},
     lookups::Answer,
-    names,
     start::Running,
 };
 use crate::failure::{Failure, Problem};
@@ -65,6 +64,7 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
             return;
         }
     };
+    let addresses = taken(running, gateway, addresses);
     let known = running.loaded.endpoints.get(gateway).copied().flatten();
     let Some(address) = choose(&addresses, known, is_lost) else { return };
     // A gateway that answers may have roamed; one that does not may be back where it should be.
@@ -76,7 +76,7 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
     match follow(running, gateway, address).await {
         Ok(()) => tracing::info!("{called} is at {address} now"),
         Err(failure) => {
-            tracing::warn!("{called} is said to be at {address}, which is not taken: {}", failure.plain());
+            tracing::warn!("{called} is said to be at {address} and cannot be followed: {}", failure.plain());
         }
     }
 }
@@ -122,19 +122,28 @@ fn end_cut(pump: &Handle) -> Result<usize, Box<dyn Error>> {
     Ok(connections::end(|connection| cut.contains(&(connection.local, connection.remote)))?.len())
 }
 
+/// Without those that a gateway cannot have.
+fn taken(running: &Running, gateway: usize, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let Some(gateway) = running.loaded.config.tunnel.gateways.get(gateway) else { return addresses };
+    addresses.retain(|address| match doubt_name(gateway, *address, &running.snapshot) {
+        Ok(()) => true,
+        Err(doubt) => {
+            tracing::warn!("the gateway's address is not taken: {doubt}");
+            false
+        }
+    });
+    addresses
+}
+
 async fn follow(running: &mut Running, gateway: usize, endpoint: SocketAddr) -> Result<(), Failure> {
-    let Loaded { config, snapshot, endpoints, .. } = &running.loaded;
-    if let Some(config) = config.tunnel.gateways.get(gateway) {
-        refuse_if_captured(config, endpoint, snapshot)?;
-    }
-    let mut endpoints = endpoints.clone();
+    let mut endpoints = running.loaded.endpoints.clone();
     endpoints.get_mut(gateway).into_iter().for_each(|known| *known = Some(endpoint));
     running.pump.set_endpoint(gateway, endpoint).map_err(not_moved)?;
     let addresses = endpoints.iter().map(|endpoint| endpoint.map(|endpoint| endpoint.ip()));
     running.machine.set_gateways(addresses.collect()).await?;
     running.pump.set_underlay(running.machine.underlay()).map_err(not_moved)?;
     running.loaded.endpoints = endpoints;
-    names::leave_out_gateways(running).await
+    Ok(())
 }
 
 /// An address that is known stays, whichever is named first now, unless the gateway does not answer there.

@@ -103,15 +103,14 @@ impl Addresses {
         self.learned() != before
     }
 
-    /// As a policy judges them now: by the sets that its domains are in. A gateway's address is none of them: the tunnel would run
-    /// inside itself.
-    pub fn under(&self, policy: &Snapshot, gateways: &[IpAddr]) -> Self {
+    /// As a policy judges them now: by the sets that its domains are in.
+    pub fn under(&self, policy: &Snapshot) -> Self {
         let judged = |found: &Found| {
             let (_, set) = policy.set_for_name(&found.name)?;
             Some(Found { set: set.to_owned(), ..found.clone() })
         };
-        let known = self.0.iter().filter(|(address, _)| !gateways.contains(address));
-        let judged = known.map(|(address, names)| (*address, names.iter().filter_map(judged).collect()));
+        let judged =
+            self.0.iter().map(|(address, names)| (*address, names.iter().filter_map(judged).collect()));
         Self(judged.filter(|(_, names): &(_, Vec<Found>)| !names.is_empty()).collect())
     }
 
@@ -260,14 +259,12 @@ domains = ["one.example"]
 "#;
         let (config, _) = policy::Config::parse(config, "test").unwrap();
         let policy = Snapshot::compile(&config);
-        let gateway = "198.18.0.2".parse().unwrap();
         let mut addresses = Addresses::default();
         for name in ["a.one.example", "a.two.example"] {
-            let found = [(address(1), TTL), (gateway, TTL)];
-            addresses.note((name, "genesys-signaling"), found, now()).unwrap();
+            addresses.note((name, "genesys-signaling"), [(address(1), TTL)], now()).unwrap();
         }
         addresses.note(("b.two.example", "genesys-signaling"), [(address(2), TTL)], now()).unwrap();
-        let under = addresses.under(&policy, &[gateway]);
+        let under = addresses.under(&policy);
         assert_eq!(under.learned(), [learned(address(1), "genesys-signaling")]);
         assert_eq!(under.iter().count(), 1);
     }

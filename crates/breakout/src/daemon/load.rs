@@ -24,6 +24,16 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// An address that a gateway's name has led to, and is not taken.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{host} leads to {address}, which the policy's names or former prefixes have: whoever lies about the gateway must not open those"
+)]
+pub struct Doubtful {
+    host: String,
+    address: IpAddr,
+}
+
 /// Reads, checks and compiles a configuration, reads its keys, and resolves its names.
 pub async fn load(path: &Path) -> Result<Loaded, Failure> {
     let Policy { config, snapshot, warnings } = configuration::read_policy(path)?;
@@ -42,6 +52,31 @@ pub async fn load(path: &Path) -> Result<Loaded, Failure> {
 }
 
 impl Loaded {
+    /// Takes no gateway's name to be where `policy`, with what was learned, has signaling: that gateway has no address then. An error if that
+    /// leaves none.
+    pub fn doubt_names(&mut self, policy: &Snapshot) -> Result<(), Failure> {
+        let mut doubtful = None;
+        for (gateway, endpoint) in self.config.tunnel.gateways.iter().zip(&mut self.endpoints) {
+            let Some(address) = *endpoint else { continue };
+            if let Err(doubt) = doubt_name(gateway, address, policy) {
+                tracing::warn!("the gateway's address is not taken: {doubt}");
+                doubtful = Some(doubt);
+                *endpoint = None;
+            }
+        }
+        match doubtful {
+            Some(doubt) if self.endpoints.iter().all(Option::is_none) => {
+                Err(Failure::system("no gateway has an address that can be taken")
+                    .because(doubt)
+                    .remedy(
+                        "see what the network's DNS server says of the name, or give `endpoint` an address",
+                    )
+                    .into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The gateways' addresses, as far as they are known.
     pub fn gateways(&self) -> Vec<IpAddr> {
         self.endpoints.iter().flatten().map(SocketAddr::ip).collect()
@@ -84,4 +119,13 @@ pub fn refuse_if_captured(
     ))
     .remedy("the tunnel cannot run inside itself: take the gateway's address out of the sets")
     .into())
+}
+
+/// A gateway's name is asked for in the clear, so its answer is anybody's. An address in the configuration is beyond doubt.
+pub fn doubt_name(gateway: &Gateway, address: SocketAddr, policy: &Snapshot) -> Result<(), Doubtful> {
+    let Some(host) = gateway.endpoint.host() else { return Ok(()) };
+    let address = address.ip();
+    let is_captured = policy.captured().iter().any(|captured| captured.prefix.contains(&address));
+    let is_learned = policy.learned().iter().any(|learned| learned.addresses.binary_search(&address).is_ok());
+    if is_captured || is_learned { Err(Doubtful { host, address }) } else { Ok(()) }
 }

@@ -159,15 +159,6 @@ pub async fn expire(running: &mut Running) {
     }
 }
 
-/// A gateway has moved to where a name of the policy's is: the tunnel would run inside itself.
-pub async fn leave_out_gateways(running: &mut Running) -> Result<(), Failure> {
-    let left = running.addresses.under(&running.loaded.snapshot, &running.loaded.gateways());
-    if left == running.addresses {
-        return Ok(());
-    }
-    change(running, left).await
-}
-
 async fn forget_ended(running: &mut Running) -> Result<(), Failure> {
     let flows = running.pump.flows().map_err(not_changed)?;
     let in_use: BTreeSet<IpAddr> = flows.iter().map(|flow| flow.tuple.destination.ip()).collect();
@@ -232,8 +223,7 @@ async fn take(running: &mut Running, name: &str, addresses: Vec<(IpAddr, Duratio
     let Some((_, set)) = policy.set_for_name(name) else {
         return Err(Failure::system("the policy has another mind since it was asked").into());
     };
-    let gateways = running.loaded.gateways();
-    if addresses.iter().any(|(address, _)| gateways.contains(address)) {
+    if addresses.iter().any(|(address, _)| is_a_gateways(running, *address)) {
         return Err(Failure::usage("it leads to a gateway's own address")
             .remedy("the tunnel cannot run inside itself: give the gateway an address of its own")
             .into());
@@ -266,6 +256,26 @@ async fn take(running: &mut Running, name: &str, addresses: Vec<(IpAddr, Duratio
     }
     running.addresses = known;
     Ok(())
+}
+
+/// One without an answer whose name is said to lead there is none: that may be a lie, to keep the address from being learned.
+fn is_a_gateways(running: &Running, address: IpAddr) -> bool {
+    let Loaded { config, endpoints, .. } = &running.loaded;
+    let mut there = endpoints
+        .iter()
+        .enumerate()
+        .filter(|(_, endpoint)| endpoint.is_some_and(|endpoint| endpoint.ip() == address))
+        .map(|(at, _)| at)
+        .peekable();
+    if there.peek().is_none() {
+        return false;
+    }
+    // A pump that has ended says so itself.
+    let tunnels = running.pump.tunnels().unwrap_or_default();
+    let has_name =
+        |at: usize| config.tunnel.gateways.get(at).is_some_and(|gateway| gateway.endpoint.host().is_some());
+    let is_down = |at: usize| tunnels.get(at).is_some_and(|tunnel| tunnel.state == "down");
+    there.any(|at| !(has_name(at) && is_down(at)))
 }
 
 /// First what a crash must not forget, then what leads into the TUN, then the policy: what is routed and not yet judged is refused.

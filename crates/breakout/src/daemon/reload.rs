@@ -65,13 +65,16 @@ pub fn give_up(running: &Running) {
 
 /// After [`begin`]: swaps the new configuration in, or keeps the old one whole.
 pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> Result<Reloaded, NotTaken> {
-    keep_known(&running.loaded, &mut new);
-    let mut changes = changes(&running.loaded, &new);
     let former = former::keep(running, &mut new);
+    let addresses = running.addresses.under(&new.snapshot);
+    let snapshot = Arc::new(new.snapshot.with_learned(&addresses.learned()));
+    if let Err(failure) = keep_known(&running.loaded, &mut new, &snapshot) {
+        give_up(running);
+        return Err(failure.into());
+    }
+    let mut changes = changes(&running.loaded, &new);
     changes.extend(former::told(&former));
     let old_access = server.access();
-    let addresses = running.addresses.under(&new.snapshot, &new.gateways());
-    let snapshot = Arc::new(new.snapshot.with_learned(&addresses.learned()));
     let swapped = match server.set_access(new.access) {
         Ok(()) => swap(running, &new, &snapshot).await,
         Err(error) => Err(Failure::from(not_taken(error)).into()),
@@ -100,13 +103,15 @@ pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> 
     Ok(Reloaded { changes, cut_flows, warnings })
 }
 
-/// A gateway whose name has no answer now stays where it was.
-fn keep_known(old: &Loaded, new: &mut Loaded) {
+/// A gateway whose name has no answer now, or one that is not to be taken, stays where it was.
+fn keep_known(old: &Loaded, new: &mut Loaded, policy: &Snapshot) -> Result<(), Failure> {
+    let doubted = new.doubt_names(policy);
     let (was, is) = (&old.config.tunnel.gateways, &new.config.tunnel.gateways);
     let same = was.iter().zip(is).map(|(was, is)| was.endpoint == is.endpoint);
     for ((known, endpoint), is_same) in old.endpoints.iter().zip(&mut new.endpoints).zip(same) {
         *endpoint = endpoint.or(known.filter(|_| is_same));
     }
+    if new.endpoints.iter().any(Option::is_some) { Ok(()) } else { doubted }
 }
 
 /// Has a policy's names alone led to our resolver. Nobody waits for it: what else comes there is handed on.

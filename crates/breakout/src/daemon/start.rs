@@ -72,7 +72,7 @@ pub type Exited = oneshot::Receiver<Result<(), PumpError>>;
 
 /// Raises everything; packets can move when this returns. Where a step fails, those before it are undone, but for what a
 /// crash had left: a failed attempt to start again must not open what that keeps closed.
-pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Outside), Failure> {
+pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outside), Failure> {
     let state = StateDir::from_environment();
     let lock = machine::lock(&state)?;
     for warning in &loaded.warnings {
@@ -81,6 +81,7 @@ pub async fn start(path: PathBuf, loaded: Loaded) -> Result<(Running, Outside), 
 
     let addresses = known_addresses(&state, &loaded)?;
     let snapshot = Arc::new(loaded.snapshot.with_learned(&addresses.learned()));
+    loaded.doubt_names(&snapshot)?;
 
     raise_file_limit();
     let tun = open_tun(loaded.config.interface.name.as_deref())?;
@@ -148,7 +149,7 @@ fn known_addresses(state: &StateDir, loaded: &Loaded) -> Result<Addresses, Failu
             .because(error)
             .remedy("they stay refused; `breakout down` removes the file and opens the way to them")
     })?;
-    Ok(known.under(&loaded.snapshot, &loaded.gateways()))
+    Ok(known.under(&loaded.snapshot))
 }
 
 /// Each voice mapping holds a socket: with the usual soft limit of 1024, whoever opens as many ports could keep the daemon

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use lab::addresses::{GATEWAY_TUNNEL, ROUTER};
+use lab::addresses::{GATEWAY, GATEWAY_TUNNEL, ROUTER};
 use lab::service::listen_tcp;
 use lab::{Captured, Gateway, Host, Process, Record, SIGNALING_NET, Wiring};
 use serde::Deserialize;
@@ -175,7 +175,8 @@ fn crash_and_take_over(keeper: Keeper, kill_switch: bool) {
     };
     let (wire, told) = scene.on_wire(|| call(&scene, NAMES.len()));
     assert_eq!((told.greeted, &told.addresses), (NAMES.len(), &vec![UNLEARNED.into()]), "{what}: {told:?}");
-    assert!(wire.records.iter().any(is_signaling), "the control");
+    let is_question = |record: &Record| record.destination.port() == 53;
+    assert!(wire.records.iter().any(is_signaling) && wire.records.iter().any(is_question), "the control");
 
     let _dns = raise_with(&mut scene, STILL, kill_switch);
     assert_eq!(names(&scene).resolver.unwrap().mode, keeper.mode(), "{what}");
@@ -186,7 +187,7 @@ fn crash_and_take_over(keeper: Keeper, kill_switch: bool) {
     let (wire, told) = scene.on_wire(|| call(&scene, 2 * NAMES.len()));
     assert_eq!(told.greeted, 0, "{what}: {told:?}");
     assert_none(&wire);
-    assert!(!wire.records.iter().any(|record| record.destination.port() == 53), "{what}: asked in the clear");
+    assert!(!wire.records.iter().any(is_question), "{what}: asked in the clear");
     if keeper == Keeper::Resolved {
         goes_to_networks(&scene, "www.example.net");
     }
@@ -276,6 +277,59 @@ fn addresses_from_before_a_reload_to_names_stay_in_the_tunnel() {
     // And what names lead to there is known for the time after.
     assert_eq!(call(&scene, 1).greeted, 1);
     assert!(memory().contains("203.0.113."), "{}", memory());
+}
+
+/// Whoever is on the path answers for the gateway's name, which is asked for in the clear.
+#[test]
+fn a_lie_about_the_gateways_name_opens_nothing() {
+    let _turn = shared();
+    let Some(mut scene) = open_scene() else { return };
+    let own = ok(scene.directory.write("resolv.conf", &format!("nameserver {ROUTER}\n")));
+    ok(scene.internet.agent.show_instead(Path::new(RESOLV_CONF), &own));
+    let network = serve_dns(&scene, &scene.internet.router, (ROUTER, GATEWAY), STILL);
+    let _dns = start_gateway(&mut scene, STILL);
+    start_daemon_as(&mut scene, false, |config| {
+        let named = config.replace(&format!("\"{GATEWAY}:"), "\"vpn.example.net:");
+        assert_ne!(named, config);
+        named
+    });
+    eventually(PATIENCE, || match call(&scene, NAMES.len()).greeted {
+        count if count == NAMES.len() => Ok(()),
+        count => Err(format!("{count} connections")),
+    });
+
+    // The name leads to signaling now, and the tunnel is kept from coming back.
+    drop(network);
+    scene.gateway = None;
+    let _liar = serve_dns(&scene, &scene.internet.router, (ROUTER, FIRST), STILL);
+    let log = scene.directory.file("daemon.log");
+    let (wire, ()) = scene.on_wire(|| {
+        eventually(3 * PATIENCE, || {
+            connect(&scene, (FIRST, PORT)).unwrap_err();
+            let said = std::fs::read_to_string(&log).unwrap();
+            if said.contains("address is not taken") { Ok(()) } else { Err(said) }
+        });
+        connect(&scene, (FIRST, PORT)).unwrap_err();
+    });
+    assert_none(&wire);
+    let is_question = |record: &Record| record.destination == (ROUTER, 53).into();
+    assert!(wire.records.iter().any(is_question), "nobody asked for the gateway");
+
+    ok(scene.kill_daemon());
+    let config = scene.directory.file("breakout.toml");
+    let (wire, refused) = scene.on_wire(|| {
+        let refused = scene.breakout(&["up", "--config", config.to_str().unwrap()]);
+        connect(&scene, (FIRST, PORT)).unwrap_err();
+        refused
+    });
+    assert_eq!(refused.status.code(), Some(3), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert_none(&wire);
+    assert!(wire.records.iter().any(is_question), "nobody asked for the gateway");
+
+    said(&scene.breakout(&["down"]));
+    let (wire, direct) = scene.on_wire(|| connect(&scene, (FIRST, PORT)));
+    direct.unwrap();
+    assert!(wire.records.iter().any(is_signaling), "the control");
 }
 
 /// What a crash would forget is told to nobody.
@@ -413,6 +467,11 @@ fn start_daemon(scene: &mut Scene) {
 }
 
 fn start_daemon_with(scene: &mut Scene, kill_switch: bool) {
+    start_daemon_as(scene, kill_switch, |config| config);
+}
+
+/// With another configuration than the usual.
+fn start_daemon_as(scene: &mut Scene, kill_switch: bool, change: impl FnOnce(String) -> String) {
     let more = format!("[routes]\nkill_switch = {kill_switch}\n");
     let config = ok(lab::write_config(&scene.keys, &scene.directory, &more));
     let text = std::fs::read_to_string(&config).unwrap();
@@ -420,7 +479,7 @@ fn start_daemon_with(scene: &mut Scene, kill_switch: bool) {
         .replace("[tunnel]\n", &format!("[tunnel]\ndns = [\"{GATEWAY_TUNNEL}\"]\n"))
         .replace(&format!("cidrs = [\"{SIGNALING_NET}\"]"), "domains = [\"*.usw2.pure.cloud\"]");
     assert!(named.contains("dns =") && named.contains("domains ="));
-    let config = ok(scene.directory.write("breakout.toml", &named));
+    let config = ok(scene.directory.write("breakout.toml", &change(named)));
     scene.daemon = Some(ok(lab::Daemon::start(&scene.internet.agent, exe(), &config, &scene.directory)));
 }
 
