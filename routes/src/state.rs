@@ -6,18 +6,24 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::Arc,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use crate::{Error, Undo, journal::Journal};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
-    unistd::Uid,
+    sys::signal::kill,
+    unistd::{Pid, Uid},
 };
 
 /// Who can open a file can lock it (flock(2)), and so keep the daemon from starting.
 const LOCK_MODE: u32 = 0o600;
 const LOCK: &str = "lock";
+/// For the lock of a process that is dead.
+const PATIENCE: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(10);
 
 /// The lock on a state directory, and its journal, for all who change the machine: a clone is the same one. The lock is free
 /// when the last of them is dropped, and the kernel frees it with the process.
@@ -107,23 +113,37 @@ fn lock(path: &Path) -> io::Result<Result<Flock<File>, Holder>> {
     let file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(LOCK_MODE).open(path)?;
     file.set_permissions(Permissions::from_mode(LOCK_MODE))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Ok(lock)),
-        Err((file, Errno::EWOULDBLOCK)) => Ok(Err(read_pid(file)?)),
-        Err((_, errno)) => Err(errno.into()),
-    }
+    take(file, FlockArg::LockExclusiveNonblock)
 }
 
 fn holder(file: File) -> io::Result<Option<Holder>> {
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Ok(_) => Ok(None),
-        Err((file, Errno::EWOULDBLOCK)) => Ok(Some(read_pid(file)?)),
-        Err((_, errno)) => Err(errno.into()),
+    Ok(take(file, FlockArg::LockSharedNonblock)?.err())
+}
+
+/// A process that the holder was just starting when it was killed has the lock too, until it begins its own program.
+fn take(mut file: File, how: FlockArg) -> io::Result<Result<Flock<File>, Holder>> {
+    let started = Instant::now();
+    loop {
+        file = match Flock::lock(file, how) {
+            Ok(lock) => return Ok(Ok(lock)),
+            Err((file, Errno::EWOULDBLOCK)) => file,
+            Err((_, errno)) => return Err(errno.into()),
+        };
+        let holder = read_pid(&mut file)?;
+        if !is_dead(holder) || started.elapsed() > PATIENCE {
+            return Ok(Err(holder));
+        }
+        sleep(POLL);
     }
 }
 
-fn read_pid(mut lock: File) -> io::Result<Holder> {
+fn is_dead(holder: Holder) -> bool {
+    holder.is_some_and(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH))
+}
+
+fn read_pid(lock: &mut File) -> io::Result<Holder> {
     let mut pid = String::new();
+    lock.rewind()?;
     lock.read_to_string(&mut pid)?;
     Ok(pid.trim().parse().ok().filter(|pid| *pid > 0))
 }
@@ -152,6 +172,30 @@ mod tests {
         assert_eq!(Leftovers::look(directory.path()).unwrap(), Leftovers { running: None, undo: vec![] });
         let nowhere = Leftovers::look(&directory.path().join("nowhere")).unwrap();
         assert_eq!(nowhere, Leftovers { running: None, undo: vec![] });
+    }
+
+    #[test]
+    fn who_was_just_starting_a_process_when_it_was_killed_has_the_lock_no_longer() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(LOCK);
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let hold = || {
+            fs::write(&path, dead.id().to_string()).unwrap();
+            Flock::lock(File::open(&path).unwrap(), FlockArg::LockExclusiveNonblock).unwrap()
+        };
+
+        let held = hold();
+        let begins_its_program = std::thread::spawn(move || {
+            sleep(PATIENCE / 5);
+            drop(held);
+        });
+        drop(State::open(directory.path()).unwrap());
+        begins_its_program.join().unwrap();
+
+        let _held = hold();
+        let refused = State::open(directory.path()).unwrap_err();
+        assert!(matches!(refused, Error::Running(Some(pid)) if pid == dead.id() as i32), "{refused}");
     }
 
     #[test]
