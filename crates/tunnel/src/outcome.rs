@@ -129,6 +129,8 @@ pub struct Stats {
     pub last_handshake: Option<Instant>,
     /// Of the last handshake that we began: from the initiation to its answer.
     pub round_trip: Option<Duration>,
+    /// When that was measured.
+    pub round_trip_at: Option<Instant>,
     /// When something authentic last came from the peer.
     pub last_received: Option<Instant>,
     /// Datagrams refused, by reason.

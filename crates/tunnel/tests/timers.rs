@@ -440,7 +440,8 @@ fn a_question_is_one_handshake_and_keeps_nothing_up() {
     pair.wait(30 * MILLI);
     pair.answer(&second[0]);
     assert_eq!(pair.agent.state(pair.now), State::Up { since: pair.now });
-    assert_eq!(pair.agent.stats().round_trip, Some(30 * MILLI));
+    let stats = pair.agent.stats();
+    assert_eq!((stats.round_trip, stats.round_trip_at), (Some(30 * MILLI), Some(pair.now)));
     assert!(!pair.agent.is_wanted(pair.now));
     assert_eq!(pair.pass(secs(1000)), 0, "the session ends unused");
 }

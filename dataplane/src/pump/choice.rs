@@ -22,6 +22,13 @@ pub(super) const ROUTE_GRACE: Duration = Duration::from_secs(2);
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Between two attempts to return to a gateway that is preferred.
 const RETURN: Duration = Duration::from_secs(30);
+/// Twice as long after each return that did not last for [`LASTS`], up to this.
+const MAX_RETURN: Duration = Duration::from_secs(600);
+const LASTS: Duration = Duration::from_secs(60);
+/// One that has answered is asked once more after this: it answers twice before flows return.
+const CONFIRM: Duration = Duration::from_secs(1);
+/// By round trip the gateway in use is left only for one that takes less time by this and by a fifth, or two that are alike would take turns.
+const LEAST_GAIN: Duration = Duration::from_millis(5);
 
 /// The choice among gateways, which are told by their places in the order of preference.
 ///
@@ -35,6 +42,10 @@ pub(super) struct Choice {
     measure: Measure,
     /// When to ask those that are preferred to the one in use.
     return_at: Option<Instant>,
+    return_after: Duration,
+    returned: Option<Instant>,
+    /// One of them that has answered, and when it is asked once more.
+    confirms: Option<(usize, Instant)>,
     /// Whoever is silent is asked again now, with all others.
     asks_again: bool,
     deadline: Option<Instant>,
@@ -51,8 +62,8 @@ pub(super) struct Seen {
     pub(super) answered: Option<Instant>,
     /// Somebody wanted to send something not long ago.
     pub(super) is_wanted: bool,
-    /// Of its last handshake.
-    pub(super) round_trip: Option<Duration>,
+    /// When a handshake's time was last measured, and that.
+    pub(super) round_trip: Option<(Instant, Duration)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +111,18 @@ impl Choice {
     pub(super) fn new(prefer: Prefer, count: usize) -> Self {
         let measure = if prefer == Prefer::RoundTrip { Measure::Due } else { Measure::Done };
         let gateways = vec![Known::default(); count];
-        Self { prefer, used: 0, gateways, measure, return_at: None, asks_again: false, deadline: None }
+        Self {
+            prefer,
+            used: 0,
+            gateways,
+            measure,
+            return_at: None,
+            return_after: RETURN,
+            returned: None,
+            confirms: None,
+            asks_again: false,
+            deadline: None,
+        }
     }
 
     /// Where new flows go.
@@ -120,6 +142,7 @@ impl Choice {
         }
         self.asks_again = true;
         self.return_at = self.return_at.map(|_| now);
+        self.return_after = RETURN;
         if self.prefer == Prefer::RoundTrip {
             self.measure = Measure::Due;
         }
@@ -148,14 +171,20 @@ impl Choice {
         }
         let Measure::Since(since) = self.measure else { return };
         let end = since + GRACE;
-        let all_answered = (0..seen.len()).all(|it| !is_reachable(seen, it) || has_answered(seen, it, since));
-        if !all_answered && now < end {
+        let all_measured =
+            (0..seen.len()).all(|it| !is_reachable(seen, it) || measured(seen, it, since).is_some());
+        if !all_measured && now < end {
             return self.wake_at(end);
         }
         self.measure = Measure::Done;
-        if let Some(best) = self.best(|it| has_answered(seen, it, since), seen)
-            && best != self.used
-        {
+        let Some((time, best)) =
+            (0..seen.len()).filter_map(|it| Some((measured(seen, it, since)?, it))).min()
+        else {
+            return;
+        };
+        let gains = measured(seen, self.used, since)
+            .is_none_or(|used| time + LEAST_GAIN <= used && time <= used * 4 / 5);
+        if best != self.used && gains {
             self.begin_to_use(best, steps);
         }
     }
@@ -211,7 +240,7 @@ impl Choice {
         let Some(asked) = known.asked_for else { return };
         let may_answer = |it: usize| it != from && is_reachable(seen, it) && !self.is_silent(it, seen, now);
         let answered = |it: usize| may_answer(it) && has_answered(seen, it, asked);
-        let Some(to) = self.best(answered, seen) else { return };
+        let Some(to) = self.best(answered, seen, asked) else { return };
         let could_be_better = |it: usize| {
             may_answer(it) && !has_answered(seen, it, asked) && (self.prefer == Prefer::RoundTrip || it < to)
         };
@@ -230,8 +259,11 @@ impl Choice {
             self.ask(|it, seen| (it == from || it == to) && seen.reachable, seen, steps, now);
             return self.make_sure(from, seen, steps, now);
         }
-        if self.used == from {
-            self.return_at = (self.prefer == Prefer::Order).then_some(now + RETURN);
+        if self.used == from && self.prefer == Prefer::Order {
+            let lasted = self.returned.take().is_none_or(|returned| returned + LASTS <= now);
+            self.return_after = if lasted { RETURN } else { (2 * self.return_after).min(MAX_RETURN) };
+            self.return_at = Some(now + self.return_after);
+            self.confirms = None;
         }
         let had_answered = seen.get(from).is_some_and(|from| from.answered.is_some());
         if let Some(lost) = known.lost.filter(|lost| had_answered && now < *lost + ROUTE_GRACE) {
@@ -252,26 +284,41 @@ impl Choice {
         steps.push(Step::FailOver { from, to, cause });
     }
 
-    /// New flows return to a gateway that is preferred as soon as it answers.
+    /// New flows return to a gateway that is preferred as soon as it has answered twice.
     fn go_back(&mut self, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
         let Some(return_at) = self.return_at else { return };
-        let answered = (0..self.used).find(|it| {
-            let asked = self.gateways.get(*it).and_then(|known| known.asked);
-            is_reachable(seen, *it)
-                && asked.is_some_and(|asked| has_answered(seen, *it, asked))
-                && !self.is_silent(*it, seen, now)
-        });
-        if let Some(better) = answered {
-            self.begin_to_use(better, steps);
+        let answers = |it: usize| {
+            let asked = self.gateways.get(it).and_then(|known| known.asked);
+            is_reachable(seen, it)
+                && asked.is_some_and(|asked| seen.get(it).is_some_and(|seen| seen.answered > Some(asked)))
+                && !self.is_silent(it, seen, now)
+        };
+        match self.confirms {
+            None => self.confirms = (0..self.used).find(|it| answers(*it)).map(|it| (it, now + CONFIRM)),
+            Some((it, at))
+                if at <= now && self.gateways.get(it).is_some_and(|known| known.asked < Some(at)) =>
+            {
+                self.ask(|place, seen| place == it && seen.reachable, seen, steps, now);
+            }
+            Some((it, at)) if at <= now && answers(it) => {
+                self.begin_to_use(it, steps);
+                self.returned = Some(now);
+                self.confirms = None;
+            }
+            Some(_) => {}
+        }
+        if let Some((_, at)) = self.confirms.filter(|(_, at)| *at > now) {
+            self.wake_at(at);
         }
         let used = self.used;
         if used == 0 {
             self.return_at = None;
         } else if seen.get(used).is_some_and(|seen| seen.has_session) {
-            let next = if return_at <= now { now + RETURN } else { return_at };
+            let next = if return_at <= now { now + self.return_after } else { return_at };
             self.return_at = Some(next);
             self.wake_at(next);
             if return_at <= now {
+                self.confirms = None;
                 self.ask(|it, seen| it < used && seen.reachable, seen, steps, now);
             }
         }
@@ -300,13 +347,14 @@ impl Choice {
         }
     }
 
-    /// Of those that are `eligible` the one to choose.
-    fn best(&self, eligible: impl Fn(usize) -> bool, seen: &[Seen]) -> Option<usize> {
+    /// Of those that are `eligible` the one to choose, by what was measured from then on.
+    fn best(&self, eligible: impl Fn(usize) -> bool, seen: &[Seen], since: Instant) -> Option<usize> {
         let mut eligible = (0..self.gateways.len()).filter(|it| eligible(*it));
         match self.prefer {
             Prefer::Order => eligible.next(),
-            Prefer::RoundTrip => eligible
-                .min_by_key(|it| seen.get(*it).and_then(|seen| seen.round_trip).unwrap_or(Duration::MAX)),
+            Prefer::RoundTrip => {
+                eligible.min_by_key(|it| measured(seen, *it, since).unwrap_or(Duration::MAX))
+            }
         }
     }
 
@@ -326,6 +374,11 @@ impl Choice {
 
 fn is_reachable(seen: &[Seen], place: usize) -> bool {
     seen.get(place).is_some_and(|seen| seen.reachable)
+}
+
+fn measured(seen: &[Seen], place: usize, since: Instant) -> Option<Duration> {
+    let (at, round_trip) = seen.get(place).filter(|seen| seen.reachable)?.round_trip?;
+    (at >= since).then_some(round_trip)
 }
 
 fn has_answered(seen: &[Seen], place: usize, asked: Instant) -> bool {

@@ -234,7 +234,7 @@ impl Tunnel {
             waits_since: self.peer.waits_since(),
             answered: stats.last_handshake,
             is_wanted: self.peer.is_wanted(now),
-            round_trip: stats.round_trip,
+            round_trip: stats.round_trip_at.zip(stats.round_trip),
         }
     }
 

@@ -86,6 +86,7 @@ impl Peer {
         // after 90 s: it goes on being retried.
         if let Some(attempt) = self.attempt.take_if(|attempt| attempt.index == local) {
             self.stats.round_trip = Some(now.saturating_duration_since(attempt.sent));
+            self.stats.round_trip_at = Some(now);
         }
         self.stats.received_bytes += received as u64;
         self.timers.received(false, now);

@@ -25,7 +25,7 @@ struct Gateway {
     waits_since: Option<Instant>,
     answered: Option<Instant>,
     wanted: Option<Instant>,
-    measured: Option<Duration>,
+    measured: Option<(Instant, Duration)>,
 }
 
 /// Times of answers on their way: of handshakes.
@@ -161,7 +161,7 @@ impl World {
                     if gateway.is_alive && gateway.reachable {
                         gateway.answered = Some(next);
                         gateway.waits_since = None;
-                        gateway.measured = Some(gateway.round_trip);
+                        gateway.measured = Some((next, gateway.round_trip));
                         gateway.session_until = Some(next + SESSION);
                     }
                 }
@@ -357,7 +357,7 @@ const CASES: &[Case] = &[
         &[],
     ),
     (
-        "new flows return as soon as the first answers, which is asked every 30 s",
+        "new flows return as soon as the first has answered twice, which is asked every 30 s",
         Prefer::Order,
         &[30, 40],
         |world| {
@@ -366,7 +366,46 @@ const CASES: &[Case] = &[
             world.lives(0);
             world.pass(secs(40), true);
         },
-        &[(2000, silent(0, 1)), (32_030, Step::Use(0))],
+        &[(2000, silent(0, 1)), (33_060, Step::Use(0))],
+    ),
+    (
+        "who answers once only is not returned to",
+        Prefer::Order,
+        &[30, 40],
+        |world| {
+            world.dies(0);
+            world.pass(secs(20), true);
+            for _ in 0..10 {
+                world.lives(0);
+                while world.gateways[0].answered.is_none_or(|at| at + secs(1) < world.now) {
+                    world.pass(Duration::from_millis(500), true);
+                }
+                world.dies(0);
+                world.pass(secs(2), true);
+            }
+        },
+        &[(2000, silent(0, 1))],
+    ),
+    (
+        "returns that do not last come ever later",
+        Prefer::Order,
+        &[30, 40],
+        |world| {
+            world.dies(0);
+            world.pass(secs(3), true);
+            for after in [33, 10, 60, 10, 120] {
+                world.set(0, world.choice.used() == 1, true);
+                world.pass(secs(after), true);
+            }
+        },
+        &[
+            (2000, silent(0, 1)),
+            (33_060, Step::Use(0)),
+            (42_000, silent(0, 1)),
+            (103_060, Step::Use(0)),
+            (112_000, silent(0, 1)),
+            (233_060, Step::Use(0)),
+        ],
     ),
     (
         "without a session nobody is asked; the first use brings the return",
@@ -378,10 +417,10 @@ const CASES: &[Case] = &[
             world.lives(0);
             world.gateways.iter_mut().for_each(|it| it.session_until = None);
             world.pass(secs(997), false);
-            world.pass(secs(1), true);
+            world.pass(secs(2), true);
         },
-        // The session that was used took 40 ms, the question 30 ms.
-        &[(2000, silent(0, 1)), (1_000_070, Step::Use(0))],
+        // The session that was used took 40 ms, each question 30 ms.
+        &[(2000, silent(0, 1)), (1_001_100, Step::Use(0))],
     ),
     (
         "an old gateway dies with the flows that stayed there",
@@ -396,7 +435,7 @@ const CASES: &[Case] = &[
             world.send_to(1, true);
             world.pass(secs(10), true);
         },
-        &[(2000, silent(0, 1)), (32_030, Step::Use(0)), (46_000, silent(1, 0))],
+        &[(2000, silent(0, 1)), (33_060, Step::Use(0)), (46_000, silent(1, 0))],
     ),
     (
         "without a route new flows go to the first that answers and is best placed, and its own stay for a moment",
@@ -409,7 +448,7 @@ const CASES: &[Case] = &[
             world.lives(0);
             world.pass(secs(20), true);
         },
-        &[(10_040, Step::Use(1)), (11_530, Step::Use(0))],
+        &[(10_040, Step::Use(1)), (12_560, Step::Use(0))],
     ),
     (
         "a route that is gone for longer takes its flows with it, also those that send nothing",
@@ -475,6 +514,37 @@ const CASES: &[Case] = &[
             world.pass(secs(100), true);
         },
         &[(30, Step::Use(1)), (16_000, silent(1, 2))],
+    ),
+    (
+        "by round trip two that are alike do not take turns",
+        Prefer::RoundTrip,
+        &[20, 30],
+        |world| {
+            for round_trip in [18, 14, 16, 30] {
+                world.pass(secs(1), true);
+                world.gateways[1].round_trip = round_trip * MILLISECOND;
+                world.choice.network_changed(GatewaySet::default(), world.now);
+            }
+            world.pass(secs(1), true);
+        },
+        &[(2020, Step::Use(1)), (4030, Step::Use(0))],
+    ),
+    (
+        "by round trip what was measured in another network does not count",
+        Prefer::RoundTrip,
+        &[30, 10],
+        |world| {
+            world.pass(secs(10), true);
+            world.gateways[1].round_trip = 100 * MILLISECOND;
+            world.dies(0);
+            world.choice.network_changed(GatewaySet::default(), world.now);
+            world.follow();
+            world.rest(world.now + MILLISECOND);
+            // A handshake of its own: nothing is measured.
+            world.gateways[0].answered = Some(world.now);
+            world.pass(secs(10), true);
+        },
+        &[(30, Step::Use(1))],
     ),
     (
         "by round trip the network's change is a new choice",
@@ -548,7 +618,7 @@ proptest! {
         let used = world.choice.used();
         prop_assert!(well.is_empty() || well.contains(&used), "{used} is used, {well:?} are well");
         // And in the end the first that is well, by order.
-        world.pass(secs(31), true);
+        world.pass(world.choice.return_after + secs(3), true);
         if by_order && let Some(first) = well.first() {
             prop_assert_eq!(world.choice.used(), *first);
         }
