@@ -19,6 +19,9 @@ const MAX_TTL: u32 = 24 * 60 * 60;
 /// A name that appears is not missed for longer. RFC 2308 §5 leaves the limit to us.
 const MAX_NEGATIVE_TTL: u32 = 300;
 
+/// RFC 7553
+const URI: RecordType = RecordType::Unknown(256);
+
 /// What is known about a name, for one type of record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -33,6 +36,8 @@ pub struct Answer {
     /// Those that the name has too and nobody is told, since the tunnel does not carry them: each is public. Applications may
     /// know them from before.
     pub withheld: Vec<IpAddr>,
+    /// Whether it may have such that are not known yet.
+    pub lacks_withheld: bool,
     /// Zero: good for those who are waiting for it, not to be kept.
     pub ttl: Duration,
 }
@@ -46,6 +51,7 @@ impl Answer {
             soa: None,
             addresses: Vec::new(),
             withheld: Vec::new(),
+            lacks_withheld: false,
             ttl: Duration::ZERO,
         }
     }
@@ -174,7 +180,7 @@ fn positive(records: &[&Record], wanted: &Wanted, chain: &Chain) -> Result<Readi
             data => taken.push(data.clone()),
         }
     }
-    if taken.is_empty() && matches!(wanted.query_type, RecordType::SRV | RecordType::NAPTR) {
+    if taken.is_empty() && matches!(wanted.query_type, RecordType::SRV | RecordType::NAPTR | URI) {
         return Err(Failure::Elsewhere);
     }
     let is_address = matches!(wanted.query_type, RecordType::A | RecordType::AAAA);
@@ -192,8 +198,11 @@ fn positive(records: &[&Record], wanted: &Wanted, chain: &Chain) -> Result<Readi
 fn leads_elsewhere(data: &RData, wanted: &Wanted) -> bool {
     let next = match data {
         RData::SRV(service) => &service.target,
+        // It makes a URI of what the client has, with any host (RFC 3402).
+        RData::NAPTR(rule) if !rule.regexp.is_empty() => return true,
         RData::NAPTR(rule) => &rule.replacement,
-        _ => return false,
+        RData::CNAME(target) => &target.0,
+        _ => return wanted.query_type == URI,
     };
     !next.is_root() && !(wanted.asked)(&name::text(next))
 }

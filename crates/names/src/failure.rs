@@ -19,7 +19,7 @@ pub enum Failure {
     /// DNS rebinding. How many there are.
     #[error("all addresses of the name ({0}) are private or loopback")]
     Blocked(usize),
-    /// SRV or NAPTR.
+    /// SRV, NAPTR or URI.
     #[error("all records of the name lead to names that are not the policy's; add those to `domains`")]
     Elsewhere,
     #[error("the name's CNAME records run in a circle, or are too many")]
@@ -29,6 +29,9 @@ pub enum Failure {
     /// The daemon said no, or did not say anything in time.
     #[error("the name's addresses could not be routed into the tunnel")]
     NotLearned,
+    /// To nobody but who asks in advance.
+    #[error("the name's IPv6 addresses are not known yet")]
+    NotAll,
     #[error("{0:?} is no host name")]
     NotAName(String),
     #[error("the system gives no random numbers")]
@@ -47,7 +50,12 @@ impl Failure {
             Self::Silent | Self::NoServer | Self::Refused { .. } => NO_REACHABLE_AUTHORITY,
             Self::Network { .. } | Self::Malformed(_) => NETWORK_ERROR,
             Self::Blocked(_) | Self::Elsewhere => BLOCKED,
-            Self::Chain | Self::Busy | Self::NotLearned | Self::NotAName(_) | Self::NoRandom => OTHER,
+            Self::Chain
+            | Self::Busy
+            | Self::NotLearned
+            | Self::NotAll
+            | Self::NotAName(_)
+            | Self::NoRandom => OTHER,
         }
     }
 }

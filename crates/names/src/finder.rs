@@ -12,6 +12,7 @@ use crate::answer::{self, Answer, Chain, Reading, Wanted};
 use crate::cache::{Cache, Key};
 use crate::counters::Counters;
 use crate::failure::Failure;
+use crate::name;
 use crate::resolver::Learn;
 use crate::upstream::Upstream;
 
@@ -20,6 +21,8 @@ const DEADLINE: Duration = Duration::from_secs(4);
 const LEARNING: Duration = Duration::from_secs(2);
 /// What is asked for and told nobody keeps nobody waiting for longer.
 const WITHHELD: Duration = Duration::from_millis(500);
+/// What goes without them is kept for no longer: then they are asked for again.
+const KEPT_WITHOUT: Duration = Duration::from_secs(5);
 /// Each takes a socket or two.
 const MAX_EXCHANGES: usize = 256;
 /// Messages that one CNAME chain may take.
@@ -43,6 +46,7 @@ pub struct Finder {
     /// What is being asked for now; whoever wants the same waits for the same.
     exchanges: Mutex<HashMap<Key, Arc<OnceCell<Outcome>>>>,
     slots: Semaphore,
+    withheld_slots: Semaphore,
 }
 
 impl Finder {
@@ -56,21 +60,23 @@ impl Finder {
             cache: Mutex::new(Cache::new(MAX_ENTRIES, MAX_BYTES)),
             exchanges: Mutex::default(),
             slots: Semaphore::new(MAX_EXCHANGES),
+            withheld_slots: Semaphore::new(MAX_EXCHANGES),
         }
     }
 
     /// The answer and the TTL to tell, in seconds, when its addresses are in the TUN. `text` is the name as text.
     pub async fn find(
-        &self,
+        self: &Arc<Self>,
         name: &Name,
         text: &str,
         query_type: RecordType,
     ) -> Result<(Arc<Answer>, u32), Failure> {
         self.counters.asked.add(1);
         let (answer, remaining) = self.look_up(name, text, query_type).await?;
-        let ttl = remaining.as_secs().clamp(1, MAX_TOLD_TTL);
-        self.have_learned(text, &answer, Duration::from_secs(ttl)).await?;
-        Ok((answer, u32::try_from(ttl).unwrap_or(1)))
+        let ttl = told(remaining);
+        let all = [answer.addresses.as_slice(), &answer.withheld].concat();
+        self.have_learned(text, &all, ttl).await?;
+        Ok((answer, u32::try_from(ttl.as_secs()).unwrap_or(1)))
     }
 
     pub fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -78,7 +84,7 @@ impl Finder {
     }
 
     async fn look_up(
-        &self,
+        self: &Arc<Self>,
         name: &Name,
         text: &str,
         query_type: RecordType,
@@ -98,7 +104,7 @@ impl Finder {
         Ok((answer, ttl))
     }
 
-    async fn exchange_once(&self, key: &Key, wanted: &Wanted<'_>) -> Outcome {
+    async fn exchange_once(self: &Arc<Self>, key: &Key, wanted: &Wanted<'_>) -> Outcome {
         let cell = match self.exchanges().entry(key.clone()) {
             Entry::Occupied(entry) => entry.get().clone(),
             Entry::Vacant(entry) => entry.insert(Arc::default()).clone(),
@@ -115,26 +121,54 @@ impl Finder {
         self.exchanges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn exchange(&self, key: &Key, wanted: &Wanted<'_>) -> Outcome {
+    async fn exchange(self: &Arc<Self>, key: &Key, wanted: &Wanted<'_>) -> Outcome {
         let _slot = self.slots.try_acquire().map_err(|_| Failure::Busy)?;
         let (answer, withheld) = tokio::join!(self.follow(wanted), self.withheld(wanted));
-        let mut answer = answer?;
-        if !withheld.is_empty() {
-            Arc::make_mut(&mut answer).withheld = withheld;
+        let mut answer = match (answer, &withheld) {
+            (Ok(answer), _) => answer,
+            (Err(failure), None) => return Err(failure),
+            (Err(failure), Some(withheld)) => {
+                // That there is nothing to tell makes them no less reachable. They are asked for again with the next question.
+                drop(self.have_learned(&key.0, withheld, KEPT_WITHOUT).await);
+                return Err(failure);
+            }
+        };
+        match withheld {
+            Some(withheld) if withheld.is_empty() => {}
+            Some(withheld) => Arc::make_mut(&mut answer).withheld = withheld,
+            None => {
+                let answer = Arc::make_mut(&mut answer);
+                (answer.lacks_withheld, answer.ttl) = (true, answer.ttl.min(KEPT_WITHOUT));
+            }
         }
         self.cache().put(key.clone(), answer.clone(), Instant::now());
         Ok(answer)
     }
 
-    /// The IPv6 addresses of who is asked for IPv4 ones, where the tunnel does not carry IPv6.
-    async fn withheld(&self, wanted: &Wanted<'_>) -> Vec<IpAddr> {
+    /// The IPv6 addresses of who is asked for IPv4 ones, where the tunnel does not carry IPv6. `None`: they are not known yet, and
+    /// learned as soon as they are.
+    async fn withheld(self: &Arc<Self>, wanted: &Wanted<'_>) -> Option<Vec<IpAddr>> {
         if self.ipv6 || wanted.query_type != RecordType::A {
-            return Vec::new();
+            return Some(Vec::new());
         }
-        let wanted = Wanted { query_type: RecordType::AAAA, ipv6: true, ..*wanted };
-        match timeout(WITHHELD, self.follow(&wanted)).await {
-            Ok(Ok(answer)) => answer.addresses.clone(),
-            _ => Vec::new(),
+        let (tell, told) = oneshot::channel();
+        tokio::spawn(self.clone().find_withheld(wanted.name.clone(), tell));
+        timeout(WITHHELD, told).await.ok()?.ok()
+    }
+
+    /// Has them learned if nobody waits any more. Ends after [`DEADLINE`] and [`LEARNING`].
+    async fn find_withheld(self: Arc<Self>, name: Name, tell: oneshot::Sender<Vec<IpAddr>>) {
+        let Ok(_slot) = self.withheld_slots.try_acquire() else { return };
+        let wanted = Wanted { name: &name, query_type: RecordType::AAAA, ipv6: true, asked: &*self.asked };
+        let (addresses, ttl) = match self.follow(&wanted).await {
+            Ok(answer) => (answer.addresses.clone(), answer.ttl),
+            Err(Failure::Blocked(_)) => (Vec::new(), Duration::ZERO),
+            Err(_) => return,
+        };
+        if let Err(addresses) = tell.send(addresses)
+            && let Err(failure) = self.have_learned(&name::text(&name), &addresses, told(ttl)).await
+        {
+            tracing::debug!(%name, %failure, "IPv6 addresses were not learned");
         }
     }
 
@@ -157,12 +191,11 @@ impl Finder {
     }
 
     /// Not before the daemon has said that the addresses are in the TUN may anyone be told them.
-    async fn have_learned(&self, name: &str, answer: &Answer, ttl: Duration) -> Result<(), Failure> {
-        let addresses: Vec<_> =
-            answer.addresses.iter().chain(&answer.withheld).map(|address| (*address, ttl)).collect();
+    async fn have_learned(&self, name: &str, addresses: &[IpAddr], ttl: Duration) -> Result<(), Failure> {
         if addresses.is_empty() {
             return Ok(());
         }
+        let addresses = addresses.iter().map(|address| (*address, ttl)).collect();
         let (done, learned) = oneshot::channel();
         let learn = Learn { name: name.to_owned(), addresses, done };
         let learning = async {
@@ -174,4 +207,9 @@ impl Finder {
             _ => Err(Failure::NotLearned),
         }
     }
+}
+
+/// The TTL that applications are told, in whole seconds.
+fn told(remaining: Duration) -> Duration {
+    Duration::from_secs(remaining.as_secs().clamp(1, MAX_TOLD_TTL))
 }

@@ -132,6 +132,9 @@ impl Handle {
             finder.find(&parsed, &text, RecordType::AAAA),
         );
         let (v4, v6) = (v4?.0, v6?.0);
+        if v4.lacks_withheld {
+            return Err(Failure::NotAll);
+        }
         Ok(v4.addresses.iter().chain(&v6.addresses).copied().collect())
     }
 

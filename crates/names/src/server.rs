@@ -29,7 +29,7 @@ pub struct Listener {
 }
 
 pub struct Server {
-    pub finder: Finder,
+    pub finder: Arc<Finder>,
     pub relay: Relay,
     relays: Semaphore,
     /// Addresses that only this machine itself sends from.
@@ -38,7 +38,7 @@ pub struct Server {
 
 impl Server {
     pub fn new(finder: Finder, relay: Relay, own: Vec<IpAddr>) -> Self {
-        Self { finder, relay, relays: Semaphore::new(MAX_RELAYED), own }
+        Self { finder: Arc::new(finder), relay, relays: Semaphore::new(MAX_RELAYED), own }
     }
 
     pub async fn run(self: Arc<Self>, listeners: Vec<Listener>) {

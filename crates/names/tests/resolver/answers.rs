@@ -1,6 +1,7 @@
 //! What an application is told about one of the policy's names, and what the daemon learns before it.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::common::{Act, DnsServer, Reply, Scene, Verdict, question, settings};
@@ -9,11 +10,12 @@ use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_proto::rr::rdata::svcb::{
     Alpn, EchConfigList, IpHint, Mandatory, SVCB, SvcParamKey, SvcParamValue,
 };
-use hickory_proto::rr::rdata::{A, AAAA, HTTPS, MX, NAPTR, SRV, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, HTTPS, MX, NAPTR, NULL, SRV, TXT};
 use hickory_proto::rr::{Name, RData, RecordType};
-use names::Settings;
+use names::{Failure, Settings};
 
 const BLOCKED: u16 = 15;
+const URI: RecordType = RecordType::Unknown(256);
 
 fn name(text: &str) -> Name {
     Name::from_ascii(text).unwrap()
@@ -234,16 +236,49 @@ async fn without_ipv6_what_is_not_told_is_learned_all_the_same() {
     assert_eq!(scene.learner.learned()[2].addresses, [ip("203.0.113.10")]);
 }
 
+/// The first question for IPv6 addresses gets lost.
 #[tokio::test]
-async fn nobody_waits_long_for_what_is_not_told() {
-    let server = DnsServer::start(|asked| match asked.query_type() {
-        RecordType::A => vec![Act::Send(Reply::to(&asked.query).address("203.0.113.10", 60).bytes())],
-        _ => Vec::new(),
+async fn nobody_waits_long_for_what_is_not_told_and_it_is_learned_later() {
+    let is_first = AtomicBool::new(true);
+    let server = DnsServer::start(move |asked| {
+        let reply = Reply::to(&asked.query);
+        match asked.query_type() {
+            RecordType::A => vec![Act::Send(reply.address("203.0.113.10", 60).bytes())],
+            _ if is_first.swap(false, Ordering::Relaxed) => Vec::new(),
+            _ => vec![Act::Send(reply.address("2600:1f14::10", 60).bytes())],
+        }
+    })
+    .await;
+    let scene = Scene::new(without_ipv6(&server));
+    let begun = Instant::now();
+    let answer = scene.client().ask("api.example.com.", RecordType::A).await;
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert_eq!(addresses(&answer), [ip("203.0.113.10")]);
+    assert!(answer.answers[0].ttl <= 5, "it is kept as if all were known");
+    assert_eq!(scene.learner.addresses(), [ip("203.0.113.10")]);
+    let unknown = scene.handle.resolve("api.example.com").await;
+    assert_eq!(unknown, Err(Failure::NotAll));
+    while scene.learner.addresses().len() < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(6), "they are not learned");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(scene.learner.learned().last().unwrap().addresses, [ip("2600:1f14::10")]);
+}
+
+#[tokio::test]
+async fn what_is_not_told_is_learned_where_there_is_nothing_to_tell() {
+    let server = DnsServer::answering(|asked| {
+        let reply = Reply::to(&asked.query);
+        match asked.query_type() {
+            RecordType::A => reply.address("10.0.0.1", 60).bytes(),
+            _ => reply.address("2600:1f14::10", 60).bytes(),
+        }
     })
     .await;
     let scene = Scene::new(without_ipv6(&server));
     let answer = scene.client().ask("api.example.com.", RecordType::A).await;
-    assert_eq!(addresses(&answer), [ip("203.0.113.10")]);
+    assert_eq!(answer.response_code, ResponseCode::ServFail);
+    assert_eq!(scene.learner.addresses(), [ip("2600:1f14::10")]);
 }
 
 #[tokio::test]
@@ -339,11 +374,20 @@ async fn services_by_name_stay_within_the_policy_and_mail_does_not_have_to() {
                     let [flags, service] = [b"s".as_slice(), b"SIPS+D2T"].map(Box::from);
                     RData::NAPTR(NAPTR::new(1, 1, flags, service, Box::default(), name(replacement)))
                 };
-                reply.record(owner.clone(), 60, naptr("_sips._tcp.example.com.")).record(
-                    owner,
-                    60,
-                    naptr("_sips._tcp.other.net."),
-                )
+                let regexp = b"!^.*$!sips:sip.other.net!".as_slice().into();
+                let uri = NAPTR::new(1, 1, Box::from(b"u".as_slice()), Box::default(), regexp, Name::root());
+                reply
+                    .record(owner.clone(), 60, naptr("_sips._tcp.example.com."))
+                    .record(owner.clone(), 60, naptr("_sips._tcp.other.net."))
+                    .record(owner, 60, RData::NAPTR(uri))
+            }
+            (RecordType::CNAME, "inside.example.com.") => {
+                reply.record(owner, 60, RData::CNAME(CNAME(name("api.example.com."))))
+            }
+            (RecordType::CNAME, _) => reply.record(owner, 60, RData::CNAME(CNAME(name("api.other.net.")))),
+            (URI, _) => {
+                let data = NULL::with(b"\0\x01\0\x01https://api.other.net/".to_vec());
+                reply.record(owner, 60, RData::Unknown { code: URI, rdata: data })
             }
             _ => reply.record(owner, 60, RData::MX(MX::new(10, name("mail.other.net.")))),
         }
@@ -359,6 +403,11 @@ async fn services_by_name_stay_within_the_policy_and_mail_does_not_have_to() {
     assert_eq!((none.response_code, extended(&none)), (ResponseCode::ServFail, Some(BLOCKED)));
     assert_eq!(client.ask("example.com.", RecordType::NAPTR).await.answers.len(), 1);
     assert_eq!(client.ask("example.com.", RecordType::MX).await.answers.len(), 1);
+    assert_eq!(client.ask("inside.example.com.", RecordType::CNAME).await.answers.len(), 1);
+    let outside = client.ask("outside.example.com.", RecordType::CNAME).await;
+    assert_eq!((outside.response_code, outside.answers.len()), (ResponseCode::NoError, 0));
+    let uri = client.ask("example.com.", URI).await;
+    assert_eq!((uri.response_code, extended(&uri)), (ResponseCode::ServFail, Some(BLOCKED)));
     assert!(scene.learner.learned().is_empty());
 }
 
