@@ -101,11 +101,14 @@ fn look(running: &mut Running) -> Result<(), PumpError> {
         return Ok(());
     }
     portal.due = Some(now + PAUSE);
-    let has_route = running.machine.underlay().gateways.iter().any(|leg| leg.reachable);
+    let underlay = running.machine.underlay();
+    let has_route = underlay.gateways.iter().any(|leg| leg.reachable);
     if has_route && portal.asking.is_none() {
         portal.is_new = false;
         portal.asked = Some(now);
-        portal.asking = Some(Box::pin(ask::ask(check, running.snapshot.clone(), Machine::fwmark())));
+        let tun = running.loaded.config.interface.address.iter().map(|net| net.addr());
+        let own = underlay.addresses.into_iter().chain(tun).collect();
+        portal.asking = Some(Box::pin(ask::ask(check, running.snapshot.clone(), own, Machine::fwmark())));
     }
     Ok(())
 }
