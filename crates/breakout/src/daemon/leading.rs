@@ -15,6 +15,14 @@ use tokio::{
 
 use super::wait::wait_until;
 
+#[derive(Debug, thiserror::Error)]
+pub enum NotLed {
+    #[error(transparent)]
+    Routes(#[from] Error),
+    #[error("what leads names to our resolver has ended by itself")]
+    Ended,
+}
+
 /// After which it is tried again to lead names to our resolver.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -52,12 +60,12 @@ impl Leading {
     }
 
     /// Has these domains led here, as soon as what was begun is done. Where that fails it is tried again and again.
-    pub fn set_domains(&self, domains: Vec<String>) -> impl Future<Output = Result<(), Error>> + use<> {
+    pub fn set_domains(&self, domains: Vec<String>) -> impl Future<Output = Result<(), NotLed>> + use<> {
         let (done, answer) = oneshot::channel();
         let order = Order { domains, done };
-        // The task ends with this handle, and not before.
+        // A task that has ended drops it, and so answers.
         drop(self.orders.send(order));
-        async { answer.await.unwrap_or(Ok(())) }
+        async { Ok(answer.await.map_err(|_| NotLed::Ended)??) }
     }
 
     /// Stops, be it in the middle of a change: its undo is noted.

@@ -219,7 +219,9 @@ impl Machine {
         let leading = self.leading.as_ref().map(|leading| leading.set_domains(domains));
         async {
             let Some(leading) = leading else { return Ok(()) };
-            Ok(leading.await.map_err(|error| refused("cannot lead other names to our resolver", error))?)
+            Ok(leading
+                .await
+                .map_err(|error| Failure::system("cannot lead other names to our resolver").because(error))?)
         }
     }
 

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::failure::{Failure, Problem};
 
-/// For others to lead names here; the client waits longer.
-const LEADING: Duration = Duration::from_secs(25);
+/// For others to lead names here. With the lookup of the gateways' names before it, less than the client waits.
+const LEADING: Duration = Duration::from_secs(20);
 
 /// Why a configuration was not taken.
 #[derive(Debug)]
