@@ -98,6 +98,7 @@ pub async fn follow(
                 portal::go_on(running, step).map_err(|error| pump_failed(error.to_string()))?;
             }
             () = wait_until(running.names_due) => names::expire(running).await,
+            () = wait_until(running.unwritten_due) => names::write(running),
             () = wait_until(running.former_due) => former::expire(running).await,
             result = &mut *exited => {
                 let why = match result {

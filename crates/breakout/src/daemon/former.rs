@@ -3,45 +3,64 @@
 
 use std::{sync::Arc, time::Duration};
 
-use policy::{Former, Snapshot};
+use policy::{Config, Former, Snapshot};
 use tokio::time::Instant;
 
 use super::{learned::GRACE, load::Loaded, machine::wanted, start::Running};
 use crate::failure::{Failure, Problem};
 
+/// A prefix that the policy in force has beside its configuration.
+#[derive(Clone)]
+pub struct Kept {
+    pub former: Former,
+    /// Longer if a flow uses it then.
+    pub until: Instant,
+}
+
 /// After which prefixes that could not be let go are tried again.
 const RETRY: Duration = Duration::from_secs(60);
 
 /// Has the new policy hold what it is to keep beside its configuration.
-pub fn keep(running: &Running, new: &mut Loaded) -> Vec<Former> {
+pub fn keep(running: &Running, new: &mut Loaded) -> Vec<Kept> {
+    let until = Instant::now() + GRACE;
+    let left = new.config.former(&running.loaded.config);
     let mut former = running.former.clone();
-    former.extend(new.config.former(&running.loaded.config));
-    let (config, kept) = new.config.with_former(&former);
+    former.extend(left.into_iter().map(|former| Kept { former, until }));
+    let (config, kept) = with(&new.config, former);
     if !kept.is_empty() {
         new.snapshot = Arc::new(Snapshot::compile(&config));
     }
     kept
 }
 
+/// A configuration that has these too, and which of them it did not have before.
+fn with(config: &Config, former: Vec<Kept>) -> (Config, Vec<Kept>) {
+    let prefixes: Vec<Former> = former.iter().map(|kept| kept.former.clone()).collect();
+    let (config, taken) = config.with_former(&prefixes);
+    let of = |taken: &Former| former.iter().find(|kept| kept.former == *taken).cloned();
+    let kept = taken.iter().filter_map(of).collect();
+    (config, kept)
+}
+
 /// A line for people, if there is something to tell.
-pub fn told(former: &[Former]) -> Option<String> {
+pub fn told(kept: &[Kept]) -> Option<String> {
     let prefixes: Vec<String> =
-        former.iter().map(|former| format!("{} ({})", former.prefix, former.set)).collect();
-    (!former.is_empty()).then(|| {
+        kept.iter().map(|Kept { former, .. }| format!("{} ({})", former.prefix, former.set)).collect();
+    (!kept.is_empty()).then(|| {
         format!(
-            "{} stays in the tunnel for another hour, and as long as it is used: applications may have addresses from before",
+            "{} stays in the tunnel for an hour from when it left the configuration, and as long as it is used: applications may have addresses from before",
             prefixes.join(", ")
         )
     })
 }
 
 /// From here on the policy in force has this beside its configuration.
-pub fn begin(running: &mut Running, former: Vec<Former>) {
-    running.former_due = (!former.is_empty()).then(|| Instant::now() + GRACE);
+pub fn begin(running: &mut Running, former: Vec<Kept>) {
+    running.former_due = former.iter().map(|kept| kept.until).min();
     running.former = former;
 }
 
-/// Lets go of what no flow uses. What cannot be let go stays in the tunnel, and is tried again.
+/// Lets go of what has ended and no flow uses. What cannot be let go stays in the tunnel, and is tried again.
 pub async fn expire(running: &mut Running) {
     if let Err(failure) = let_go(running).await {
         tracing::warn!("prefixes from before a reload stay in the tunnel: {}", failure.plain());
@@ -52,9 +71,9 @@ pub async fn expire(running: &mut Running) {
 async fn let_go(running: &mut Running) -> Result<(), Failure> {
     let flows = running.pump.flows().map_err(not_changed)?;
     let is_used =
-        |former: &&Former| flows.iter().any(|flow| former.prefix.contains(&flow.tuple.destination.ip()));
-    let used: Vec<Former> = running.former.iter().filter(is_used).cloned().collect();
-    let (config, used) = running.loaded.config.with_former(&used);
+        |former: &Former| flows.iter().any(|flow| former.prefix.contains(&flow.tuple.destination.ip()));
+    let left = unended(&running.former, is_used, Instant::now());
+    let (config, left) = with(&running.loaded.config, left);
     let policy = Arc::new(Snapshot::compile(&config));
     let snapshot = Arc::new(policy.with_learned(&running.addresses.learned()));
     running.loaded.snapshot = policy;
@@ -64,13 +83,49 @@ async fn let_go(running: &mut Running) -> Result<(), Failure> {
     running.snapshot = snapshot;
     tracing::info!(
         before = running.former.len(),
-        now = used.len(),
+        now = left.len(),
         "prefixes from before a reload are let go"
     );
-    begin(running, used);
+    begin(running, left);
     Ok(())
+}
+
+/// What is used goes on for as long again.
+fn unended(kept: &[Kept], is_used: impl Fn(&Former) -> bool, now: Instant) -> Vec<Kept> {
+    let mut left = kept.to_vec();
+    left.retain_mut(|Kept { former, until }| {
+        let has_ended = *until <= now;
+        if has_ended && is_used(former) {
+            *until = now + GRACE;
+            return true;
+        }
+        !has_ended
+    });
+    left
 }
 
 fn not_changed(error: impl std::error::Error + Send + Sync + 'static) -> Problem {
     Failure::system("the policy could not be changed").because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_prefix_has_an_end_of_its_own() {
+        let begin = Instant::now();
+        let kept = |prefix: &str, until| Kept {
+            former: Former { set: "signaling".to_owned(), prefix: prefix.parse().unwrap() },
+            until,
+        };
+        let (first, second) = (begin + GRACE / 2, begin + GRACE);
+        let all =
+            [kept("192.0.2.0/25", first), kept("192.0.2.128/25", first), kept("203.0.113.0/24", second)];
+        let is_used = |former: &Former| former.prefix == all[1].former.prefix;
+        let until = |now| unended(&all, is_used, now).iter().map(|kept| kept.until).collect::<Vec<_>>();
+        assert_eq!(until(begin), [first, first, second]);
+        assert_eq!(until(first), [first + GRACE, second]);
+        assert_eq!(until(second), [second + GRACE]);
+    }
 }

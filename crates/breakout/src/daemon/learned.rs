@@ -82,6 +82,22 @@ impl Addresses {
         Ok(news)
     }
 
+    /// The same where all of these are known in the set; else `None`, and nothing is noted.
+    pub fn note_known(
+        &mut self,
+        (name, set): (&str, &str),
+        addresses: &[(IpAddr, Duration)],
+        now: Duration,
+    ) -> Option<News> {
+        let is_known = |address: &IpAddr| {
+            self.0.get(address).is_some_and(|names| names.iter().any(|found| found.set == set))
+        };
+        if !addresses.iter().all(|(address, _)| is_known(address)) {
+            return None;
+        }
+        self.note((name, set), addresses.iter().copied(), now).ok()
+    }
+
     /// When [`Addresses::expire`] has something to do.
     pub fn next_end(&self) -> Option<Duration> {
         self.iter().map(|(_, found)| found.until).min()
@@ -242,6 +258,22 @@ mod tests {
         assert_eq!(addresses.len(), 1);
         assert!(addresses.expire(&BTreeSet::new(), begin + TTL + GRACE));
         assert_eq!(addresses.learned(), both[1..]);
+    }
+
+    #[test]
+    fn what_is_known_in_its_set_alone_is_noted_in_place() {
+        let begin = Duration::from_secs(1000);
+        let mut addresses = Addresses::default();
+        addresses.note(NAME, [(address(1), TTL)], begin).unwrap();
+        let before = addresses.clone();
+        let both = [(address(1), 2 * TTL), (address(2), TTL)];
+        assert_eq!(addresses.note_known(NAME, &both, begin), None, "one is new");
+        assert_eq!(addresses.note_known(("a.example", "phones"), &both[..1], begin), None, "new in the set");
+        assert_eq!(addresses, before);
+        assert_eq!(addresses.note_known(NAME, &both[..1], begin), Some(News::Nothing));
+        assert_eq!(addresses.next_end(), Some(begin + 2 * TTL + GRACE));
+        assert_eq!(addresses.note_known(("b.example", NAME.1), &both[..1], begin), Some(News::Name));
+        assert_eq!(addresses.iter().count(), 2);
     }
 
     #[test]

@@ -236,6 +236,12 @@ impl Machine {
         self.leading.as_ref().map(Leading::led)
     }
 
+    /// Whether it is this machine's own or a neighbour's, or a DNS server that it asks: nothing that is in the cloud.
+    pub fn is_near(&self, address: IpAddr) -> bool {
+        let is_on_link = self.underlay.addresses.iter().any(|own| own.net.contains(&address));
+        is_on_link || self.led().is_some_and(|led| led.others.iter().any(|server| server.ip() == address))
+    }
+
     /// Leads exactly this into the TUN; on an error all is as before.
     pub async fn want(&mut self, wanted: &Wanted) -> Result<(), Failure> {
         Ok(self.routes.update(wanted).await.map_err(|error| refused("cannot change the routes", error))?)

@@ -29,6 +29,8 @@ use crate::failure::{Failure, Problem};
 const PORT: u16 = 53;
 /// After which learned addresses that could not be forgotten are tried again.
 const RETRY: Duration = Duration::from_secs(60);
+/// After which further names of learned addresses are written down, together.
+const WRITING: Duration = Duration::from_secs(1);
 /// Answers that wait until their addresses are routed.
 const WAITING: usize = 256;
 /// Names that are asked for in advance at the same time.
@@ -244,18 +246,35 @@ async fn take(running: &mut Running, name: &str, addresses: Vec<(IpAddr, Duratio
         .into());
     }
     // What is held for a while only is to be known afterwards.
-    let is_former = |address: &IpAddr| running.former.iter().any(|former| former.prefix.contains(address));
-    let unknown = addresses.into_iter().filter(|(address, _)| held(address).is_none() || is_former(address));
+    let is_former = |address: &IpAddr| running.former.iter().any(|kept| kept.former.prefix.contains(address));
+    let unheld: Vec<_> =
+        addresses.into_iter().filter(|(address, _)| held(address).is_none() || is_former(address)).collect();
+    let now = learned::now();
+    // Whoever asks for ever more names under a domain keeps nobody waiting for long.
+    if let Some(news) = running.addresses.note_known((name, set), &unheld, now) {
+        if news == News::Name {
+            running.unwritten_due.get_or_insert(Instant::now() + WRITING);
+        }
+        return Ok(());
+    }
+    if let Some((address, _)) = unheld.iter().find(|(address, _)| running.machine.is_near(*address)) {
+        return Err(Failure::usage(format!(
+            "{address} is this machine's or a neighbour's, or a DNS server that is asked for other names"
+        ))
+        .remedy("see what the DNS server behind the tunnel says; a prefix in `cidrs` is taken without doubt")
+        .into());
+    }
     let mut known = running.addresses.clone();
-    let news = known.note((name, set), unknown, learned::now()).map_err(not_changed)?;
-    if news == News::Address {
-        return change(running, known).await;
-    }
-    if news == News::Name {
-        known.write(&running.state.learned()).map_err(not_changed)?;
-    }
-    running.addresses = known;
-    Ok(())
+    known.note((name, set), unheld, now).map_err(not_changed)?;
+    change(running, known).await
+}
+
+/// Writes down names of addresses that are known. The next start needs those if the policy is another then.
+pub fn write(running: &mut Running) {
+    running.unwritten_due = running.addresses.write(&running.state.learned()).err().map(|error| {
+        tracing::warn!(%error, "names of learned addresses cannot be written down; trying again");
+        Instant::now() + RETRY
+    });
 }
 
 /// One without an answer whose name is said to lead there is none: that may be a lie, to keep the address from being learned.
@@ -285,7 +304,7 @@ async fn change(running: &mut Running, addresses: Addresses) -> Result<(), Failu
     running.machine.learn(&snapshot).await?;
     running.pump.swap(snapshot.clone()).map_err(not_changed)?;
     running.machine.end_old_connections(&running.loaded, &snapshot);
-    running.names_due = due(&addresses);
+    (running.names_due, running.unwritten_due) = (due(&addresses), None);
     (running.snapshot, running.addresses) = (snapshot, addresses);
     Ok(())
 }

@@ -7,11 +7,12 @@ use std::{
 use control::Server;
 use dataplane::{Failover, Gateway, Handle, Mtu, Offload, Prefer, Pump, PumpError, Setup, Tun};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use policy::{Fail, Former, Snapshot};
+use policy::{Fail, Snapshot};
 use tokio::sync::{mpsc, oneshot, watch};
 use tunnel::{Peer, PeerConfig};
 
 use super::{
+    former,
     gateways::NOWHERE,
     learned::Addresses,
     load::Loaded,
@@ -36,9 +37,11 @@ pub struct Running {
     pub addresses: Addresses,
     /// When the first of them ends.
     pub names_due: Option<tokio::time::Instant>,
+    /// When names of theirs that are not written down yet are to be.
+    pub unwritten_due: Option<tokio::time::Instant>,
     /// What the policy in force has beside the configuration, for a while after a reload.
-    pub former: Vec<Former>,
-    /// When that ends.
+    pub former: Vec<former::Kept>,
+    /// When the first of that ends.
     pub former_due: Option<tokio::time::Instant>,
     /// Our resolver, if the policy has names.
     pub names: Option<Names>,
@@ -116,6 +119,7 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
         snapshot,
         addresses,
         names_due,
+        unwritten_due: None,
         former: Vec::new(),
         former_due: None,
         names,

@@ -332,6 +332,28 @@ fn a_lie_about_the_gateways_name_opens_nothing() {
     assert!(wire.records.iter().any(is_signaling), "the control");
 }
 
+/// All other questions would follow it into the tunnel.
+#[test]
+fn an_answer_that_leads_to_the_networks_own_dns_server_is_withheld() {
+    let _turn = shared();
+    let Some(mut scene) = open_scene() else { return };
+    let own = ok(scene.directory.write("resolv.conf", &format!("nameserver {UNLEARNED}\n")));
+    ok(scene.internet.agent.show_instead(Path::new(RESOLV_CONF), &own));
+    ok(scene.start_gateway(Gateway::Breakout, exe()));
+    let dns = serve_dns(&scene, &scene.internet.gateway, (GATEWAY_TUNNEL, UNLEARNED), STILL);
+    start_daemon(&mut scene);
+    let told = call(&scene, 1);
+    assert_eq!((told.greeted, told.failures.len()), (0, 1), "{told:?}");
+    assert!(names(&scene).addresses.is_empty());
+
+    drop(dns);
+    let _dns = serve_dns(&scene, &scene.internet.gateway, (GATEWAY_TUNNEL, FIRST), STILL);
+    eventually(PATIENCE, || match call(&scene, 1) {
+        told if told.greeted == 1 => Ok(()),
+        told => Err(format!("{told:?}")),
+    });
+}
+
 /// What a crash would forget is told to nobody.
 #[test]
 fn an_answer_that_cannot_be_written_down_is_withheld() {
