@@ -55,6 +55,22 @@ fn a_first_packet_waits_then_is_refused_and_retries_go_on() {
     pair.upload();
 }
 
+/// The gateway's session begins with its answer, which lay here while the machine slept: it is not trusted for longer than the gateway does.
+#[test]
+fn an_answer_that_waited_is_as_old_as_its_question() {
+    let mut pair = Pair::new();
+    let asked = pair.now;
+    let Gave::Queued(Some(initiation)) = give(&mut pair.agent, &ipv4(100, 1), asked) else { panic!() };
+    let Ok(Took::Reply(answer)) = take(&mut pair.gateway, &initiation, asked) else { panic!() };
+    pair.now = asked + secs(170);
+    assert!(matches!(take(&mut pair.agent, &answer, pair.now), Ok(Took::Reply(_))));
+    assert!(matches!(give(&mut pair.agent, &ipv4(100, 2), pair.now), Gave::Datagram(_)));
+    let renewal = run(&mut pair.agent, pair.now);
+    assert!(renewal.iter().any(|datagram| is_initiation(datagram)), "{renewal:?}");
+    pair.now = asked + secs(181);
+    assert!(!matches!(give(&mut pair.agent, &ipv4(100, 3), pair.now), Gave::Datagram(_)));
+}
+
 #[test]
 fn retries_end_90_s_after_the_last_wish_and_begin_again_with_the_next() {
     let mut pair = Pair::new();

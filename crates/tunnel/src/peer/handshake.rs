@@ -80,7 +80,10 @@ impl Peer {
     /// As initiator: the session is up.
     fn answered_by(&mut self, local: u32, received: usize, sent: usize, now: Instant) {
         let was_up = matches!(self.state(now), State::Up { .. });
-        let session = Session { local, established: now, initiator: true, confirmed: true };
+        // An answer may have waited while the machine slept; the other side counts from when it answered.
+        let established =
+            self.attempt.filter(|attempt| attempt.index == local).map_or(now, |attempt| attempt.sent);
+        let session = Session { local, established, initiator: true, confirmed: true };
         self.sessions.insert(session);
         // The answer to an earlier initiation leaves the latest one open in boringtun, which would drop all sessions
         // after 90 s: it goes on being retried.
