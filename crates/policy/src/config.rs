@@ -28,6 +28,7 @@ use toml::de::DeTable;
 use crate::{Path, rule::Rule};
 use finding::Findings;
 pub use finding::{ConfigError, Finding, Warning};
+pub use interface::DNS_LINK;
 use section::Section;
 pub use sets::never_captured;
 

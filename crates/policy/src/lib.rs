@@ -19,8 +19,8 @@ mod verdict;
 mod webrtc;
 
 pub use config::{
-    Config, ConfigError, Control, Dataplane, Endpoint, FastPathUse, Finding, Gateway, Interface, Network,
-    PortalCheck, Prefer, PublicKey, Routes, Tunnel, Warning, never_captured,
+    Config, ConfigError, Control, DNS_LINK, Dataplane, Endpoint, FastPathUse, Finding, Gateway, Interface,
+    Network, PortalCheck, Prefer, PublicKey, Routes, Tunnel, Warning, never_captured,
 };
 pub use explain::{Explanation, Step};
 pub use former::Former;

@@ -221,6 +221,7 @@ fn errors() {
         case(2, "address = \"10.99.0.1\"\nname = \"tun/0\"", "the kernel refuses", "first free tunN").at(3),
         case(2, "address = \"10.99.0.1\"\nname = \"tun 0\"", "the kernel refuses", "first free tunN").at(3),
         case(2, "address = \"10.99.0.1\"\nname = \"\"", "is no interface name", "first free tunN").at(3),
+        case(2, "address = \"10.99.0.1\"\nname = \"breakout-dns\"", "is that of the link", "first free tunN").at(3),
         case(2, "address = \"10.99.0.1\"\nmtu = 575", "`mtu` is 575", "from 576 to 65535").at(3),
         case(2, "address = \"10.99.0.1\"\nmtu = 65536", "`mtu` is 65536", "from 576 to 65535").at(3),
         case(3, "[control]\ngroup = \"\"\n[tunnel]", "is no group name", "root only").at(4),

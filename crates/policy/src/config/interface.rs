@@ -11,6 +11,8 @@ use super::{
 
 /// The longest interface name: the kernel's IFNAMSIZ less the closing zero.
 const MAX_NAME: usize = 15;
+/// The link of the daemon's own that systemd-resolved is told of; no TUN can have this name.
+pub const DNS_LINK: &str = "breakout-dns";
 const MIN_MTU: u16 = 576;
 /// RFC 8200 §5; below it the kernel takes an interface's IPv6 addresses and routes away.
 const MIN_IPV6_MTU: u16 = 1280;
@@ -119,6 +121,13 @@ fn is_name(name: &Spanned<&str>, findings: &mut Findings) -> bool {
         format!("the interface name `{}` has {} bytes", text.escape_debug(), text.len())
     } else if text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%')) {
         format!("the interface name `{}` has a character that the kernel refuses", text.escape_debug())
+    } else if text == DNS_LINK {
+        findings.error(
+            name.span(),
+            format!("the interface name `{DNS_LINK}` is that of the link by which names are resolved"),
+            "give another name, or leave `name` out for the first free tunN",
+        );
+        return false;
     } else {
         return true;
     };
