@@ -33,7 +33,7 @@ pub(crate) fn disable_ipv6(link: &str) -> Result<(), Error> {
 pub(crate) fn loosen(journal: &Journal, links: &[Link]) -> Result<Vec<String>, Error> {
     let all = read(&rp_filter("all"))?.unwrap_or(0);
     let mut found = Vec::new();
-    for link in links.iter().filter(|link| !link.loopback && link.name != dns::LINK) {
+    for link in links.iter().filter(|link| !link.loopback && !dns::is_our_link(link)) {
         // The kernel goes by the greater of the two (ip-sysctl). An interface may have gone meanwhile.
         let Some(was) = read(&rp_filter(&link.name))? else { continue };
         if was.max(all) == STRICT {

@@ -74,7 +74,7 @@ pub async fn underlay(
     tun: Option<u32>,
 ) -> Result<Underlay, Error> {
     let mut links = netlink.links().await?;
-    links.retain(|link| !link.loopback && Some(link.index) != tun && link.name != dns::LINK);
+    links.retain(|link| !link.loopback && Some(link.index) != tun && !dns::is_our_link(link));
     let addresses = netlink.addresses().await?;
     let mut legs = Vec::with_capacity(gateways.len());
     for gateway in gateways {

@@ -13,7 +13,10 @@ mod common;
 use std::{
     fs,
     io::Write,
-    os::unix::{fs::symlink, process::ExitStatusExt},
+    os::unix::{
+        fs::{PermissionsExt, symlink},
+        process::ExitStatusExt,
+    },
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -27,6 +30,7 @@ use common::{
     },
     open_tun, run,
 };
+use nix::sched::{CloneFlags, unshare};
 use routes::{
     Leftovers, State, Undo,
     dns::{self, Dns, Mode, Settings},
@@ -39,6 +43,8 @@ const ALONE: [&str; 3] = ["nameserver 127.51.82.53", "search corp.example", "opt
 /// Far more than there are.
 const MANY_STEPS: u64 = 300;
 const TUN: &str = "tun0";
+/// Longer than it takes to hear of what others have changed.
+const QUIET: Duration = Duration::from_millis(500);
 
 #[test]
 fn openresolv_gets_an_entry_that_stands_alone() {
@@ -230,14 +236,25 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         goes("api.usw2.pure.cloud", true);
 
         // Somebody takes it away.
-        resolved.ctl(&["revert", dns::LINK]);
-        let repaired = dns.repair(&state).await.unwrap();
-        assert_eq!(repaired, ["systemd-resolved's settings"]);
-        goes("reverted.mypurecloud.com", true);
-        run(["ip", "link", "delete", dns::LINK]);
-        let repaired = dns.repair(&state).await.unwrap();
-        assert_eq!(repaired, ["systemd-resolved's settings"]);
-        goes("deleted.mypurecloud.com", true);
+        let link = dns::LINK;
+        settle(&mut dns, &state).await;
+        let ways: [(&str, &[&str]); 6] = [
+            ("reverted", &["resolvectl", "revert", link]),
+            ("led-elsewhere", &["resolvectl", "domain", link, "example"]),
+            ("asked-elsewhere", &["resolvectl", "dns", link, "10.0.0.1"]),
+            ("set-down", &["ip", "link", "set", link, "down"]),
+            ("without-address", &["ip", "address", "delete", "127.51.82.53/32", "dev", link]),
+            ("deleted", &["ip", "link", "delete", link]),
+        ];
+        for (name, way) in ways {
+            match way[0] {
+                "resolvectl" => resolved.ctl(&way[1..]),
+                program => assert!(Command::new(program).args(&way[1..]).status().unwrap().success()),
+            }
+            soon(dns.changed()).await;
+            settle(&mut dns, &state).await;
+            goes(&format!("{name}.mypurecloud.com"), true);
+        }
 
         // Somebody leads past it, and back to it.
         replace("nameserver 10.0.0.1\n");
@@ -270,6 +287,11 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         }
         assert_eq!(look(), before);
         goes("again.mypurecloud.com", true);
+        settle(&mut dns, &state).await;
+        resolved.ctl(&["revert", dns::LINK]);
+        soon(dns.changed()).await;
+        settle(&mut dns, &state).await;
+        goes("reverted-again.mypurecloud.com", true);
 
         dns.tear_down(&state).await.unwrap();
         assert_eq!(Leftovers::look(directory.path()).unwrap().undo, []);
@@ -311,6 +333,118 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         assert!(!resolved.has_our_link().await);
         assert_eq!(dns::left_before().await, None);
         drop(resolved);
+    });
+}
+
+/// Until nothing is told any more.
+async fn settle(dns: &mut Dns, state: &State) {
+    dns.repair(state).await.unwrap();
+    while tokio::time::timeout(QUIET, dns.changed()).await.is_ok() {
+        dns.repair(state).await.unwrap();
+    }
+}
+
+#[test]
+fn a_hanging_resolvconf_leaves_no_link_behind() {
+    let (Some(package), Some(openresolv)) = (package("systemd-resolved"), package("openresolv")) else {
+        return;
+    };
+    if !common::has("dbus-daemon") {
+        println!("skipped, because there is no dbus-daemon");
+        return;
+    }
+    with_own_etc(async || {
+        let resolved = Resolved::start(&package);
+        install(&openresolv);
+        fs::write("/etc/resolvconf.conf", "resolv_conf=/etc/resolv.conf\n").unwrap();
+        resolvconf(&["-a", "eth0.dhcp"], DHCP);
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::open(directory.path()).unwrap();
+        for by_panic in [false, true] {
+            let dns = Dns::set_up(&state, resolved.settings().await).await.unwrap();
+            assert_eq!(dns.report().mode, Mode::Resolvconf, "{}", dns.report().why);
+            assert!(resolved.has_our_link().await);
+            fs::write("/run/hangs", "#!/bin/sh\nexec sleep 60\n").unwrap();
+            fs::set_permissions("/run/hangs", fs::Permissions::from_mode(0o755)).unwrap();
+            run(["mount", "--bind", "/run/hangs", "/usr/sbin/resolvconf"]);
+            let undo = async {
+                if by_panic {
+                    open_up().await;
+                } else {
+                    drop(dns.tear_down(&state).await);
+                }
+                panic!("resolvconf did not hang");
+            };
+            let is_gone = async {
+                while resolved.has_our_link().await {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            tokio::select! {
+                () = undo => {}
+                gone = tokio::time::timeout(Duration::from_secs(8), is_gone) => gone.unwrap(),
+            }
+            // What hung may still be about to die.
+            run(["umount", "--lazy", "/usr/sbin/resolvconf"]);
+        }
+    });
+}
+
+#[test]
+fn a_link_that_is_not_ours_is_let_be() {
+    let Some(package) = package("systemd-resolved") else { return };
+    if !common::has("dbus-daemon") {
+        println!("skipped, because there is no dbus-daemon");
+        return;
+    }
+    with_own_etc(async || {
+        let resolved = Resolved::start(&package);
+        symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
+        run(["ip", "link", "add", dns::LINK, "type", "veth", "peer", "name", "far"]);
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::open(directory.path()).unwrap();
+        let mut dns = Dns::set_up(&state, resolved.settings().await).await.unwrap();
+        let told_of_the_tun =
+            |undo: &[Undo]| matches!(undo, [Undo::ResolvedLink { name, .. }] if name == TUN);
+        let undo = || Leftovers::look(directory.path()).unwrap().undo;
+        assert_eq!(dns.report().mode, Mode::Resolved);
+        assert!(dns.report().why.contains("somebody else has a link breakout-dns"), "{}", dns.report().why);
+        assert!(told_of_the_tun(&undo()), "{:?}", undo());
+        open_up().await;
+        assert!(resolved.has_our_link().await, "panic-off has deleted it");
+
+        // The link is ours to have as soon as it has gone.
+        run(["ip", "link", "delete", dns::LINK]);
+        dns.repair(&state).await.unwrap();
+        assert!(!dns.report().why.contains("a crash"), "{}", dns.report().why);
+        assert_eq!(undo(), [Undo::DnsLink]);
+        dns.tear_down(&state).await.unwrap();
+        assert!(!resolved.has_our_link().await);
+    });
+}
+
+/// Its links have the same numbers as ours, and are others.
+#[test]
+fn a_systemd_resolved_of_another_network_is_told_nothing() {
+    let Some(package) = package("systemd-resolved") else { return };
+    if !common::has("dbus-daemon") {
+        println!("skipped, because there is no dbus-daemon");
+        return;
+    }
+    with_own_etc(async || {
+        let resolved = Resolved::start(&package);
+        symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
+        let settings = resolved.settings().await;
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let _tun = open_tun(TUN);
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::open(directory.path()).unwrap();
+        let dns = Dns::set_up(&state, settings).await.unwrap();
+        let report = dns.report();
+        assert_eq!(report.mode, Mode::File);
+        assert!(report.why.contains("it is in another network namespace"), "{}", report.why);
+        assert!(!resolved.has_our_link().await);
+        dns.tear_down(&state).await.unwrap();
     });
 }
 

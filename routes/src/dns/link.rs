@@ -1,8 +1,6 @@
 //! A link of our own for systemd-resolved, which forgets what it was told of a link with the link: unlike the TUN it outlives
 //! the process, and so keeps the policy's names from being asked elsewhere. Nothing is ever sent by it.
 
-use tracing::warn;
-
 use super::LOOPBACK;
 use crate::{
     Error,
@@ -10,34 +8,22 @@ use crate::{
     sysctl,
 };
 
-/// By this name it is ours.
-pub const NAME: &str = "breakout-dns";
+pub const NAME: &str = policy::DNS_LINK;
 
+/// By this it is ours, from its birth on: somebody else's link of that name is let be. Locally administered.
+const MAC: [u8; 6] = [0x02, 127, 51, 82, 53, 1];
 /// What has a carrier without a process or a far end, as systemd-resolved wants it: the more usual one first.
 const KINDS: [&str; 2] = ["dummy", "ifb"];
 
-/// Makes the link, or takes over a dead run's. Answers with its index, or why this kernel has none.
-pub async fn raise() -> Result<Result<u32, String>, Error> {
-    let netlink = Netlink::new()?;
-    if find(&netlink).await?.is_none()
-        && let Err(why) = add(&netlink).await?
-    {
-        return Ok(Err(why));
-    }
-    let Some(link) = find(&netlink).await? else {
-        return Err(netlink::Error::NoLink(NAME.to_owned()).into());
+/// Makes the link, or takes over a dead run's. Answers with its index, or why there can be none.
+pub async fn raise() -> Result<u32, String> {
+    let netlink = Netlink::new().map_err(|error| error.to_string())?;
+    let link = match find(&netlink).await.map_err(|error| error.to_string())? {
+        Some(link) => link,
+        None => add(&netlink).await?,
     };
-    sysctl::disable_ipv6(NAME)?;
-    if !link.up {
-        netlink.set_up(link.index).await?;
-    }
-    // systemd-resolved asks no link without an address that reaches beyond it, and its versions 248 to 251 no server on the
-    // loopback that is not a link's own address.
-    match netlink.add_site_address(link.index, LOOPBACK.into()).await {
-        Err(error) if error.errno() == Some(libc::EEXIST) => {}
-        added => added?,
-    }
-    Ok(Ok(link.index))
+    prepare(&netlink, &link).await.map_err(|error| error.to_string())?;
+    Ok(link.index)
 }
 
 pub async fn remove(index: u32) -> Result<(), Error> {
@@ -52,19 +38,40 @@ pub async fn index() -> Result<Option<u32>, Error> {
     Ok(find(&Netlink::new()?).await?.map(|link| link.index))
 }
 
-async fn find(netlink: &Netlink) -> Result<Option<netlink::Link>, Error> {
-    Ok(netlink.links().await?.into_iter().find(|link| link.name == NAME))
+pub fn is_ours(link: &netlink::Link) -> bool {
+    link.name == NAME && link.mac == MAC
 }
 
-async fn add(netlink: &Netlink) -> Result<Result<(), String>, Error> {
+async fn find(netlink: &Netlink) -> Result<Option<netlink::Link>, netlink::Error> {
+    Ok(netlink.links().await?.into_iter().find(is_ours))
+}
+
+async fn add(netlink: &Netlink) -> Result<netlink::Link, String> {
     for kind in KINDS {
-        match netlink.add_link(NAME, kind).await {
-            Ok(()) => return Ok(Ok(())),
+        match netlink.add_link(NAME, kind, MAC).await {
+            Ok(()) => {
+                let found = find(netlink).await.map_err(|error| error.to_string())?;
+                return found.ok_or_else(|| format!("the link {NAME} was gone at once"));
+            }
             Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) if error.errno() == Some(libc::EEXIST) => {
+                return Err(format!("somebody else has a link {NAME}"));
+            }
+            Err(error) => return Err(error.to_string()),
         }
     }
-    let why = format!("the kernel has neither {} links", KINDS.join(" nor "));
-    warn!("after a crash systemd-resolved will ask others for the policy's names: {why}");
-    Ok(Err(why))
+    Err(format!("the kernel has neither {} links", KINDS.join(" nor ")))
+}
+
+async fn prepare(netlink: &Netlink, link: &netlink::Link) -> Result<(), Error> {
+    sysctl::disable_ipv6(NAME)?;
+    if !link.up {
+        netlink.set_up(link.index).await?;
+    }
+    // systemd-resolved asks no link without an address that reaches beyond it, and its versions 248 to 251 no server on the
+    // loopback that is not a link's own address.
+    match netlink.add_site_address(link.index, LOOPBACK.into()).await {
+        Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+        added => Ok(added?),
+    }
 }

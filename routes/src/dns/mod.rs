@@ -22,12 +22,17 @@ use std::{
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
-use crate::{Error, State, Undo, journal::Journal, netlink::Netlink};
+use crate::{
+    Error, State, Undo,
+    journal::Journal,
+    netlink::{self, Netlink},
+};
 use resolved::Resolved;
 use watch::Watch;
 
 pub use file::{Entry, Text};
 pub use link::NAME as LINK;
+pub(crate) use link::is_ours as is_our_link;
 
 /// Where the resolver listens for whoever reads /etc/resolv.conf. It is this machine whatever becomes of the TUN.
 pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 51, 82, 53);
@@ -38,7 +43,7 @@ const UPLINKS: &str = "/run/systemd/resolve/resolv.conf";
 const SETTLE: Duration = Duration::from_millis(50);
 /// For programs of others to undo what they were told.
 const PUTTING_BACK: Duration = Duration::from_secs(12);
-/// Where the file cannot be watched it is looked at as often as this.
+/// Where the file or the link cannot be watched they are looked at as often as this.
 const UNWATCHED: Duration = Duration::from_secs(5);
 
 /// What applications are to come to ask.
@@ -80,6 +85,8 @@ pub struct Dns {
     before: Vec<SocketAddr>,
     resolved: Option<Resolved>,
     watch: Option<Watch>,
+    /// Of the link that systemd-resolved was told of.
+    link: Option<netlink::Watch>,
     due: Option<Instant>,
     /// Why systemd-resolved forgets the policy's names with the process, if so.
     forgets: Option<String>,
@@ -90,9 +97,18 @@ impl Dns {
     pub async fn set_up(state: &State, settings: Settings) -> Result<Self, Error> {
         let was_noted = state.journal().undo().iter().any(is_about_dns);
         let watch = Watch::new().inspect_err(|error| warn!("cannot watch /etc/resolv.conf: {error}")).ok();
-        let report = Report { mode: Mode::File, why: String::new() };
-        let mut dns =
-            Self { settings, report, before: Vec::new(), resolved: None, watch, due: None, forgets: None };
+        let link = netlink::Watch::of_link();
+        let link = link.inspect_err(|error| warn!("cannot watch the link {LINK}: {error}")).ok();
+        let mut dns = Self {
+            settings,
+            report: Report { mode: Mode::File, why: String::new() },
+            before: Vec::new(),
+            resolved: None,
+            watch,
+            link,
+            due: None,
+            forgets: None,
+        };
         match dns.reach(state).await {
             Ok(_) => Ok(dns),
             Err(error) => {
@@ -120,7 +136,7 @@ impl Dns {
     /// Resolves when somebody may have changed something; then call [`Dns::repair`]. Safe to drop in between.
     pub async fn changed(&mut self) {
         loop {
-            if self.watch.is_none() {
+            if self.watch.is_none() || self.link.is_none() {
                 self.due.get_or_insert_with(|| Instant::now() + UNWATCHED);
             }
             let file = async {
@@ -131,7 +147,13 @@ impl Dns {
             };
             let resolved = async {
                 match &mut self.resolved {
-                    Some(resolved) => resolved.came_or_went().await,
+                    Some(resolved) => resolved.changed().await,
+                    None => pending().await,
+                }
+            };
+            let link = async {
+                match &mut self.link {
+                    Some(link) => link.changed().await,
                     None => pending().await,
                 }
             };
@@ -147,6 +169,11 @@ impl Dns {
                     return;
                 }
                 () = resolved => {}
+                watched = link => if let Err(error) = watched {
+                    warn!("cannot watch the link {LINK} any more: {error}");
+                    self.link = None;
+                    continue;
+                },
                 watched = file => if let Err(error) = watched {
                     warn!("cannot watch /etc/resolv.conf any more: {error}");
                     self.watch = None;
@@ -251,21 +278,31 @@ impl Dns {
             },
         };
         let resolved = self.resolved.insert(resolved);
-        if !resolved.runs().await {
-            return Ok(Err("it does not run".to_owned()));
+        if let Err(why) = resolved.is_here().await {
+            return Ok(Err(why));
         }
         let Settings { link, index, on_link, domains } = &self.settings;
         journal.note([Undo::DnsLink])?;
-        let (index, server) = match link::raise().await? {
-            Ok(index) => (index, LOOPBACK.into()),
+        let (index, server, forgets) = match link::raise().await {
+            Ok(index) => (index, LOOPBACK.into(), None),
             Err(why) => {
-                journal.forget(|undo| *undo == Undo::DnsLink)?;
+                take_back(journal, |undo| *undo == Undo::DnsLink).await?;
                 journal.note([Undo::ResolvedLink { name: link.clone(), index: *index }])?;
-                self.forgets = Some(why);
-                (*index, *on_link)
+                (*index, *on_link, Some(why))
             }
         };
-        Ok(resolved.tell(index, server, domains).await)
+        if let Some(why) = forgets.as_ref().filter(|_| self.forgets.is_none()) {
+            warn!("after a crash systemd-resolved will ask others for the policy's names: {why}");
+        }
+        if let Some(watch) = &mut self.link {
+            watch.follow(index);
+        }
+        self.forgets = forgets;
+        let told = resolved.tell(index, server, domains).await;
+        if self.forgets.is_none() && told.is_ok() {
+            take_back(journal, |undo| matches!(undo, Undo::ResolvedLink { .. })).await?;
+        }
+        Ok(told)
     }
 }
 
@@ -312,7 +349,7 @@ pub async fn left_before() -> Option<Vec<SocketAddr>> {
 pub(crate) async fn undo(undo: &Undo) -> Result<bool, Error> {
     match undo {
         Undo::ResolvConf { before } => file::give_back(before),
-        Undo::ResolvconfEntry => resolvconf::remove().await.map_err(Error::Resolvconf),
+        Undo::ResolvconfEntry => remove_entry().await,
         Undo::DnsLink => remove_link().await,
         Undo::ResolvedLink { name, index } => revert_link(name, *index).await,
         _ => Ok(false),
@@ -321,21 +358,30 @@ pub(crate) async fn undo(undo: &Undo) -> Result<bool, Error> {
 
 /// Takes back, without the journal, what would have names lead nowhere. Whether there was anything.
 pub(crate) async fn undo_unnoted() -> Result<bool, Error> {
-    let entries = undo_unnoted_entries().await;
+    let file = file::give_back_unnoted();
     let link = remove_link().await;
-    Ok(entries? | link?)
+    let entry = remove_entry().await;
+    Ok(file? | link? | entry?)
 }
 
 async fn undo_unnoted_entries() -> Result<bool, Error> {
     let file = file::give_back_unnoted();
-    let entry = resolvconf::remove().await.map_err(Error::Resolvconf);
+    let entry = remove_entry().await;
     Ok(file? | entry?)
+}
+
+async fn remove_entry() -> Result<bool, Error> {
+    resolvconf::remove().await.map_err(Error::Resolvconf)
 }
 
 async fn take_back(journal: &Journal, which: impl Fn(&Undo) -> bool) -> Result<bool, Error> {
     let mut noted: Vec<Undo> = journal.undo().into_iter().rev().filter(|noted| which(noted)).collect();
-    // The file first: what others are asked to do may never end.
-    noted.sort_by_key(|undo| !matches!(undo, Undo::ResolvConf { .. }));
+    // What others are asked to do may never end: resolvconf comes last, as the kernel takes back a link's settings with the link.
+    noted.sort_by_key(|undo| match undo {
+        Undo::ResolvConf { .. } => 0,
+        Undo::DnsLink | Undo::ResolvedLink { .. } => 1,
+        _ => 2,
+    });
     let mut has_changed = false;
     let mut result = Ok(());
     for noted in noted {
@@ -372,12 +418,15 @@ async fn revert_link(name: &str, index: u32) -> Result<bool, Error> {
     if !links.iter().any(|link| link.index == index && link.name == name) {
         return Ok(false);
     }
-    let reverted = match Resolved::connect().await {
-        Ok(resolved) if resolved.runs().await => resolved.revert(index).await,
-        Ok(_) => Err("it does not run".to_owned()),
-        Err(why) => Err(why),
-    };
-    Ok(reverted.inspect_err(|why| warn!("systemd-resolved keeps its settings of {name}: {why}")).is_ok())
+    let reverted = resolved::answered(async {
+        let resolved = Resolved::connect().await?;
+        resolved.is_here().await?;
+        resolved.revert(index).await
+    });
+    Ok(reverted
+        .await
+        .inspect_err(|why| warn!("systemd-resolved keeps its settings of {name}: {why}"))
+        .is_ok())
 }
 
 /// Whom `content` has asked. systemd-resolved may ask us again, as it reads /etc/resolv.conf too: its own servers are asked

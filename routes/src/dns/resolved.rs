@@ -1,13 +1,22 @@
 //! systemd-resolved over D-Bus (org.freedesktop.resolve1(5)): the names of the policy, and they only, are asked at our resolver.
 //! It forgets a link's settings with the link.
 
-use std::{fmt::Display, future::Future, net::IpAddr, time::Duration};
+use std::{
+    fmt::Display,
+    fs,
+    future::{Future, pending},
+    io,
+    net::IpAddr,
+    os::unix::fs::MetadataExt,
+    process,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 use zbus::{
     Connection,
-    fdo::{DBusProxy, NameOwnerChangedStream},
+    fdo::{DBusProxy, NameOwnerChangedStream, PropertiesChangedStream, PropertiesProxy},
     names::BusName,
     proxy,
     proxy::CacheProperties,
@@ -17,6 +26,7 @@ use zbus::{
 use crate::crash_point;
 
 const SERVICE: &str = "org.freedesktop.resolve1";
+const PATH: &str = "/org/freedesktop/resolve1";
 /// It answers at once or hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// It hears of links from the kernel, by and by: of ours, which is new, some time after it is there.
@@ -78,6 +88,8 @@ pub struct Resolved {
     names: DBusProxy<'static>,
     manager: ManagerProxy<'static>,
     owners: NameOwnerChangedStream,
+    settings: PropertiesChangedStream,
+    is_told: bool,
 }
 
 impl Resolved {
@@ -87,17 +99,37 @@ impl Resolved {
         let names = answered(DBusProxy::new(&bus)).await?;
         let owners = answered(names.receive_name_owner_changed_with_args(&[(0, SERVICE)])).await?;
         let manager = answered(ManagerProxy::new(&bus)).await?;
-        Ok(Self { bus, names, manager, owners })
+        let settings = answered(settings(&bus)).await?;
+        Ok(Self { bus, names, manager, owners, settings, is_told: false })
     }
 
-    /// A call would have the bus start it.
-    pub async fn runs(&self) -> bool {
-        let Ok(service) = BusName::try_from(SERVICE) else { return false };
-        answered(self.names.name_has_owner(service)).await.unwrap_or(false)
+    /// Whether it runs, and knows links by the same numbers; or why not. Does not have the bus start it.
+    pub async fn is_here(&self) -> Result<(), String> {
+        let service = BusName::try_from(SERVICE).map_err(|error| error.to_string())?;
+        if !answered(self.names.name_has_owner(service.clone())).await? {
+            return Err("it does not run".to_owned());
+        }
+        let us = self.bus.unique_name().ok_or("the bus has no name for us")?;
+        if answered(self.names.get_connection_unix_process_id(us.clone().into())).await? != process::id() {
+            return Err("the bus is in another PID namespace: its links may be others".to_owned());
+        }
+        let its = answered(self.names.get_connection_unix_process_id(service)).await?;
+        match network(&its.to_string()).and_then(|its| Ok(its == network("thread-self")?)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("it is in another network namespace".to_owned()),
+            Err(error) => Err(format!("its network namespace cannot be told: {error}")),
+        }
     }
 
     /// Makes `server` the one to ask for `domains` and all below them, and for nothing else. Whether it was not so before.
-    pub async fn tell(&self, index: u32, server: IpAddr, domains: &[String]) -> Result<bool, String> {
+    pub async fn tell(&mut self, index: u32, server: IpAddr, domains: &[String]) -> Result<bool, String> {
+        self.is_told = false;
+        let is_new = self.tell_what_is_new(index, server, domains).await?;
+        self.is_told = true;
+        Ok(is_new)
+    }
+
+    async fn tell_what_is_new(&self, index: u32, server: IpAddr, domains: &[String]) -> Result<bool, String> {
         let index = index.try_into().map_err(|_| format!("it cannot have a link {index}"))?;
         let servers = [match server {
             IpAddr::V4(server) => (libc::AF_INET, server.octets().to_vec()),
@@ -122,10 +154,18 @@ impl Resolved {
         answered(self.manager.flush_caches()).await
     }
 
-    /// Resolves when it has come or gone; for good when the bus is gone.
-    pub async fn came_or_went(&mut self) {
-        if self.owners.next().await.is_none() {
-            std::future::pending().await
+    /// Resolves when it has come or gone, or may have other settings than it was told; for good when the bus is gone.
+    pub async fn changed(&mut self) {
+        loop {
+            let counts = tokio::select! {
+                owner = self.owners.next() => owner.map(|_| true),
+                settings = self.settings.next() => settings.map(|_| self.is_told),
+            };
+            match counts {
+                Some(true) => return,
+                Some(false) => {}
+                None => pending().await,
+            }
         }
     }
 
@@ -158,6 +198,18 @@ impl Resolved {
         crash_point::reached();
         manager.flush_caches().await
     }
+}
+
+/// It tells of changed servers and domains (`PropertiesChanged` of its manager), whatever link they are of.
+async fn settings(bus: &Connection) -> zbus::Result<PropertiesChangedStream> {
+    let properties = PropertiesProxy::builder(bus).destination(SERVICE)?.path(PATH)?;
+    let properties = properties.cache_properties(CacheProperties::No).build().await?;
+    properties.receive_properties_changed().await
+}
+
+/// The network namespace of a process, as the number of a file that is each one's own: `ns/net` takes rights to look at.
+fn network(process: &str) -> io::Result<u64> {
+    Ok(fs::metadata(format!("/proc/{process}/net/dev"))?.ino())
 }
 
 async fn is(link: &LinkProxy<'_>, servers: &[Server], domains: &[Domain]) -> zbus::Result<bool> {
@@ -193,7 +245,8 @@ fn tolerate_unknown<T>(result: zbus::Result<T>, otherwise: T) -> zbus::Result<T>
     }
 }
 
-async fn answered<T, E: Display>(call: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+/// Or why there is no answer within 5 s.
+pub async fn answered<T, E: Display>(call: impl Future<Output = Result<T, E>>) -> Result<T, String> {
     match timeout(PATIENCE, call).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
         Err(_) => Err(format!("it did not answer within {} s", PATIENCE.as_secs())),

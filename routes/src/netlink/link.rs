@@ -72,11 +72,13 @@ impl Netlink {
         self.create(RouteNetlinkMessage::NewLink(near), &action).await
     }
 
-    /// Makes a link that needs nothing but a kind, as ip-link(8) names it. `EOPNOTSUPP`: the kernel does not have that kind.
-    pub async fn add_link(&self, name: &str, kind: &str) -> Result<(), Error> {
+    /// Makes an Ethernet link that needs nothing but a kind, as ip-link(8) names it. `EOPNOTSUPP`: the kernel does not have that
+    /// kind.
+    pub async fn add_link(&self, name: &str, kind: &str, mac: [u8; 6]) -> Result<(), Error> {
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(mac.to_vec()),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Other(kind.to_owned()))]),
         ];
         self.create(RouteNetlinkMessage::NewLink(message), &format!("create the {kind} link {name}")).await
