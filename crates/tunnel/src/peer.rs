@@ -252,8 +252,9 @@ impl Peer {
         None
     }
 
-    /// Has the peer show whether it is there: a handshake begins, or is repeated if that was not done within the last 500 ms. It keeps up no session, is repeated of
-    /// itself only while one lives, and as long as nobody wants to send, no answer does not make the peer down.
+    /// Has the peer show whether it is there: a handshake begins, or is repeated if that was not done within the last 500 ms.
+    /// It keeps up no session, is repeated of itself only while one lives, and as long as nobody wants to send, no answer
+    /// does not make the peer down.
     pub fn ask(&mut self, now: Instant) {
         let is_asked = self.attempt.is_some_and(|attempt| {
             Some(attempt.sent) > self.underlay_told && now < attempt.sent + LEAST_BETWEEN_QUESTIONS

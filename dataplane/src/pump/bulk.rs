@@ -103,6 +103,8 @@ impl Bulk {
     pub(super) fn run(&mut self, voice_features: Vec<Feature>) -> Result<(), PumpError> {
         self.voice_features = voice_features;
         let mut events = Events::with_capacity(16);
+        // Where a gateway may be asked, be silent, or have answered; of what is sent and not answered the tunnels' alarms tell.
+        let mut may_choose = true;
         while !self.core.is_stopped() {
             let busy = self.opener.is_ready() || self.intake.as_ref().is_some_and(|intake| intake.ready);
             if self.rest.wait(&mut self.poll, &mut events, busy).map_err(io_error("waiting for packets"))? {
@@ -112,13 +114,20 @@ impl Bulk {
             let mut with_errors = GatewaySet::default();
             for event in &events {
                 match event.token() {
-                    WAKER => self.obey(),
+                    WAKER => {
+                        self.obey();
+                        may_choose = true;
+                    }
                     TUN => self.intake.iter_mut().for_each(|intake| intake.ready = true),
-                    CHOICE => self.gateways.iter_mut().for_each(Gateways::rang),
+                    CHOICE => {
+                        self.gateways.iter_mut().for_each(Gateways::rang);
+                        may_choose = true;
+                    }
                     Token(token) => {
                         let gateway = (token.saturating_sub(FIRST_TUNNEL) / 2) as u8;
                         if event.token() == alarm_of(gateway) {
                             self.core.tunnel(gateway).lock().alarm.rang();
+                            may_choose = true;
                             continue;
                         }
                         self.opener.set_ready(gateway);
@@ -140,9 +149,11 @@ impl Bulk {
                 self.sealer.send(&intake.for_tunnel, &mut intake.records, &self.core, &mut self.to_tun, now);
             }
             if self.opener.is_ready() {
-                self.opener.receive(&self.core, &mut self.tun, &mut self.sealer, now);
+                may_choose |= self.opener.receive(&self.core, &mut self.tun, &mut self.sealer, now);
             }
-            if let Some(gateways) = &mut self.gateways {
+            if std::mem::take(&mut may_choose)
+                && let Some(gateways) = &mut self.gateways
+            {
                 gateways.follow(&self.core, &mut self.sealer, &mut self.to_tun, now);
                 self.prober.follow_mtu(&self.core, now);
             }

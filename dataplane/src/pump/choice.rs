@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::gateway_set::GatewaySet;
 use super::{FailoverCause, Prefer};
 
-/// With a session: after data was sent for so long and nothing authentic came back, the gateway is asked, and asked again. Most pauses begin with a packet that
-/// nobody answers (an acknowledgement), and a peer's keepalive comes after 10 s only.
+/// With a session: after data was sent for so long and nothing authentic came back, the gateway is asked, and asked again. Most pauses
+/// begin with a packet that nobody answers (an acknowledgement), and a peer's keepalive comes after 10 s only.
 const SUSPICION: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(4)];
 /// After so long all gateways are asked.
 const SILENCE: Duration = Duration::from_secs(5);

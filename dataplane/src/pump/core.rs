@@ -103,8 +103,9 @@ impl Core {
         0..=self.others.len() as u8
     }
 
-    /// To a gateway, by its place.
+    /// To a gateway, by its place, which is one of [`Core::gateways`].
     pub(super) fn tunnel(&self, gateway: u8) -> &PiMutex<Tunnel> {
+        debug_assert!(usize::from(gateway) <= self.others.len());
         usize::from(gateway).checked_sub(1).and_then(|place| self.others.get(place)).unwrap_or(&self.first)
     }
 

@@ -34,7 +34,7 @@ impl Gateways {
         self.choice.network_changed(another, now);
     }
 
-    /// To be called in each turn: what was heard, sent and not heard shows in the peers.
+    /// To be called after a handshake, a command, and an alarm: what was heard, sent and not heard shows in the peers.
     pub(super) fn follow(&mut self, core: &Core, sealer: &mut Sealer, to_tun: &mut ToTun, now: Instant) {
         let mut seen = [Seen::default(); MAX_GATEWAYS];
         let count = core

@@ -58,20 +58,29 @@ impl Opener {
         self.writer.give_back();
     }
 
-    /// Takes one batch of what each gateway sent; it [`is ready`](Opener::is_ready) as long as there may be more.
-    pub(super) fn receive(&mut self, core: &Core, tun: &mut Tun, sealer: &mut Sealer, now: Instant) {
+    /// Takes one batch of what each gateway sent; it [`is ready`](Opener::is_ready) as long as there may be more. Whether there were handshakes.
+    pub(super) fn receive(&mut self, core: &Core, tun: &mut Tun, sealer: &mut Sealer, now: Instant) -> bool {
+        let mut handshakes = false;
         for gateway in std::mem::take(&mut self.ready) {
-            self.receive_from(gateway, core, tun, sealer, now);
+            handshakes |= self.receive_from(gateway, core, tun, sealer, now);
         }
+        handshakes
     }
 
-    fn receive_from(&mut self, gateway: u8, core: &Core, tun: &mut Tun, sealer: &mut Sealer, now: Instant) {
+    fn receive_from(
+        &mut self,
+        gateway: u8,
+        core: &Core,
+        tun: &mut Tun,
+        sealer: &mut Sealer,
+        now: Instant,
+    ) -> bool {
         let socket = Arc::clone(&core.tunnel(gateway).lock().socket);
         let (count, more) = self.inbox.receive(&socket);
         if more {
             self.set_ready(gateway);
         }
-        let (mtu, mut large) = (core.mtu(), false);
+        let (mtu, mut large, mut handshakes) = (core.mtu(), false, false);
         for place in 0..count {
             let Some((from, tos, datagrams)) = self.inbox.message(place) else { continue };
             let mut tunnel = core.tunnel(gateway).lock();
@@ -108,7 +117,10 @@ impl Opener {
                             false => core.counters.count_drop(DropReason::Congested),
                         }
                     }
-                    Opened::Reply(reply) => sealer.send_now(reply, from, &socket, core),
+                    Opened::Reply(reply) => {
+                        handshakes = true;
+                        sealer.send_now(reply, from, &socket, core);
+                    }
                     Opened::Keepalive | Opened::Nothing => {}
                 }
             }
@@ -120,6 +132,7 @@ impl Opener {
         pass_on(&mut self.writer, gateway, core, tun, now);
         sealer.flush(gateway, core, now);
         self.asked.drain(..).for_each(|echo| sealer.answer(&echo, gateway, core, now));
+        handshakes
     }
 }
 

@@ -28,8 +28,8 @@ const FIRST_MAPPING: usize = 3;
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 /// The thread for voice: the TUN's queue of UDP, and the mappings' sockets. Real-time where permitted, it waits for nothing but a lock that
-/// the bulk thread holds for a batch at most, or, for what goes into the tunnel, while it leads all flows to another gateway: once in a fail-over, for a
-/// millisecond or two with all flows there can be.
+/// the bulk thread holds for a batch at most, or, for what goes into the tunnel, while it leads all flows to another gateway: once in
+/// a fail-over, for a millisecond or two with all flows there can be.
 pub(super) struct Voice {
     poll: Poll,
     rest: Rest,

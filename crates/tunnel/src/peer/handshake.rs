@@ -23,7 +23,7 @@ pub(super) struct Attempt {
     pub(super) index: u32,
     /// `None`: given up until somebody wants to send.
     pub(super) retry_at: Option<Instant>,
-    /// Begun by [`Peer::ask`], and nobody has wanted to send since. That it is not answered says nothing yet: nothing is refused because of it.
+    /// Begun by [`Peer::ask`], and nobody has wanted to send since. Nothing is refused because it is not answered.
     pub(super) is_question: bool,
 }
 
@@ -140,7 +140,8 @@ impl Peer {
         goes_on
     }
 
-    /// Whether an unanswered handshake is repeated. A question is while its session lives: boringtun drops all sessions 90 s after a handshake that is not answered.
+    /// Whether an unanswered handshake is repeated. A question is while its session lives: boringtun drops all sessions 90 s
+    /// after a handshake that is not answered.
     fn goes_on(&self, now: Instant) -> bool {
         self.wanted(now) || self.is_asked() && self.sessions.sending(now).is_some()
     }
