@@ -129,3 +129,45 @@ pub fn doubt_name(gateway: &Gateway, address: SocketAddr, policy: &Snapshot) -> 
     let is_learned = policy.learned().iter().any(|learned| learned.addresses.binary_search(&address).is_ok());
     if is_captured || is_learned { Err(Doubtful { host, address }) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use policy::{Endpoint, Learned, PublicKey};
+
+    use super::*;
+
+    const CONFIG: &str = r#"
+[interface]
+address = "10.99.0.1/32"
+[tunnel]
+private_key_file = "agent.key"
+peer_public_key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+endpoint = "198.18.0.2:51820"
+dns = ["10.99.0.53"]
+[sets.genesys-signaling]
+cidrs = ["203.0.113.0/24"]
+domains = ["one.example"]
+"#;
+
+    #[test]
+    fn a_name_does_not_lead_to_signaling_and_an_address_is_beyond_doubt() {
+        let (config, _) = Config::parse(CONFIG, "test").unwrap();
+        let address = "198.51.100.7".parse().unwrap();
+        let learned = Learned { address, set: "genesys-signaling".to_owned() };
+        let policy = Snapshot::compile(&config).with_learned(&[learned]);
+        let name = Endpoint::Name { host: "vpn.example".to_owned(), port: 51820 };
+        for (address, is_taken) in [
+            ("198.51.100.7:51820", false),
+            ("203.0.113.9:51820", false),
+            ("198.51.100.8:51820", true),
+            ("198.18.0.2:51820", true),
+        ] {
+            let address: SocketAddr = address.parse().unwrap();
+            for (endpoint, is_taken) in [(name.clone(), is_taken), (Endpoint::Address(address), true)] {
+                let (name, public_key) = ("gateway".to_owned(), PublicKey([1; 32]));
+                let gateway = Gateway { name, public_key, preshared_key_file: None, endpoint };
+                assert_eq!(doubt_name(&gateway, address, &policy).is_ok(), is_taken, "{gateway:?} {address}");
+            }
+        }
+    }
+}
