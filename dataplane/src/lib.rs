@@ -28,8 +28,8 @@ pub use counters::{Counters, DropReason, PathCount};
 pub use io::tun::Tun;
 pub use path_mtu::tunnel_mtu;
 pub use pump::{
-    Failover, FailoverCause, Gateway, Handle, MAX_GATEWAYS, Mtu, Offload, OnFailover, Prefer, Pump,
-    PumpError, Setup,
+    Failover, FailoverCause, Gateway, GatewayEvent, Handle, MAX_GATEWAYS, Mtu, Offload, OnGateway, Prefer,
+    Pump, PumpError, Setup,
 };
 pub use report::{Feature, FlowReport, TunnelReport};
 pub use underlay::{GatewayLeg, Underlay};

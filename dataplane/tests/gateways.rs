@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dataplane::gateway::{Gateway, GatewaySetup};
-use dataplane::{Failover, FailoverCause, GatewayLeg, Mtu, Tun, Underlay};
+use dataplane::{Failover, FailoverCause, GatewayEvent, GatewayLeg, Mtu, Tun, Underlay};
 use machine::{FarEnd, GATEWAY_PORT, Machine, SIGNALING_V4, Tunnel, V4, WIFI_V4, ip, underlay};
 use packet::OuterDscp;
 use tunnel::{PrivateKey, Responder, ResponderPeer};
@@ -56,7 +56,11 @@ impl Scene {
         let mtu = Mtu::Discovered(Box::new(move |size| tell.send(size).unwrap()));
         let second = tunnel.to(&key, SECOND);
         let machine = Machine::with_gateways(&tunnel, mtu, |first| {
-            (vec![first, second], Box::new(move |failover| told.send(failover).unwrap()))
+            let tell = move |event| match event {
+                GatewayEvent::FailedOver(failover) => told.send(failover).unwrap(),
+                GatewayEvent::Down(_) | GatewayEvent::Used(_) => {}
+            };
+            (vec![first, second], Box::new(tell))
         })?;
         let far = FarEnd::start();
         ip(&format!("link add cable type veth peer name wan netns {}", far.thread));

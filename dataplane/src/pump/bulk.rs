@@ -18,7 +18,7 @@ use super::opener::Opener;
 use super::prober::{Prober, mark_socket};
 use super::sealer::Sealer;
 use super::to_tun::ToTun;
-use super::{Command, MAX_GATEWAYS, OnDown, PumpError, io_error};
+use super::{Command, GatewayEvent, MAX_GATEWAYS, OnGateway, PumpError, io_error};
 use crate::io::sockets::{self, Discover};
 use crate::io::tun::{Queue, Tun};
 use crate::path_mtu::PathMtu;
@@ -46,7 +46,7 @@ pub(super) struct Bulk {
     prober: Prober,
     /// `None`: there is but one.
     gateways: Option<Gateways>,
-    on_down: OnDown,
+    on_gateway: OnGateway,
     /// Those of the voice thread.
     voice_features: Vec<Feature>,
 }
@@ -54,7 +54,7 @@ pub(super) struct Bulk {
 impl Bulk {
     pub(super) fn new(
         core: Arc<Core>,
-        (inbox, on_down): (Receiver<Command>, OnDown),
+        (inbox, on_gateway): (Receiver<Command>, OnGateway),
         tun: Tun,
         queue: Option<Queue>,
         sealer: Sealer,
@@ -86,7 +86,7 @@ impl Bulk {
             opener,
             prober,
             gateways: None,
-            on_down,
+            on_gateway,
             voice_features: Vec::new(),
         };
         Ok((bulk, Arc::new(waker)))
@@ -154,7 +154,7 @@ impl Bulk {
             if std::mem::take(&mut may_choose)
                 && let Some(gateways) = &mut self.gateways
             {
-                gateways.follow(&self.core, &mut self.sealer, &mut self.to_tun, now);
+                gateways.follow(&self.core, &mut self.sealer, &mut self.to_tun, &self.on_gateway, now);
                 self.prober.follow_mtu(&self.core, now);
             }
             for gateway in self.core.gateways() {
@@ -163,7 +163,7 @@ impl Bulk {
                     self.prober.follow(gateway, &self.core, &mut self.sealer, now);
                 }
                 if met.has_gone_down {
-                    (self.on_down)(gateway.into());
+                    (self.on_gateway)(GatewayEvent::Down(gateway.into()));
                 }
             }
         }

@@ -6,19 +6,18 @@ use super::core::{Core, Flows};
 use super::gateway_set::GatewaySet;
 use super::sealer::Sealer;
 use super::to_tun::ToTun;
-use super::{Failover, MAX_GATEWAYS, OnFailover, Prefer};
+use super::{Failover, GatewayEvent, MAX_GATEWAYS, OnGateway, Prefer};
 use crate::clock::Alarm;
 
 /// Where there are several gateways: has each flow go to one that answers.
 pub(super) struct Gateways {
     choice: Choice,
     alarm: Alarm,
-    on_failover: OnFailover,
 }
 
 impl Gateways {
-    pub(super) fn new(prefer: Prefer, count: usize, alarm: Alarm, on_failover: OnFailover) -> Self {
-        Self { choice: Choice::new(prefer, count), alarm, on_failover }
+    pub(super) fn new(prefer: Prefer, count: usize, alarm: Alarm) -> Self {
+        Self { choice: Choice::new(prefer, count), alarm }
     }
 
     pub(super) fn used(&self) -> usize {
@@ -35,7 +34,14 @@ impl Gateways {
     }
 
     /// To be called after a handshake, a command, and an alarm: what was heard, sent and not heard shows in the peers.
-    pub(super) fn follow(&mut self, core: &Core, sealer: &mut Sealer, to_tun: &mut ToTun, now: Instant) {
+    pub(super) fn follow(
+        &mut self,
+        core: &Core,
+        sealer: &mut Sealer,
+        to_tun: &mut ToTun,
+        on_gateway: &OnGateway,
+        now: Instant,
+    ) {
         let mut seen = [Seen::default(); MAX_GATEWAYS];
         let count = core
             .gateways()
@@ -46,13 +52,13 @@ impl Gateways {
             match step {
                 Step::Ask(gateway) => core.tunnel(gateway as u8).lock().peer.ask(now),
                 Step::Use(gateway) => {
-                    tracing::info!(gateway, "new flows go to another gateway");
                     lead_new_flows(gateway as u8, core);
                     core.engine.lock().engine.use_gateway(gateway as u8);
+                    on_gateway(GatewayEvent::Used(gateway));
                 }
                 Step::FailOver { from, to, cause } => {
                     let cut_flows = self.fail_over(from as u8, to as u8, core, sealer, to_tun, now);
-                    (self.on_failover)(Failover { from, to, cause, cut_flows });
+                    on_gateway(GatewayEvent::FailedOver(Failover { from, to, cause, cut_flows }));
                 }
             }
         }

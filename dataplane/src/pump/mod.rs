@@ -61,8 +61,7 @@ pub struct Setup {
     pub fast_path: FastPathUse,
     /// Of the tunnel's own packets.
     pub outer_dscp: OuterDscp,
-    pub on_failover: OnFailover,
-    pub on_down: OnDown,
+    pub on_gateway: OnGateway,
     /// Called once, by a thread of the pump, when it has ended and the TUN is gone: `Ok` after [`Handle::stop`].
     pub on_exit: OnExit,
 }
@@ -100,11 +99,18 @@ pub enum FailoverCause {
     NoRoute,
 }
 
-/// Called by a thread of the pump, which waits for it: it should only pass on what it is told.
-pub type OnFailover = Box<dyn Fn(Failover) + Send>;
+/// What becomes of a gateway, told by its place among [`Setup::gateways`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GatewayEvent {
+    /// It has stopped answering.
+    Down(usize),
+    FailedOver(Failover),
+    /// New flows go there from now on, all others stay where they are.
+    Used(usize),
+}
 
-/// Called by a thread of the pump when a gateway, told by its place among [`Setup::gateways`], has stopped answering. It should only pass that on.
-pub type OnDown = Box<dyn Fn(usize) + Send>;
+/// Called by a thread of the pump, which waits for it: it should only pass on what it is told.
+pub type OnGateway = Box<dyn Fn(GatewayEvent) + Send>;
 
 /// More would be as many handshakes at once, and say little of the machine's own network.
 pub const MAX_GATEWAYS: usize = 8;
@@ -231,11 +237,18 @@ impl Pump {
         let voice_waker = voice.waker();
         let opener = Opener::new(&socket, offload.udp);
         let prober = Prober::new(tell);
-        let (mut bulk, waker) =
-            Bulk::new(Arc::clone(&core), (inbox, setup.on_down), tun, bulk_queue, sealer(), opener, prober)?;
+        let (mut bulk, waker) = Bulk::new(
+            Arc::clone(&core),
+            (inbox, setup.on_gateway),
+            tun,
+            bulk_queue,
+            sealer(),
+            opener,
+            prober,
+        )?;
         if count > 1 {
             let alarm = Alarm::new(clock).map_err(io_error("opening a timer"))?;
-            bulk.choose_among(Gateways::new(setup.prefer, count, alarm, setup.on_failover))?;
+            bulk.choose_among(Gateways::new(setup.prefer, count, alarm))?;
         }
 
         let (voice, features) = start_voice(voice, own_queue, Arc::clone(&core), Arc::clone(&waker))?;

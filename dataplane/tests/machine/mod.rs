@@ -7,7 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use dataplane::{DropReason, Gateway, Handle, Mtu, Offload, OnFailover, Prefer, Pump, Setup, Tun, Underlay};
+use dataplane::{DropReason, Gateway, Handle, Mtu, Offload, OnGateway, Prefer, Pump, Setup, Tun, Underlay};
 use packet::OuterDscp;
 use policy::{Config, FastPathUse, Snapshot};
 use tunnel::{Peer, PeerConfig, PrivateKey};
@@ -88,7 +88,7 @@ impl Machine {
     pub fn with_gateways(
         tunnel: &Tunnel,
         mtu: Mtu,
-        gateways: impl FnOnce(Gateway) -> (Vec<Gateway>, OnFailover),
+        gateways: impl FnOnce(Gateway) -> (Vec<Gateway>, OnGateway),
     ) -> Option<Self> {
         namespace()?;
         let far = FarEnd::start();
@@ -206,7 +206,7 @@ const fn v6(network: u16, host: u16) -> IpAddr {
 fn start_pump(
     tunnel: &Tunnel,
     mtu: Mtu,
-    gateways: impl FnOnce(Gateway) -> (Vec<Gateway>, OnFailover),
+    gateways: impl FnOnce(Gateway) -> (Vec<Gateway>, OnGateway),
 ) -> (Handle, String) {
     let tun = Tun::open(None).unwrap();
     let name = tun.name().to_owned();
@@ -221,7 +221,7 @@ fn start_pump(
         ip(&format!("{family} rule add not fwmark {FWMARK} table 100 priority 100"));
     }
     let (config, _) = Config::parse(CONFIG, "test.toml").unwrap();
-    let (gateways, on_failover) = gateways(tunnel.to(&tunnel.gateway, Ipv4Addr::new(192, 168, 77, 1).into()));
+    let (gateways, on_gateway) = gateways(tunnel.to(&tunnel.gateway, Ipv4Addr::new(192, 168, 77, 1).into()));
     let pump = Pump::start(Setup {
         tun,
         addresses: vec![V4.tun, V6.tun],
@@ -234,8 +234,7 @@ fn start_pump(
         offload: Offload { tun: true, udp: true },
         fast_path: FastPathUse::Auto,
         outer_dscp: tunnel.outer_dscp,
-        on_failover,
-        on_down: Box::new(|_| {}),
+        on_gateway,
         on_exit: Box::new(|result| result.unwrap()),
     });
     (pump.unwrap(), name)

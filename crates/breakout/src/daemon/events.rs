@@ -51,7 +51,7 @@ pub async fn follow(
     outside: &mut Outside,
     mut signals: Signals,
 ) -> Result<(), Failure> {
-    let Outside { server, exited, heard, failovers, downs } = outside;
+    let Outside { server, exited, heard, gateways: told } = outside;
     let (calls, mut asked) = mpsc::channel(WAITING_CALLS);
     let mut serving = pin!(server.serve(calls));
     let mut retry = None;
@@ -89,11 +89,7 @@ pub async fn follow(
                 }
             },
             answer = running.lookups.answer() => gateways::found(running, answer).await,
-            Some(gateway) = downs.recv() => {
-                running.lookups.want(gateway, Instant::now());
-                running.portal.gateway_down();
-            }
-            Some(failover) = failovers.recv() => gateways::failed_over(running, failover),
+            Some(event) = told.recv() => gateways::heard(running, event),
             step = running.portal.step() => {
                 portal::go_on(running, step).map_err(|error| pump_failed(error.to_string()))?;
             }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ::names::{Resolver, Settings};
-use dataplane::{Failover, FailoverCause, FlowReport, Handle};
+use dataplane::{Failover, FailoverCause, FlowReport, GatewayEvent, Handle};
 use packet::protocol;
 use policy::{Endpoint, Gateway, Path};
 use routes::{connections, dns};
@@ -68,8 +68,8 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
     let known = running.loaded.endpoints.get(gateway).copied().flatten();
     let Some(address) = choose(&addresses, known, is_lost) else { return };
     // A gateway that answers may have roamed; one that does not may be back where it should be.
-    let is_there = if is_lost { tunnel.endpoint == address } else { known == Some(address) };
-    if is_there {
+    let is_there = !is_lost || tunnel.endpoint == address;
+    if known == Some(address) && is_there {
         return;
     }
     let called = called(&running.loaded.config.tunnel.gateways, gateway);
@@ -81,14 +81,28 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
     }
 }
 
+/// Follows what the pump tells.
+pub fn heard(running: &mut Running, event: GatewayEvent) {
+    match event {
+        GatewayEvent::Down(gateway) => {
+            running.lookups.want(gateway, tokio::time::Instant::now());
+            running.portal.gateway_down();
+        }
+        GatewayEvent::FailedOver(failover) => failed_over(running, failover),
+        GatewayEvent::Used(gateway) => {
+            tracing::info!(gateway = running.gateway_name(gateway), "new flows go to another gateway");
+        }
+    }
+}
+
 /// Says that another gateway is used, and ends the connections of the one before: a program that only listens would wait for ever.
-pub fn failed_over(running: &mut Running, failover: Failover) {
+fn failed_over(running: &mut Running, failover: Failover) {
     let Failover { from, to, cause, cut_flows } = failover;
     tracing::warn!(
         from = running.gateway_name(from),
         to = running.gateway_name(to),
         cut_flows,
-        "new flows go to another gateway: {}",
+        "a gateway's flows go to another: {}",
         told(cause)
     );
     match end_cut(&running.pump) {

@@ -5,7 +5,7 @@ use std::{
 };
 
 use control::Server;
-use dataplane::{Failover, Gateway, Handle, Mtu, Offload, Prefer, Pump, PumpError, Setup, Tun};
+use dataplane::{Failover, Gateway, GatewayEvent, Handle, Mtu, Offload, Prefer, Pump, PumpError, Setup, Tun};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use policy::{Fail, Snapshot};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -65,9 +65,8 @@ pub struct Outside {
     pub exited: Exited,
     /// `None`: the policy has no names.
     pub heard: Option<Heard>,
-    pub failovers: mpsc::UnboundedReceiver<Failover>,
-    /// Gateways that have stopped answering.
-    pub downs: mpsc::UnboundedReceiver<usize>,
+    /// What the pump tells of them.
+    pub gateways: mpsc::UnboundedReceiver<GatewayEvent>,
 }
 
 /// Resolves when the pump ends.
@@ -91,10 +90,9 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
     let interface = tun.name().to_owned();
     let (mut machine, mtu) = Machine::raise(lock, &tun, &loaded, &snapshot).await?;
     let (tell, mtu) = watch::channel(mtu);
-    let (fail_over, failovers) = mpsc::unbounded_channel();
-    let (down, downs) = mpsc::unbounded_channel();
+    let (tell_gateways, gateways) = mpsc::unbounded_channel();
     let started = async {
-        let (pump, exited) = start_pump(tun, &loaded, &snapshot, tell, (fail_over, down), &machine)?;
+        let (pump, exited) = start_pump(tun, &loaded, &snapshot, tell, tell_gateways, &machine)?;
         let server = Server::bind(&state.control_socket(), loaded.access)
             .map_err(|error| Failure::system("cannot open the control socket").because(error))?;
         let names = Names::start(&mut machine, &loaded).await?;
@@ -133,7 +131,7 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
         failover: None,
     };
     running.announce();
-    Ok((running, Outside { server, exited, heard, failovers, downs }))
+    Ok((running, Outside { server, exited, heard, gateways }))
 }
 
 /// Names without an answer so far are asked for again.
@@ -187,7 +185,7 @@ fn start_pump(
     loaded: &Loaded,
     snapshot: &Arc<Snapshot>,
     tell: watch::Sender<u16>,
-    (fail_over, down): (mpsc::UnboundedSender<Failover>, mpsc::UnboundedSender<usize>),
+    tell_gateways: mpsc::UnboundedSender<GatewayEvent>,
     machine: &Machine,
 ) -> Result<(Handle, Exited), Failure> {
     let config = &loaded.config;
@@ -214,8 +212,7 @@ fn start_pump(
         offload: Offload { tun: config.dataplane.tun_offload, udp: config.dataplane.udp_offload },
         outer_dscp: config.dataplane.outer_dscp,
         // Nobody hears it once the daemon ends.
-        on_failover: Box::new(move |failover| _ = fail_over.send(failover)),
-        on_down: Box::new(move |gateway| _ = down.send(gateway)),
+        on_gateway: Box::new(move |event| _ = tell_gateways.send(event)),
         on_exit: Box::new(move |result| drop(ended.send(result))),
     };
     let pump = Pump::start(setup).map_err(|error| Failure::system("cannot start the pump").because(error))?;
