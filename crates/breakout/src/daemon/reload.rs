@@ -369,6 +369,53 @@ cidrs = ["203.0.113.0/24"]
         }
     }
 
+    const SEVERAL: &str = r#"
+[interface]
+address = ["10.99.0.1/32"]
+[tunnel]
+private_key_file = "agent.key"
+[[gateways]]
+name = "frankfurt"
+public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
+endpoint = "198.18.0.2:51820"
+[[gateways]]
+name = "paris"
+public_key = "XasIfmJKikt54X+Lg4AO5m87sSkmGLb9HC+LJ/+I4Os="
+endpoint = "198.18.1.2:51820"
+[sets.genesys-signaling]
+cidrs = ["203.0.113.0/24"]
+"#;
+
+    #[test]
+    fn gateways_may_move_and_nothing_else() {
+        let old = loaded(SEVERAL, KEY);
+        let moved = loaded(&SEVERAL.replace("198.18.1.2", "198.18.1.3"), KEY);
+        assert!(needs_restart(&old, &moved).is_empty());
+        assert_eq!(changes(&old, &moved), ["the gateway paris is at 198.18.1.3:51820 now"]);
+        assert_eq!(
+            needs_restart(&old, &loaded(CONFIG, KEY))[0],
+            "the gateways' number, order or public keys"
+        );
+        let own_key = SEVERAL.replacen("name", "preshared_key_file = \"agent.psk\"\nname", 1);
+        assert_eq!(needs_restart(&old, &loaded(&own_key, KEY)), ["a pre-shared key"]);
+        let by_time = SEVERAL.replacen("[[g", "prefer = \"round-trip\"\n[[g", 1);
+        assert_eq!(needs_restart(&old, &loaded(&by_time, KEY)), ["tunnel.prefer"]);
+    }
+
+    #[test]
+    fn a_name_without_an_answer_keeps_the_address_that_it_had() {
+        let unknown = || Loaded { endpoints: vec![None, None], ..loaded(SEVERAL, KEY) };
+        let old = loaded(SEVERAL, KEY);
+        let mut new = unknown();
+        keep_known(&old, &mut new, &old.snapshot).unwrap();
+        assert_eq!(new.endpoints, old.endpoints);
+        let mut elsewhere = unknown();
+        elsewhere.config.tunnel.gateways[0].endpoint =
+            policy::Endpoint::Name { host: "vpn.example".to_owned(), port: 1 };
+        keep_known(&old, &mut elsewhere, &old.snapshot).unwrap();
+        assert_eq!(elsewhere.endpoints, [None, old.endpoints[1]], "that was another name's");
+    }
+
     #[test]
     fn during_a_reload_a_prefix_that_fails_closed_in_either_policy_does() {
         let captured = |prefix: &str, fail| Captured { prefix: prefix.parse().unwrap(), fail };

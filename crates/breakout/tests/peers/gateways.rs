@@ -73,6 +73,12 @@ fn a_gateway_whose_name_moves_is_followed() {
 
     both.scene.gateway = None;
     both.start_other();
+    both.know("near.example", SIGNALING);
+    eventually(FOUND, || {
+        let _ = both.scene.reaches_signaling();
+        let refused = "near.example leads to 203.0.113.10, which";
+        if both.log().contains(refused) { Ok(()) } else { Err(both.log()) }
+    });
     both.know("near.example", OTHER_GATEWAY);
     let (wire, ()) = both.scene.on_wire(|| eventually(FOUND, || both.scene.reaches_signaling()));
     assert_eq!(wire.records.iter().filter(|record| is_signaling(record)).count(), 0);
@@ -179,6 +185,11 @@ impl Both {
         self.scene.daemon = Some(ok(Daemon::start(agent, exe(), &config, &self.scene.directory)));
     }
 
+    /// What the daemon has said.
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.scene.directory.file("daemon.log")).unwrap()
+    }
+
     /// Has the agent find a name at this address, and no other name.
     fn know(&self, name: &str, address: Ipv4Addr) {
         let hosts = self.scene.directory.file("hosts");
@@ -218,8 +229,9 @@ impl Both {
         let failover = tunnel.failover.unwrap();
         assert_eq!((failover.from.as_str(), failover.to.as_str()), ("near", "far"));
         assert!(failover.cut_flows >= 2, "{failover:?}");
-        let said = std::fs::read_to_string(self.scene.directory.file("daemon.log")).unwrap();
-        assert!(said.contains("new flows go to another gateway: nothing came back from the one before"));
+        assert!(
+            self.log().contains("a gateway's flows go to another: nothing came back from the one before")
+        );
     }
 
     /// The near gateway answers again: new flows go there, old ones stay.
