@@ -94,7 +94,7 @@ impl Names {
         };
         let resolver = Resolver::bind(settings, asked, learn).map_err(|error| {
             Failure::system("cannot answer questions for the policy's names").because(error).remedy(
-                "another DNS server on this machine may listen on all addresses: give it its own ones",
+                "another DNS server on this machine may listen on all addresses, or on each that comes: `ss -lntup 'sport = :53'` shows which; give it its own ones",
             )
         })?;
         let handle = resolver.handle();
