@@ -233,7 +233,7 @@ impl Tunnel {
             reachable: self.reachable,
             has_session: self.is_up(now),
             waits_since: self.peer.waits_since(),
-            answered: stats.last_handshake,
+            answered: stats.round_trip_at,
             is_wanted: self.peer.is_wanted(now),
             round_trip: stats.round_trip_at.zip(stats.round_trip),
         }
