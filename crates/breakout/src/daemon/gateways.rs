@@ -84,15 +84,21 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
 /// Follows what the pump tells.
 pub fn heard(running: &mut Running, event: GatewayEvent) {
     match event {
-        GatewayEvent::Down(gateway) => {
-            running.lookups.want(gateway, tokio::time::Instant::now());
-            running.portal.gateway_down();
-        }
+        GatewayEvent::Down(gateway) => went_down(running, gateway),
         GatewayEvent::FailedOver(failover) => failed_over(running, failover),
         GatewayEvent::Used(gateway) => {
             tracing::info!(gateway = running.gateway_name(gateway), "new flows go to another gateway");
         }
     }
+}
+
+/// Looks for a gateway that has stopped answering, and for what may be in its way.
+fn went_down(running: &mut Running, gateway: usize) {
+    let now = tokio::time::Instant::now();
+    let tunnels = running.pump.tunnels().unwrap_or_default();
+    let heard = tunnels.get(gateway).and_then(|tunnel| tunnel.last_handshake);
+    running.lookups.want_silent(gateway, heard.and_then(|ago| now.checked_sub(ago)), now);
+    running.portal.gateway_down();
 }
 
 /// Says that another gateway is used, and ends the connections of the one before: a program that only listens would wait for ever.
@@ -152,11 +158,24 @@ fn taken(running: &Running, gateway: usize, mut addresses: Vec<SocketAddr>) -> V
 async fn follow(running: &mut Running, gateway: usize, endpoint: SocketAddr) -> Result<(), Failure> {
     let mut endpoints = running.loaded.endpoints.clone();
     endpoints.get_mut(gateway).into_iter().for_each(|known| *known = Some(endpoint));
-    running.pump.set_endpoint(gateway, endpoint).map_err(not_moved)?;
+    lead_to(running, &endpoints, |moved| moved == gateway).await?;
+    running.loaded.endpoints = endpoints;
+    Ok(())
+}
+
+/// Has the gateways that have moved looked for at these endpoints, and says whether there are ways there; they are tried at once. First the
+/// machine, which may fail and then has changed nothing; the pump fails only where it has ended.
+pub async fn lead_to(
+    running: &mut Running,
+    endpoints: &[Option<SocketAddr>],
+    has_moved: impl Fn(usize) -> bool,
+) -> Result<(), Failure> {
     let addresses = endpoints.iter().map(|endpoint| endpoint.map(|endpoint| endpoint.ip()));
     running.machine.set_gateways(addresses.collect()).await?;
+    for (gateway, endpoint) in endpoints.iter().enumerate().filter(|(gateway, _)| has_moved(*gateway)) {
+        running.pump.set_endpoint(gateway, endpoint.unwrap_or(NOWHERE)).map_err(not_moved)?;
+    }
     running.pump.set_underlay(running.machine.underlay()).map_err(not_moved)?;
-    running.loaded.endpoints = endpoints;
     Ok(())
 }
 

@@ -48,6 +48,17 @@ impl Lookups {
         }
     }
 
+    /// Looks for a gateway that has stopped answering and was last heard at this time: as soon as it may, or, if it was silent when it was
+    /// looked for last, after the pause that it has by now.
+    pub fn want_silent(&mut self, gateway: usize, heard: Option<Instant>, now: Instant) {
+        let Some(lookup) = self.each.get(gateway) else { return };
+        if lookup.last.is_none_or(|last| heard.is_some_and(|heard| heard > last)) {
+            self.want(gateway, now);
+        } else if lookup.due.is_none() {
+            self.want_later(gateway, now);
+        }
+    }
+
     /// Looks for a gateway as soon as it may.
     pub fn want(&mut self, gateway: usize, now: Instant) {
         let Some(lookup) = self.each.get_mut(gateway) else { return };
@@ -157,6 +168,25 @@ mod tests {
         lookups.each[0].due = None;
         lookups.want_later(0, now);
         assert_eq!(due(&lookups)[0], Some(now + LEAST_PAUSE), "a new reason begins anew");
+    }
+
+    #[test]
+    fn a_gateway_that_stays_silent_wherever_it_is_looked_for_is_asked_for_ever_more_seldom() {
+        let begin = Instant::now();
+        let mut lookups = Lookups::new(&[gateway("vpn.invalid")]);
+        lookups.want_silent(0, Some(begin), begin);
+        let mut asked = Vec::new();
+        while let Some(due) = due(&lookups)[0].filter(|_| asked.len() < 7) {
+            asked.push((due - begin).as_secs());
+            (lookups.each[0].due, lookups.each[0].last) = (None, Some(due));
+            lookups.want_later(0, due);
+            lookups.want_silent(0, Some(begin), due + Duration::from_secs(5));
+        }
+        assert_eq!(asked, [0, 10, 30, 70, 150, 310, 610]);
+
+        let again = begin + Duration::from_secs(700);
+        lookups.want_silent(0, Some(again), again);
+        assert_eq!(due(&lookups), [Some(again)], "it had answered, and falls silent anew");
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::{
     former,
-    gateways::NOWHERE,
+    gateways::lead_to,
     load::{Loaded, called},
     machine::wanted,
     names::{self, domains},
@@ -154,7 +154,7 @@ async fn go_back(running: &mut Running, new: &Loaded) -> Result<(), Failure> {
     set_gateways(running, &endpoints, &moved).await
 }
 
-/// Has the gateways that have `moved` looked for at these endpoints, and says whether there are ways there; they are tried at once.
+/// Has the gateways that have `moved` looked for at these endpoints.
 async fn set_gateways(
     running: &mut Running,
     endpoints: &[Option<SocketAddr>],
@@ -163,13 +163,7 @@ async fn set_gateways(
     if !moved.contains(&true) {
         return Ok(());
     }
-    for (gateway, endpoint) in endpoints.iter().enumerate().filter(|(at, _)| moved.get(*at) == Some(&true)) {
-        running.pump.set_endpoint(gateway, endpoint.unwrap_or(NOWHERE)).map_err(not_taken)?;
-    }
-    let addresses = endpoints.iter().map(|endpoint| endpoint.map(|endpoint| endpoint.ip()));
-    running.machine.set_gateways(addresses.collect()).await?;
-    running.pump.set_underlay(running.machine.underlay()).map_err(not_taken)?;
-    Ok(())
+    lead_to(running, endpoints, |gateway| moved.get(gateway) == Some(&true)).await
 }
 
 /// What either of two policies wants.
