@@ -16,7 +16,7 @@ use routes::{connections, dns};
 use tokio::{net::lookup_host, sync::mpsc, task::AbortHandle, time::timeout};
 
 use super::{
-    load::{called, doubt_name},
+    load::{called, taken},
     lookups::Answer,
     start::Running,
 };
@@ -26,26 +26,17 @@ use crate::failure::{Failure, Problem};
 pub const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), 9);
 const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 
-/// The gateways' addresses, in their order; `None`: the name has none yet. An error if that holds for all of them.
-pub async fn find(gateways: &[Gateway]) -> Result<Vec<Option<SocketAddr>>, Failure> {
+/// All addresses of each gateway, in the gateways' order: the best first, at least one.
+pub async fn find(gateways: &[Gateway]) -> Vec<Result<Vec<SocketAddr>, Failure>> {
     let _answering = answer_for_the_dead(gateways).await;
     let lookups: Vec<_> =
         gateways.iter().map(|gateway| tokio::spawn(look_up(gateway.endpoint.clone()))).collect();
-    let (mut found, mut failures) = (Vec::with_capacity(gateways.len()), Vec::new());
+    let mut found = Vec::with_capacity(gateways.len());
     for (gateway, lookup) in gateways.iter().zip(lookups) {
-        match lookup.await.map_err(io::Error::other).flatten() {
-            Ok(addresses) => found.push(addresses.first().copied()),
-            Err(error) => {
-                failures.push(unresolved(&gateway.endpoint, error));
-                found.push(None);
-            }
-        }
+        let addresses = lookup.await.map_err(io::Error::other).flatten();
+        found.push(addresses.map_err(|error| unresolved(&gateway.endpoint, error)));
     }
-    if found.iter().any(Option::is_some) {
-        failures.iter().for_each(|failure| tracing::warn!("{}; it is tried again", failure.plain()));
-        return Ok(found);
-    }
-    failures.into_iter().next().map_or(Ok(found), Err)
+    found
 }
 
 /// Takes in what a lookup has found: a gateway that has moved is followed. One that does not answer is looked for again.
@@ -64,7 +55,8 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
             return;
         }
     };
-    let addresses = taken(running, gateway, addresses);
+    let Some(config) = running.loaded.config.tunnel.gateways.get(gateway) else { return };
+    let addresses = taken(config, addresses, &running.snapshot).unwrap_or_default();
     let known = running.loaded.endpoints.get(gateway).copied().flatten();
     let Some(address) = choose(&addresses, known, is_lost) else { return };
     // A gateway that answers may have roamed; one that does not may be back where it should be.
@@ -142,19 +134,6 @@ fn end_cut(pump: &Handle) -> Result<usize, Box<dyn Error>> {
     Ok(connections::end(|connection| cut.contains(&(connection.local, connection.remote)))?.len())
 }
 
-/// Without those that a gateway cannot have.
-fn taken(running: &Running, gateway: usize, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let Some(gateway) = running.loaded.config.tunnel.gateways.get(gateway) else { return addresses };
-    addresses.retain(|address| match doubt_name(gateway, *address, &running.snapshot) {
-        Ok(()) => true,
-        Err(doubt) => {
-            tracing::warn!("the gateway's address is not taken: {doubt}");
-            false
-        }
-    });
-    addresses
-}
-
 async fn follow(running: &mut Running, gateway: usize, endpoint: SocketAddr) -> Result<(), Failure> {
     let mut endpoints = running.loaded.endpoints.clone();
     endpoints.get_mut(gateway).into_iter().for_each(|known| *known = Some(endpoint));
@@ -180,7 +159,7 @@ pub async fn lead_to(
 }
 
 /// An address that is known stays, whichever is named first now, unless the gateway does not answer there.
-fn choose(addresses: &[SocketAddr], known: Option<SocketAddr>, is_lost: bool) -> Option<SocketAddr> {
+pub fn choose(addresses: &[SocketAddr], known: Option<SocketAddr>, is_lost: bool) -> Option<SocketAddr> {
     let at = addresses.iter().position(|address| known == Some(*address));
     let next = match at {
         Some(at) if is_lost => addresses.get(at + 1),

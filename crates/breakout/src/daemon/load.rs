@@ -1,13 +1,14 @@
 use std::{
+    iter, mem,
     net::{IpAddr, SocketAddr},
     path::Path,
     sync::Arc,
 };
 
 use control::Access;
-use policy::{Config, Gateway, Snapshot};
+use policy::{Config, Endpoint, Gateway, Snapshot};
 
-use super::gateways;
+use super::gateways::{self, choose};
 use crate::{
     configuration::{self, Keys, Policy},
     failure::Failure,
@@ -18,7 +19,9 @@ pub struct Loaded {
     pub config: Config,
     pub snapshot: Arc<Snapshot>,
     pub keys: Keys,
-    /// Of each gateway, in the configuration's order; `None`: its name has no address yet. At least one is known.
+    /// All addresses of each gateway, in the configuration's order, the best first. After [`Loaded::choose_endpoints`] those that it can have.
+    pub found: Vec<Result<Vec<SocketAddr>, Failure>>,
+    /// Of each gateway; `None`: its name has no address yet. At least one is known after [`Loaded::choose_endpoints`].
     pub endpoints: Vec<Option<SocketAddr>>,
     pub access: Access,
     pub warnings: Vec<String>,
@@ -43,38 +46,53 @@ pub async fn load(path: &Path) -> Result<Loaded, Failure> {
             .because(error)
             .remedy("make the group, or correct `group` under [control]")
     })?;
-    let endpoints = gateways::find(&config.tunnel.gateways).await?;
-    for (gateway, endpoint) in config.tunnel.gateways.iter().zip(&endpoints) {
-        endpoint.map_or(Ok(()), |endpoint| refuse_if_captured(gateway, endpoint, &snapshot))?;
+    for gateway in &config.tunnel.gateways {
+        refuse_if_captured(&gateway.endpoint, &snapshot)?;
     }
+    let found = gateways::find(&config.tunnel.gateways).await;
+    let endpoints = found.iter().map(|found| found.as_ref().ok()?.first().copied()).collect();
     let warnings = warnings.iter().map(|warning| format!("{warning:#}")).collect();
-    Ok(Loaded { config, snapshot: Arc::new(snapshot), keys, endpoints, access, warnings })
+    Ok(Loaded { config, snapshot: Arc::new(snapshot), keys, found, endpoints, access, warnings })
 }
 
 impl Loaded {
-    /// Takes no gateway's name to be where `policy`, with what was learned, has signaling: that gateway has no address then. An error if that
-    /// leaves none.
-    pub fn doubt_names(&mut self, policy: &Snapshot) -> Result<(), Failure> {
-        let mut doubtful = None;
-        for (gateway, endpoint) in self.config.tunnel.gateways.iter().zip(&mut self.endpoints) {
-            let Some(address) = *endpoint else { continue };
-            if let Err(doubt) = doubt_name(gateway, address, policy) {
-                tracing::warn!("the gateway's address is not taken: {doubt}");
-                doubtful = Some(doubt);
-                *endpoint = None;
+    /// Decides where each gateway is: where it is `known` to be, while its name still has that address or none; else where it was found. Takes
+    /// no name to lead where `policy`, with what was learned, has signaling. An error if no gateway has an address then.
+    pub fn choose_endpoints(
+        &mut self,
+        known: &[Option<SocketAddr>],
+        policy: &Snapshot,
+    ) -> Result<(), Failure> {
+        let mut failures = Vec::new();
+        let known = known.iter().copied().chain(iter::repeat(None));
+        let each = self.config.tunnel.gateways.iter().zip(&mut self.found).zip(&mut self.endpoints);
+        for (((gateway, found), endpoint), known) in each.zip(known) {
+            let known = known.filter(|known| doubt_name(gateway, *known, policy).is_ok());
+            let all = mem::replace(found, Ok(Vec::new()));
+            match all.and_then(|all| taken(gateway, all, policy).map_err(no_address)) {
+                Ok(taken) => {
+                    *endpoint = choose(&taken, known, false);
+                    *found = Ok(taken);
+                }
+                Err(failure) => {
+                    *endpoint = known;
+                    failures.push(failure);
+                }
             }
         }
-        match doubtful {
-            Some(doubt) if self.endpoints.iter().all(Option::is_none) => {
-                Err(Failure::system("no gateway has an address that can be taken")
-                    .because(doubt)
-                    .remedy(
-                        "see what the network's DNS server says of the name, or give `endpoint` an address",
-                    )
-                    .into())
-            }
-            _ => Ok(()),
+        if self.endpoints.iter().all(Option::is_none)
+            && let Some(failure) = failures.pop()
+        {
+            return Err(failure);
         }
+        failures.iter().for_each(|failure| tracing::warn!("{}; it is tried again", failure.plain()));
+        Ok(())
+    }
+
+    /// Gateways without an address that was found now.
+    pub fn not_found(&self) -> impl Iterator<Item = usize> {
+        let found = self.found.iter().map(|found| found.as_ref().is_ok_and(|found| !found.is_empty()));
+        found.enumerate().filter(|(_, is_found)| !is_found).map(|(gateway, _)| gateway)
     }
 
     /// The gateways' addresses, as far as they are known.
@@ -99,30 +117,48 @@ pub fn called(gateways: &[Gateway], at: usize) -> String {
     }
 }
 
-/// The configuration's check sees addresses only; a name may resolve to anything.
-pub fn refuse_if_captured(
+/// The addresses that a gateway can have. An error if none is left.
+pub fn taken(
     gateway: &Gateway,
-    address: SocketAddr,
-    snapshot: &Snapshot,
-) -> Result<(), Failure> {
+    mut addresses: Vec<SocketAddr>,
+    policy: &Snapshot,
+) -> Result<Vec<SocketAddr>, Doubtful> {
+    let mut doubtful = None;
+    addresses.retain(|address| match doubt_name(gateway, *address, policy) {
+        Ok(()) => true,
+        Err(doubt) => {
+            tracing::warn!("the gateway's address is not taken: {doubt}");
+            doubtful = Some(doubt);
+            false
+        }
+    });
+    doubtful.filter(|_| addresses.is_empty()).map_or(Ok(addresses), Err)
+}
+
+/// What a name leads to is judged with it, for it is not the configuration's fault.
+fn refuse_if_captured(endpoint: &Endpoint, snapshot: &Snapshot) -> Result<(), Failure> {
+    let Endpoint::Address(address) = endpoint else { return Ok(()) };
     let Some(captured) = snapshot.captured().iter().find(|captured| captured.prefix.contains(&address.ip()))
     else {
         return Ok(());
     };
-    let shown = match gateway.endpoint.host() {
-        None => address.to_string(),
-        Some(host) => format!("{host} ({address})"),
-    };
     Err(Failure::usage(format!(
-        "the gateway {shown} is inside {}, which is routed into the tunnel",
+        "the gateway {address} is inside {}, which is routed into the tunnel",
         captured.prefix
     ))
     .remedy("the tunnel cannot run inside itself: take the gateway's address out of the sets")
     .into())
 }
 
+fn no_address(doubt: Doubtful) -> Failure {
+    Failure::system("a gateway has no address that can be taken")
+        .because(doubt)
+        .remedy("see what the network's DNS server says of the name, or give `endpoint` an address")
+        .into()
+}
+
 /// A gateway's name is asked for in the clear, so its answer is anybody's. An address in the configuration is beyond doubt.
-pub fn doubt_name(gateway: &Gateway, address: SocketAddr, policy: &Snapshot) -> Result<(), Doubtful> {
+fn doubt_name(gateway: &Gateway, address: SocketAddr, policy: &Snapshot) -> Result<(), Doubtful> {
     let Some(host) = gateway.endpoint.host() else { return Ok(()) };
     let address = address.ip();
     let is_captured = policy.captured().iter().any(|captured| captured.prefix.contains(&address));

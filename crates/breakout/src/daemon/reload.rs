@@ -68,7 +68,7 @@ pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> 
     let former = former::keep(running, &mut new);
     let addresses = running.addresses.under(&new.snapshot);
     let snapshot = Arc::new(new.snapshot.with_learned(&addresses.learned()));
-    if let Err(failure) = keep_known(&running.loaded, &mut new, &snapshot) {
+    if let Err(failure) = new.choose_endpoints(&running.loaded.endpoints, &snapshot) {
         give_up(running);
         return Err(failure.into());
     }
@@ -95,23 +95,14 @@ pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> 
         names.set_policy(&new);
     }
     running.lookups.set_gateways(&new.config.tunnel.gateways);
+    let now = tokio::time::Instant::now();
+    new.not_found().for_each(|gateway| running.lookups.want_later(gateway, now));
     lead(running, &snapshot);
     (running.loaded, running.snapshot) = (new, snapshot);
     names::keep(running, addresses);
     former::begin(running, former);
     tracing::info!(?changes, cut_flows, "reloaded");
     Ok(Reloaded { changes, cut_flows, warnings })
-}
-
-/// A gateway whose name has no answer now, or one that is not to be taken, stays where it was.
-fn keep_known(old: &Loaded, new: &mut Loaded, policy: &Snapshot) -> Result<(), Failure> {
-    let doubted = new.doubt_names(policy);
-    let (was, is) = (&old.config.tunnel.gateways, &new.config.tunnel.gateways);
-    let same = was.iter().zip(is).map(|(was, is)| was.endpoint == is.endpoint);
-    for ((known, endpoint), is_same) in old.endpoints.iter().zip(&mut new.endpoints).zip(same) {
-        *endpoint = endpoint.or(known.filter(|_| is_same));
-    }
-    if new.endpoints.iter().any(Option::is_some) { Ok(()) } else { doubted }
 }
 
 /// Has a policy's names alone led to our resolver. Nobody waits for it: what else comes there is handed on.
@@ -246,8 +237,13 @@ fn changes(old: &Loaded, new: &Loaded) -> Vec<String> {
         changes.push("policy.unmatched has changed".to_owned());
     }
     for (at, (was, is)) in old.endpoints.iter().zip(&new.endpoints).enumerate() {
-        if let Some(endpoint) = is.filter(|_| was != is) {
-            changes.push(format!("{} is at {endpoint} now", called(&new.config.tunnel.gateways, at)));
+        let called = called(&new.config.tunnel.gateways, at);
+        match is {
+            Some(endpoint) if was != is => changes.push(format!("{called} is at {endpoint} now")),
+            None => {
+                changes.push(format!("{called} has no address yet: its name has no answer that can be taken"))
+            }
+            Some(_) => {}
         }
     }
     if old.config.routes != new.config.routes {
@@ -397,17 +393,28 @@ cidrs = ["203.0.113.0/24"]
     }
 
     #[test]
-    fn a_name_without_an_answer_keeps_the_address_that_it_had() {
-        let unknown = || Loaded { endpoints: vec![None, None], ..loaded(SEVERAL, KEY) };
-        let old = loaded(SEVERAL, KEY);
-        let mut new = unknown();
-        keep_known(&old, &mut new, &old.snapshot).unwrap();
-        assert_eq!(new.endpoints, old.endpoints);
-        let mut elsewhere = unknown();
-        elsewhere.config.tunnel.gateways[0].endpoint =
-            policy::Endpoint::Name { host: "vpn.example".to_owned(), port: 1 };
-        keep_known(&old, &mut elsewhere, &old.snapshot).unwrap();
-        assert_eq!(elsewhere.endpoints, [None, old.endpoints[1]], "that was another name's");
+    fn a_gateway_stays_where_its_name_still_has_it_or_has_no_answer() {
+        let at = |last: u8| std::net::SocketAddr::from(([198, 18, 0, last], 51820));
+        let mut new = loaded(CONFIG, KEY);
+        new.config.tunnel.gateways[0].endpoint =
+            policy::Endpoint::Name { host: "vpn.invalid".to_owned(), port: 51820 };
+        let snapshot = new.snapshot.clone();
+        let captured = std::net::SocketAddr::from(([203, 0, 113, 9], 51820));
+        let silent = || Err(Failure::system("no answer").into());
+        for (found, known, chosen) in [
+            (Ok(vec![at(3), at(2)]), Some(at(2)), Some(at(2))),
+            (Ok(vec![at(3), at(4)]), Some(at(2)), Some(at(3))),
+            (Ok(vec![captured, at(4)]), None, Some(at(4))),
+            (Ok(vec![captured]), Some(at(2)), Some(at(2))),
+            (silent(), Some(at(2)), Some(at(2))),
+            (silent(), Some(captured), None),
+            (silent(), None, None),
+            (Ok(vec![captured]), None, None),
+        ] {
+            new.found = vec![found];
+            assert_eq!(new.choose_endpoints(&[known], &snapshot).is_ok(), chosen.is_some());
+            assert_eq!(new.endpoints, [chosen]);
+        }
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
 
     let addresses = known_addresses(&state, &loaded)?;
     let snapshot = Arc::new(loaded.snapshot.with_learned(&addresses.learned()));
-    loaded.doubt_names(&snapshot)?;
+    loaded.choose_endpoints(&[], &snapshot)?;
 
     raise_file_limit();
     let tun = open_tun(loaded.config.interface.name.as_deref())?;
@@ -138,8 +138,7 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
 fn lookups_of_unknown(loaded: &Loaded) -> Lookups {
     let mut lookups = Lookups::new(&loaded.config.tunnel.gateways);
     let now = tokio::time::Instant::now();
-    let unknown = loaded.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.is_none());
-    unknown.for_each(|(gateway, _)| lookups.want_later(gateway, now));
+    loaded.not_found().for_each(|gateway| lookups.want_later(gateway, now));
     lookups
 }
 
