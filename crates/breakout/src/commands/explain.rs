@@ -166,7 +166,7 @@ impl Explain {
         let mut gateways = walked.config.tunnel.gateways.iter();
         if gateways.any(|gateway| gateway.endpoint.host().as_ref() == Some(&asked)) {
             let found = format!(
-                "{name} is a gateway's own name: it is resolved as ever, whatever domain it is under"
+                "{name} is a gateway's own name: it is resolved as ever, and no domain may hold it"
             );
             let decided = Step { decided: true, ..step("name", found) };
             return Ok(walked.explained("direct", "none", self.dscp.to_string(), vec![decided]));
