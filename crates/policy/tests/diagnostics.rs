@@ -177,7 +177,11 @@ fn mistakes_in_gateways() {
     for case in &cases {
         match parse_several(case.line, case.text) {
             Ok(_) => panic!("`{}` was accepted", case.text),
-            Err(error) => assert_found(case, error.findings()),
+            Err(error) => {
+                assert_found(case, error.findings());
+                let is_alone = |finding: &Finding| finding.to_string().contains("one gateway");
+                assert!(!error.findings().iter().any(is_alone), "`{}`: there are two", case.text);
+            }
         }
     }
 }

@@ -60,6 +60,11 @@ impl<'t> Section<'t> {
         }
     }
 
+    /// Of a list's entries, right or wrong; 0 for what is no list.
+    pub(super) fn count(&self, key: &str) -> usize {
+        self.table.get(key).and_then(|value| value.get_ref().as_array()).map_or(0, |array| array.len())
+    }
+
     pub(super) fn string(&self, key: &str, findings: &mut Findings) -> Option<Spanned<&'t str>> {
         let value = self.table.get(key)?;
         string(key, value, findings)

@@ -49,7 +49,7 @@ pub(super) fn read(root: &Section<'_>, findings: &mut Findings) -> Option<ReadTu
     let private_key_file =
         private_key_file.and_then(|file| gateways::file_name("private_key_file", &file, findings));
     let gateways = gateways::read(root, &section, findings);
-    let prefer = read_prefer(&section, gateways.len(), findings);
+    let prefer = read_prefer(&section, root.count("gateways") > 1, findings);
     let keepalive = section.integer("keepalive", 0, findings).map(Spanned::into_inner);
     let dns = dns::read(&section, findings);
 
@@ -65,9 +65,9 @@ pub(super) fn read(root: &Section<'_>, findings: &mut Findings) -> Option<ReadTu
     Some(ReadTunnel { tunnel, places, dns })
 }
 
-fn read_prefer(section: &Section<'_>, gateways: usize, findings: &mut Findings) -> Prefer {
+fn read_prefer(section: &Section<'_>, has_several: bool, findings: &mut Findings) -> Prefer {
     let Some(word) = section.string("prefer", findings) else { return Prefer::default() };
-    if gateways == 1 {
+    if !has_several {
         let help = "leave it out, or write more [[gateways]]";
         findings.warn(word.span(), "`prefer` has no effect with one gateway", help);
     }
