@@ -126,8 +126,9 @@ fn heed(running: &mut Running, finding: Finding) -> Result<(), PumpError> {
         Finding::Open => {
             if portal.url.take().is_some() {
                 tracing::info!("the captive portal is out of the way");
-                // The tunnel tries at once.
+                // The tunnel tries at once, and names may have an answer now.
                 running.pump.set_underlay(running.machine.underlay())?;
+                running.lookups.want_names(Instant::now());
             }
         }
         Finding::Unclear(why) => {
