@@ -13,6 +13,7 @@ mod portal;
 mod reload;
 mod reloads;
 mod report;
+mod standing;
 mod start;
 mod wait;
 

@@ -9,13 +9,20 @@ use control::{
 use dataplane::rtp::RtpReport;
 use dataplane::{FlowReport, GatewayLeg, PumpError, TunnelReport};
 use packet::protocol;
-use policy::{Path, Prefer};
+use policy::Path;
 
-use super::{gateways::told, start::Running};
+use super::{
+    gateways::told,
+    standing::{Standing, why},
+    start::Running,
+};
 
 pub fn status(running: &Running) -> Result<Status, PumpError> {
     let tunnels = running.pump.tunnels()?;
     let underlay = running.machine.underlay();
+    let leg = |at: usize| underlay.gateways.get(at).copied().unwrap_or_default();
+    let standings: Vec<Standing> =
+        tunnels.iter().enumerate().map(|(at, tunnel)| standing(running, at, tunnel, leg(at))).collect();
     let is_up = tunnels.iter().any(|tunnel| tunnel.state == "up");
     let portal = running.portal.url().filter(|_| !is_up).map(str::to_owned);
     let counters = running.pump.counters();
@@ -35,9 +42,7 @@ pub fn status(running: &Running) -> Result<Status, PumpError> {
             gateways: tunnels
                 .into_iter()
                 .enumerate()
-                .map(|(at, tunnel)| {
-                    gateway(running, at, tunnel, underlay.gateways.get(at).copied().unwrap_or_default())
-                })
+                .map(|(at, tunnel)| gateway(running, at, tunnel, leg(at), &standings))
                 .collect(),
             failover: running.failover.as_ref().map(|(when, failover)| Failover {
                 from: running.gateway_name(failover.from),
@@ -87,31 +92,48 @@ pub fn flows(running: &Running) -> Result<Flows, PumpError> {
     Ok(Flows { flows: flows.into_iter().map(|report| flow(running, report)).collect(), omitted })
 }
 
-fn gateway(running: &Running, at: usize, tunnel: TunnelReport, leg: GatewayLeg) -> Gateway {
-    let config = &running.loaded.config.tunnel;
-    let is_known = running.loaded.endpoints.get(at).is_some_and(Option::is_some);
-    let why = match (tunnel.is_used, config.prefer) {
-        (true, _) if config.gateways.len() == 1 => "it is the only one",
-        (true, Prefer::Order) if at == 0 => "it is the first in order",
-        (true, Prefer::Order) => "those before it have not answered",
-        (true, Prefer::RoundTrip) => "its round trip was the shortest when it was chosen",
-        (false, _) if !is_known => "its name has no address yet",
-        (false, _) if !leg.reachable => "there is no route to it",
-        (false, _) if tunnel.state == "down" => "it does not answer",
-        (false, _) if tunnel.flows > 0 => "it keeps the flows that it had",
-        (false, _) => "it is in reserve",
+fn standing(running: &Running, at: usize, tunnel: &TunnelReport, leg: GatewayLeg) -> Standing {
+    let hindrance = if !is_known(running, at) {
+        Some("its name has no address yet")
+    } else if !leg.reachable {
+        Some("there is no route to it")
+    } else if tunnel.state == "down" {
+        Some("it does not answer")
+    } else {
+        None
     };
+    Standing {
+        name: running.gateway_name(at),
+        is_used: tunnel.is_used,
+        hindrance,
+        has_flows: tunnel.flows > 0,
+        is_measured: tunnel.round_trip.is_some(),
+    }
+}
+
+fn is_known(running: &Running, at: usize) -> bool {
+    running.loaded.endpoints.get(at).is_some_and(Option::is_some)
+}
+
+fn gateway(
+    running: &Running,
+    at: usize,
+    tunnel: TunnelReport,
+    leg: GatewayLeg,
+    standings: &[Standing],
+) -> Gateway {
+    let config = &running.loaded.config.tunnel;
     Gateway {
         name: running.gateway_name(at),
         public_key: config
             .gateways
             .get(at)
             .map_or_else(String::new, |gateway| tunnel::PublicKey(gateway.public_key.0).to_string()),
-        endpoint: Some(tunnel.endpoint).filter(|_| is_known),
+        endpoint: Some(tunnel.endpoint).filter(|_| is_known(running, at)),
         reachable: leg.reachable,
         state: tunnel.state.to_owned(),
         used: tunnel.is_used,
-        why: why.to_owned(),
+        why: why(config.prefer, standings, at),
         flows: tunnel.flows,
         round_trip_ms: tunnel.round_trip.map(milliseconds),
         last_handshake_seconds: tunnel.last_handshake.map(seconds),
