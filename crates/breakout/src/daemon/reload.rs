@@ -97,6 +97,9 @@ pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> 
     running.lookups.set_gateways(&new.config.tunnel.gateways);
     let now = tokio::time::Instant::now();
     new.not_found().for_each(|gateway| running.lookups.want_later(gateway, now));
+    if running.loaded.config.network.portal_check != new.config.network.portal_check {
+        running.portal.network_changed();
+    }
     lead(running, &snapshot);
     (running.loaded, running.snapshot) = (new, snapshot);
     names::keep(running, addresses);
@@ -246,6 +249,23 @@ fn changes(old: &Loaded, new: &Loaded) -> Vec<String> {
             Some(_) => {}
         }
     }
+    let (was, is) = (&old.config.tunnel.gateways, &new.config.tunnel.gateways);
+    for (at, (was, is)) in was.iter().zip(is).enumerate() {
+        if was.name != is.name && (was.endpoint == is.endpoint || was.name != was.endpoint.to_string()) {
+            changes.push(format!("the gateway {} is called {} now", was.name, is.name));
+        }
+        if was.endpoint != is.endpoint && old.endpoints.get(at) == new.endpoints.get(at) {
+            changes.push(format!(
+                "{} is looked for at {} now",
+                called(&new.config.tunnel.gateways, at),
+                is.endpoint
+            ));
+        }
+    }
+    if old.config.network.portal_check != new.config.network.portal_check {
+        let looked = if new.config.network.portal_check.is_some() { "elsewhere now" } else { "no more" };
+        changes.push(format!("captive portals are looked for {looked}"));
+    }
     if old.config.routes != new.config.routes {
         let state = if new.config.routes.kill_switch { "on" } else { "off" };
         changes.push(format!("the kill switch is {state} now"));
@@ -350,6 +370,7 @@ cidrs = ["203.0.113.0/24"]
             ),
             ("[sets", "[policy]\nunmatched = \"tunnel\"\n[sets", "policy.unmatched has changed"),
             ("198.18.0.2:51820", "198.18.0.3:51820", "the gateway is at 198.18.0.3:51820 now"),
+            ("[sets", "[network]\nportal_check = \"\"\n[sets", "captive portals are looked for no more"),
             ("[sets", "[routes]\nkill_switch = true\n[sets", "the kill switch is on now"),
             ("[sets", "[control]\ngroup = \"root\"\n[sets", "the control group has changed"),
         ] {
@@ -382,6 +403,12 @@ cidrs = ["203.0.113.0/24"]
         let moved = loaded(&SEVERAL.replace("198.18.1.2", "198.18.1.3"), KEY);
         assert!(needs_restart(&old, &moved).is_empty());
         assert_eq!(changes(&old, &moved), ["the gateway paris is at 198.18.1.3:51820 now"]);
+        let renamed = loaded(&SEVERAL.replace("paris", "lyon"), KEY);
+        assert_eq!(changes(&old, &renamed), ["the gateway paris is called lyon now"]);
+        let mut by_name = loaded(SEVERAL, KEY);
+        by_name.config.tunnel.gateways[1].endpoint =
+            policy::Endpoint::Name { host: "vpn.example".to_owned(), port: 51820 };
+        assert_eq!(changes(&old, &by_name), ["the gateway paris is looked for at vpn.example:51820 now"]);
         assert_eq!(
             needs_restart(&old, &loaded(CONFIG, KEY))[0],
             "the gateways' number, order or public keys"
