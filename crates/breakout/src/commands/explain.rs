@@ -165,9 +165,8 @@ impl Explain {
         let asked = name.trim_end_matches('.').to_ascii_lowercase();
         let mut gateways = walked.config.tunnel.gateways.iter();
         if gateways.any(|gateway| gateway.endpoint.host().as_ref() == Some(&asked)) {
-            let found = format!(
-                "{name} is a gateway's own name: it is resolved as ever, and no domain may hold it"
-            );
+            let found =
+                format!("{name} is a gateway's own name: it is resolved as ever, and no domain may hold it");
             let decided = Step { decided: true, ..step("name", found) };
             return Ok(walked.explained("direct", "none", self.dscp.to_string(), vec![decided]));
         }
