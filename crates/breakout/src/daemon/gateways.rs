@@ -88,7 +88,9 @@ pub fn heard(running: &mut Running, event: GatewayEvent) {
 fn went_down(running: &mut Running, gateway: usize) {
     let now = tokio::time::Instant::now();
     let tunnels = running.pump.tunnels().unwrap_or_default();
-    let heard = tunnels.get(gateway).and_then(|tunnel| tunnel.last_handshake);
+    let heard = tunnels
+        .get(gateway)
+        .and_then(|tunnel| [tunnel.last_handshake, tunnel.last_received].into_iter().flatten().min());
     running.lookups.want_silent(gateway, heard.and_then(|ago| now.checked_sub(ago)), now);
     running.portal.gateway_down();
 }
