@@ -21,7 +21,7 @@ pub struct Loaded {
     pub keys: Keys,
     /// All addresses of each gateway, in the configuration's order, the best first. After [`Loaded::choose_endpoints`] those that it can have.
     pub found: Vec<Result<Vec<SocketAddr>, Failure>>,
-    /// Of each gateway; `None`: its name has no address yet. At least one is known after [`Loaded::choose_endpoints`].
+    /// Of each gateway; `None`: its name has no address yet.
     pub endpoints: Vec<Option<SocketAddr>>,
     pub access: Access,
     pub warnings: Vec<String>,
@@ -57,13 +57,9 @@ pub async fn load(path: &Path) -> Result<Loaded, Failure> {
 
 impl Loaded {
     /// Decides where each gateway is: where it is `known` to be, while its name still has that address or none; else where it was found. Takes
-    /// no name to lead where `policy`, with what was learned, has signaling. An error if no gateway has an address then.
-    pub fn choose_endpoints(
-        &mut self,
-        known: &[Option<SocketAddr>],
-        policy: &Snapshot,
-    ) -> Result<(), Failure> {
-        let mut failures = Vec::new();
+    /// no name to lead where `policy`, with what was learned, has signaling. A name without an address keeps nothing from going on: what is
+    /// not up does not keep signaling closed, and a network may have no answers yet.
+    pub fn choose_endpoints(&mut self, known: &[Option<SocketAddr>], policy: &Snapshot) {
         let known = known.iter().copied().chain(iter::repeat(None));
         let each = self.config.tunnel.gateways.iter().zip(&mut self.found).zip(&mut self.endpoints);
         for (((gateway, found), endpoint), known) in each.zip(known) {
@@ -76,17 +72,10 @@ impl Loaded {
                 }
                 Err(failure) => {
                     *endpoint = known;
-                    failures.push(failure);
+                    tracing::warn!("{}; it is tried again", failure.plain());
                 }
             }
         }
-        if self.endpoints.iter().all(Option::is_none)
-            && let Some(failure) = failures.pop()
-        {
-            return Err(failure);
-        }
-        failures.iter().for_each(|failure| tracing::warn!("{}; it is tried again", failure.plain()));
-        Ok(())
     }
 
     /// Gateways without an address that was found now.

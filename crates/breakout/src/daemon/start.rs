@@ -83,7 +83,7 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
 
     let addresses = known_addresses(&state, &loaded)?;
     let snapshot = Arc::new(loaded.snapshot.with_learned(&addresses.learned()));
-    loaded.choose_endpoints(&[], &snapshot)?;
+    loaded.choose_endpoints(&[], &snapshot);
 
     raise_file_limit();
     let tun = open_tun(loaded.config.interface.name.as_deref())?;

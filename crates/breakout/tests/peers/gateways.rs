@@ -113,6 +113,27 @@ fn a_name_without_an_answer_keeps_nobody_from_starting_and_is_asked_for_again() 
     });
 }
 
+/// At boot there may be no network yet, or one that has no answers before a login.
+#[test]
+fn without_any_answer_signaling_is_closed_until_there_is_one() {
+    let _turn = shared();
+    let Some(mut both) = Both::build() else { return };
+    let (wire, reached) = both.scene.on_wire(|| both.scene.reaches_signaling());
+    reached.unwrap();
+    assert_shown(&wire, TCP);
+
+    both.know("unrelated.example", GATEWAY);
+    both.write_config("order", &[("near", "near.invalid".to_owned(), both.scene.keys.clone())]);
+    both.up();
+    let (wire, reached) = both.scene.on_wire(|| both.scene.reaches_signaling());
+    reached.unwrap_err();
+    assert_eq!((wire.lost, wire.records.iter().filter(|record| is_signaling(record)).count()), (0, 0));
+    assert_eq!(both.scene.gateway().endpoint, None);
+
+    both.know("near.invalid", GATEWAY);
+    eventually(FOUND, || both.scene.reaches_signaling());
+}
+
 /// Two gateways, a near one that is the lab's own and one that is further away.
 struct Both {
     // In the order in which they are to end.

@@ -102,7 +102,8 @@ fn look(running: &mut Running) -> Result<(), PumpError> {
     }
     portal.due = Some(now + PAUSE);
     let underlay = running.machine.underlay();
-    let has_route = underlay.gateways.iter().any(|leg| leg.reachable);
+    // Where names have no answers before a login, no gateway has an address.
+    let has_route = underlay.v4.is_some() || underlay.v6.is_some();
     if has_route && portal.asking.is_none() {
         portal.is_new = false;
         portal.asked = Some(now);
