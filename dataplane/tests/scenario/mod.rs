@@ -276,12 +276,14 @@ impl Scenario {
                 assert_eq!(tuple.source.ip(), TUN, "only our address goes into the tunnel");
                 assert!(before.is_none_or(|flow| !flow.bypass), "a live voice flow moved into the tunnel");
                 self.tunnelled.insert(tuple);
-                let same = |through| match through {
-                    Through::Gateway { gateway: before, has_heard } => before == gateway && has_heard,
-                    _ => false,
+                let through = match self.pinned.get(&tuple).map(|flow| flow.through) {
+                    // What it has heard is not known either.
+                    Some(Through::Unknown) => Through::Unknown,
+                    Some(Through::Gateway { gateway: before, has_heard }) => {
+                        Through::Gateway { gateway, has_heard: before == gateway && has_heard }
+                    }
+                    Some(Through::Cut) | None => Through::Gateway { gateway, has_heard: false },
                 };
-                let has_heard = self.pinned.get(&tuple).is_some_and(|flow| same(flow.through));
-                let through = Through::Gateway { gateway, has_heard };
                 let pinned = Pinned { external: None, bypass: false, last_out: self.now, through };
                 self.pinned.insert(tuple, pinned);
             }
