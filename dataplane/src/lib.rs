@@ -3,6 +3,7 @@
 mod buffers;
 mod clock;
 mod counters;
+mod direction;
 pub mod engine;
 pub mod fast_path;
 mod fit;
@@ -25,6 +26,7 @@ mod wire;
 pub(crate) const BATCH: usize = 64;
 
 pub use counters::{Counters, DropReason, PathCount};
+pub use direction::Direction;
 pub use io::tun::Tun;
 pub use path_mtu::tunnel_mtu;
 pub use pump::{

@@ -6,7 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
-use dataplane::fast_path::{Direction, Link};
+use dataplane::Direction;
+use dataplane::fast_path::Link;
 use libfuzzer_sys::fuzz_target;
 use packet::{Checksum, Dscp};
 use policy::Mark;

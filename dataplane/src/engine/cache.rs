@@ -7,6 +7,7 @@ use policy::{Mark, Path, Snapshot};
 
 use super::flow::Flow;
 use super::{Engine, FlowId, MappingId};
+use crate::Direction;
 use crate::rtp::RtpStream;
 
 /// After the fast path did not take a flow, unless routes change before.
@@ -57,6 +58,8 @@ pub struct Moved {
 #[derive(Clone, Copy, Default)]
 pub(super) struct CacheState {
     pub(super) cached: bool,
+    /// Whether it is the one that measures a direction.
+    pub(super) measures: [bool; 2],
     noted_sent: bool,
     noted_received: bool,
     refused: Option<Instant>,
@@ -111,7 +114,7 @@ impl Engine {
         let flow = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id))?;
         let refused = flow.cache.is_refused(self.routes_since, now);
         let (mapping, mark, life) = (flow.mapping, flow.mark, flow.life());
-        let (begun, rtp) = (flow.begun, [flow.out_rtp, flow.in_rtp]);
+        let (begun, rtp) = (flow.begun, flow.rtp);
         if flow.path != Path::Bypass || refused {
             return None;
         }
@@ -124,10 +127,26 @@ impl Engine {
         Some(Cacheable { tuple: *tuple, external, mapping, mark, life, begun, rtp })
     }
 
-    /// Whether a cache has the flow from now on. One that does measures all of its packets.
+    /// Whether a cache has the flow from now on. What comes here on its way to one that does is measured here until
+    /// [`Engine::measured_by_cache`].
     pub fn set_cached(&mut self, tuple: &FiveTuple, cached: bool) {
         if let Some(flow) = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id)) {
             flow.cache.cached = cached;
+            // Answers on the identity mapping never come here.
+            flow.cache.measures = [false, cached && flow.mapping.is_none()];
+        }
+    }
+
+    /// What was measured of one direction of a flow that a cache has; `None` if the cache measures it. Arrivals count from the flow's begin.
+    pub fn measured(&mut self, tuple: &FiveTuple, direction: Direction) -> Option<RtpStream> {
+        let flow = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id))?;
+        (!direction.of(&flow.cache.measures)).then_some(*direction.of(&flow.rtp))
+    }
+
+    /// The cache has taken over what [`Engine::measured`] told, and measures all packets of this direction from there on.
+    pub fn measured_by_cache(&mut self, tuple: &FiveTuple, direction: Direction) {
+        if let Some(flow) = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id)) {
+            *direction.of_mut(&mut flow.cache.measures) = flow.cache.cached;
         }
     }
 

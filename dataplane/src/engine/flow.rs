@@ -7,8 +7,8 @@ use policy::{Facts, Mark, Path, RuleId, Snapshot, Verdict};
 
 use super::cache::{CacheState, Moved};
 use super::mapping::{MAPPING_LIFE, MappingId};
-use crate::FlowReport;
 use crate::rtp::{HEAD, RtpStream};
+use crate::{Direction, FlowReport};
 
 /// RFC 5382 REQ-5: an established connection is kept for 2 h 4 min, any other state for 4 min.
 const TCP_ESTABLISHED: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
@@ -42,9 +42,8 @@ pub(super) struct Flow {
     pub(super) begun: Instant,
     last_out: Instant,
     last_in: Option<Instant>,
-    /// The cache's while it has the flow.
-    pub(super) out_rtp: RtpStream,
-    pub(super) in_rtp: RtpStream,
+    /// Outbound and inbound; the cache's while it measures them.
+    pub(super) rtp: [RtpStream; 2],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -83,8 +82,7 @@ impl Flow {
             begun: now,
             last_out: now,
             last_in: None,
-            out_rtp: RtpStream::default(),
-            in_rtp: RtpStream::default(),
+            rtp: [RtpStream::default(); 2],
         }
     }
 
@@ -147,29 +145,43 @@ impl Flow {
         self.in_packets += received.packets;
         self.in_bytes += received.bytes;
         self.last_in = self.last_in.max(received.last);
-        (self.out_rtp, self.in_rtp) = (sent.rtp, received.rtp);
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            if *direction.of(&self.cache.measures) {
+                *direction.of_mut(&mut self.rtp) = direction.of(&[sent, received]).rtp;
+            }
+        }
     }
 
     /// Looks at what was sent for RTP. The payload is several datagrams of `segment` bytes, the last one maybe smaller, or one.
     pub(super) fn measure_out(&mut self, payload: &[u8], segment: Option<u16>, tos: Tos, now: Instant) {
-        if self.cache.cached {
-            return;
-        }
-        let arrival = self.nanoseconds(now);
         match segment {
-            None => look_at(&mut self.out_rtp, payload, arrival, tos),
-            Some(size) => payload
-                .chunks(usize::from(size).max(1))
-                .for_each(|datagram| look_at(&mut self.out_rtp, datagram, arrival, tos)),
+            None => self.measure(Direction::Outbound, [payload], tos, now),
+            Some(size) => {
+                let datagrams = payload.chunks(usize::from(size).max(1));
+                self.measure(Direction::Outbound, datagrams, tos, now);
+            }
         }
     }
 
     pub(super) fn measure_in(&mut self, payload: &[u8], tos: Tos, now: Instant) {
-        if self.cache.cached {
+        self.measure(Direction::Inbound, [payload], tos, now);
+    }
+
+    fn measure<'a>(
+        &mut self,
+        direction: Direction,
+        datagrams: impl IntoIterator<Item = &'a [u8]>,
+        tos: Tos,
+        now: Instant,
+    ) {
+        if *direction.of(&self.cache.measures) {
             return;
         }
         let arrival = self.nanoseconds(now);
-        look_at(&mut self.in_rtp, payload, arrival, tos);
+        let stream = direction.of_mut(&mut self.rtp);
+        for datagram in datagrams {
+            stream.seen(datagram.get(..HEAD).unwrap_or(datagram), datagram.len(), arrival, tos.0);
+        }
     }
 
     fn nanoseconds(&self, now: Instant) -> u64 {
@@ -203,8 +215,8 @@ impl Flow {
             in_bytes: self.in_bytes,
             in_kernel: self.cache.cached,
             idle: self.idle(now),
-            out_rtp: self.out_rtp.report(),
-            in_rtp: self.in_rtp.report(),
+            out_rtp: Direction::Outbound.of(&self.rtp).report(),
+            in_rtp: Direction::Inbound.of(&self.rtp).report(),
         }
     }
 
@@ -235,8 +247,4 @@ impl Flow {
             self.tcp = TcpState::Established;
         }
     }
-}
-
-fn look_at(stream: &mut RtpStream, datagram: &[u8], arrival: u64, tos: Tos) {
-    stream.seen(datagram.get(..HEAD).unwrap_or(datagram), datagram.len(), arrival, tos.0);
 }

@@ -33,6 +33,7 @@ use aya::{Ebpf, EbpfLoader};
 use packet::{Dscp, Tos};
 use policy::Mark;
 
+use crate::Direction;
 use crate::clock::since_boot;
 use crate::rtp::RtpStream;
 use entries::{Entries, NEVER};
@@ -69,12 +70,6 @@ pub struct FastPath {
 pub struct EntryId {
     slot: u32,
     generation: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    Outbound,
-    Inbound,
 }
 
 /// A bypass flow that the pump has judged. All endpoints are of one family.
@@ -206,17 +201,27 @@ impl FastPath {
 
     /// Gives a direction to the kernel, if every packet that it handed up is through: the queue in which the pump finds them (outbound: the
     /// TUN's; inbound: the mapping's socket) was found empty, and what had been in it was passed on, all after `since` (time since boot).
+    /// `measured` is what the pump made of all packets that passed it, if it measured them: the program goes on from there.
     /// `false`: the direction was not quiet for [`QUIET`] before `since`; to be tried again. Also of an entry that is gone.
-    pub fn settle(&self, id: EntryId, direction: Direction, since: Duration) -> bool {
+    pub fn settle(
+        &self,
+        id: EntryId,
+        direction: Direction,
+        since: Duration,
+        measured: Option<RtpStream>,
+    ) -> bool {
         let Some(entry) = self.entry(id) else { return false };
-        let (counts, finished) = direction.of(&entry.counts, &entry.finished);
+        let counts = direction.of(&entry.counts);
         // The program writes the time before the count: a packet that this count includes is no younger than this time.
         let handed_up = counts.handed_up.load(Ordering::Acquire);
         let last = Duration::from_nanos(counts.last_handed_up.load(Ordering::Acquire));
         if last + QUIET > since {
             return false;
         }
-        finished.store(handed_up, Ordering::SeqCst);
+        if let Some(stream) = measured {
+            direction.of(&entry.rtp).store(stream);
+        }
+        direction.of(&entry.finished).store(handed_up, Ordering::SeqCst);
         // Had one been handed up meanwhile, it would wait for somebody to look again.
         counts.handed_up.load(Ordering::SeqCst) == handed_up
     }
@@ -224,7 +229,7 @@ impl FastPath {
     /// Takes a direction back from the kernel: the next packet is the pump's. Outbound first.
     pub fn suspend(&self, id: EntryId, direction: Direction) {
         let Some(entry) = self.entry(id) else { return };
-        direction.of(&entry.counts, &entry.finished).1.store(NEVER, Ordering::SeqCst);
+        direction.of(&entry.finished).store(NEVER, Ordering::SeqCst);
     }
 
     /// Ends an entry; returns what it counted. No packet that arrives later is moved by it.
@@ -250,16 +255,15 @@ impl FastPath {
     pub fn statistics(&self, id: EntryId) -> Option<Statistics> {
         let entry = self.entry(id)?;
         let counts = |direction: Direction| {
-            let (counts, finished) = direction.of(&entry.counts, &entry.finished);
+            let counts = direction.of(&entry.counts);
             let handed_up = counts.handed_up.load(Ordering::Relaxed);
-            let (rtp, _) = direction.of(&entry.rtp, &entry.finished);
             Counts {
                 packets: counts.packets.load(Ordering::Relaxed),
                 bytes: counts.bytes.load(Ordering::Relaxed),
                 last_seen: Duration::from_nanos(counts.last_seen.load(Ordering::Relaxed)),
                 handed_up,
-                live: finished.load(Ordering::Relaxed) == handed_up,
-                rtp: rtp.load(),
+                live: direction.of(&entry.finished).load(Ordering::Relaxed) == handed_up,
+                rtp: direction.of(&entry.rtp).load(),
             }
         };
         Some(Statistics { outbound: counts(Direction::Outbound), inbound: counts(Direction::Inbound) })
@@ -307,20 +311,6 @@ impl FastPath {
             priority: marking.priority,
             reserved: [0; 9],
         })
-    }
-}
-
-impl Direction {
-    /// Its half of a pair of things.
-    fn of<'a, A, B>(
-        self,
-        [out, back]: &'a [A; 2],
-        [finished_out, finished_back]: &'a [B; 2],
-    ) -> (&'a A, &'a B) {
-        match self {
-            Self::Outbound => (out, finished_out),
-            Self::Inbound => (back, finished_back),
-        }
     }
 }
 

@@ -1,15 +1,15 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use packet::{Dscp, FiveTuple, Tos};
 
 use super::looks::Looks;
 use crate::clock::Clock;
 use crate::engine::{Cacheable, Engine, MappingId, Moved, Note};
-use crate::fast_path::{self, Counts, Direction, EntryId, FastPath, Link, Statistics, Unavailable};
+use crate::fast_path::{self, Counts, EntryId, FastPath, Link, Statistics, Unavailable};
 use crate::io::route::Routes;
-use crate::{Feature, Underlay};
+use crate::{Direction, Feature, Underlay};
 
 /// Addresses that are nobody's (RFC 5737, RFC 3849): their route is the default route.
 const ANYWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -150,7 +150,10 @@ impl FastTier {
             let halted =
                 [(Direction::Outbound, statistics.outbound), (Direction::Inbound, statistics.inbound)];
             for (direction, counts) in halted {
-                if !counts.live && !entry.leaving && !std::mem::replace(entry.unsettled(direction), true) {
+                if !counts.live
+                    && !entry.leaving
+                    && !std::mem::replace(direction.of_mut(&mut entry.unsettled), true)
+                {
                     self.unsettled.push(Unsettled { tuple: *tuple, entry: entry.id, direction });
                     self.looks.soon(now);
                 }
@@ -177,7 +180,12 @@ impl FastTier {
 
     /// Gives to the kernel what has no packet in the pump. To be called when, after [`FastTier::look`], the TUN's queue was found empty and
     /// what had been in it is sent; `socket_empty` says the same of a mapping's socket.
-    pub(super) fn settle(&mut self, socket_empty: impl Fn(MappingId) -> bool, now: Instant) {
+    pub(super) fn settle(
+        &mut self,
+        engine: &mut Engine,
+        socket_empty: impl Fn(MappingId) -> bool,
+        now: Instant,
+    ) {
         let Some(since) = self.looks.since() else { return };
         let before = self.unsettled.len();
         let since = self.clock.since_boot(since);
@@ -189,8 +197,8 @@ impl FastTier {
                 Direction::Outbound => true,
                 Direction::Inbound => entry.mapping.is_none_or(&socket_empty),
             };
-            let gone = entry.leaving || empty && kernel.settle(entry.id, waiting.direction, since);
-            *entry.unsettled(waiting.direction) = !gone;
+            let gone = entry.leaving || empty && settle(waiting, entry, kernel, engine, since);
+            *waiting.direction.of_mut(&mut entry.unsettled) = !gone;
             !gone
         });
         self.looks.end(self.unsettled.len() < before, !self.unsettled.is_empty(), now);
@@ -249,7 +257,7 @@ impl FastTier {
 
     fn unsettle(&mut self, tuple: FiveTuple, direction: Direction, now: Instant) {
         let Some(entry) = self.entries.get_mut(&tuple) else { return };
-        if !std::mem::replace(entry.unsettled(direction), true) {
+        if !std::mem::replace(direction.of_mut(&mut entry.unsettled), true) {
             self.unsettled.push(Unsettled { tuple, entry: entry.id, direction });
             self.looks.soon(now);
         }
@@ -271,23 +279,29 @@ impl FastTier {
     }
 }
 
-impl Entry {
-    /// Whether this direction is on the list of unsettled ones.
-    fn unsettled(&mut self, direction: Direction) -> &mut bool {
-        let [outbound, inbound] = &mut self.unsettled;
-        match direction {
-            Direction::Outbound => outbound,
-            Direction::Inbound => inbound,
-        }
-    }
-}
-
 fn key(mapping: MappingId) -> (u16, u16) {
     (mapping.slot, mapping.generation)
 }
 
 /// Its name in `status`.
 pub(super) const FEATURE: &str = "kernel-fast-path";
+
+/// What passed the pump until now, the pump has measured.
+fn settle(
+    waiting: &Unsettled,
+    entry: &Entry,
+    kernel: &FastPath,
+    engine: &mut Engine,
+    since: Duration,
+) -> bool {
+    let &Unsettled { tuple, direction, .. } = waiting;
+    let measured = engine.measured(&tuple, direction).map(|stream| stream.handed_over(entry.begun));
+    let is_settled = kernel.settle(entry.id, direction, since, measured);
+    if is_settled {
+        engine.measured_by_cache(&tuple, direction);
+    }
+    is_settled
+}
 
 fn tell(tuple: &FiveTuple, entry: &mut Entry, now: Statistics, engine: &mut Engine, clock: &Clock) {
     let told = std::mem::replace(&mut entry.told, now);

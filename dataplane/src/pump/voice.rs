@@ -164,7 +164,7 @@ impl Voice {
             }
             fast.follow(engine, now);
             if queue_empty {
-                fast.settle(|mapping| !self.bypass.may_have_more(mapping), now);
+                fast.settle(engine, |mapping| !self.bypass.may_have_more(mapping), now);
             }
         }
         if due {

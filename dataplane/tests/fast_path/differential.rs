@@ -4,7 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use dataplane::fast_path::{Direction, Link};
+use dataplane::Direction;
+use dataplane::fast_path::Link;
 use packet::{Checksum, Dscp};
 use policy::Mark;
 use proptest::prelude::*;

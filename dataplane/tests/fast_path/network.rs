@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use dataplane::fast_path::{Direction, EntryId, FastPath, Flow, Statistics};
+use dataplane::Direction;
+use dataplane::fast_path::{EntryId, FastPath, Flow, Statistics};
 use packet::Dscp;
 use policy::Mark;
 
@@ -131,7 +132,7 @@ impl Network {
 
     pub fn settle(&self, id: EntryId) {
         for direction in [Direction::Outbound, Direction::Inbound] {
-            assert!(self.fast_path.settle(id, direction, Duration::MAX));
+            assert!(self.fast_path.settle(id, direction, Duration::MAX, None));
         }
     }
 

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use dataplane::fast_path::{Direction, FastPath, Flow, Link};
+use dataplane::Direction;
+use dataplane::fast_path::{FastPath, Flow, Link};
 use packet::{Checksum, Dscp, Packet, PacketMut, protocol};
 use policy::Mark;
 use proptest::prelude::*;
@@ -84,7 +85,7 @@ impl Ways {
             rtp: Default::default(),
         };
         let id = self.fast_path.install(&flow).unwrap();
-        assert!(self.fast_path.settle(id, case.direction, Duration::MAX));
+        assert!(self.fast_path.settle(id, case.direction, Duration::MAX, None));
         let sent = record(case);
         let got = match case.direction {
             Direction::Outbound => {

@@ -7,7 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 use std::{io, mem};
 
-use dataplane::fast_path::{Counts, Direction, EntryId, FastPath, Flow, Link, OBJECT, Program};
+use dataplane::Direction;
+use dataplane::fast_path::{Counts, EntryId, FastPath, Flow, Link, OBJECT, Program};
 use dataplane::rtp::{HEAD, RtpStream};
 use packet::{Checksum, Packet, PacketMut, ParseError, Transport};
 use policy::Mark;
@@ -197,7 +198,7 @@ impl Programs {
         let id = self.fast_path.install(&flow).unwrap();
         for direction in [Direction::Outbound, Direction::Inbound] {
             if case.live || direction != case.direction {
-                assert!(self.fast_path.settle(id, direction, Duration::MAX));
+                assert!(self.fast_path.settle(id, direction, Duration::MAX, None));
             }
         }
         id

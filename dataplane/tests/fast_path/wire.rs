@@ -8,7 +8,8 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use dataplane::fast_path::{Counts, Direction, FastPath, Flow, InstallError, Unavailable};
+use dataplane::Direction;
+use dataplane::fast_path::{Counts, FastPath, Flow, InstallError, Unavailable};
 use dataplane::rtp::RtpStream;
 use packet::Checksum;
 use socket2::{Domain, Socket, Type};
@@ -125,7 +126,7 @@ fn rtp_is_measured_in_both_directions() {
             assert!(network.tun.waiting_udp().is_some());
         }
         for direction in [Direction::Outbound, Direction::Inbound] {
-            assert!(network.fast_path.settle(id, direction, Duration::MAX));
+            assert!(network.fast_path.settle(id, direction, Duration::MAX, None));
         }
         marked::set(&call.app, 0x28, 64);
         marked::set(&call.far, 0x88, 64);
@@ -192,8 +193,8 @@ fn a_direction_is_the_kernels_once_all_before_it_is_through() {
     sent(b"first");
     assert!(network.tun.waiting_udp().is_some_and(|packet| packet.ends_with(b"first")));
     assert_eq!(state(&network), (1, 0, false));
-    assert!(!network.fast_path.settle(id, Direction::Outbound, Duration::ZERO), "handed up just now");
-    assert!(network.fast_path.settle(id, Direction::Outbound, Duration::MAX));
+    assert!(!network.fast_path.settle(id, Direction::Outbound, Duration::ZERO, None), "handed up just now");
+    assert!(network.fast_path.settle(id, Direction::Outbound, Duration::MAX, None));
     sent(b"second");
     assert_eq!(marked::receive(&call.far).payload, b"second");
     assert_eq!(state(&network), (1, 1, true));
@@ -204,7 +205,7 @@ fn a_direction_is_the_kernels_once_all_before_it_is_through() {
     assert!(network.tun.waiting_udp().is_some_and(|packet| packet.ends_with(&large)));
     assert!(network.tun.waiting_udp().is_some_and(|packet| packet.ends_with(b"small behind large")));
     assert_eq!(state(&network), (3, 1, false));
-    assert!(network.fast_path.settle(id, Direction::Outbound, Duration::MAX));
+    assert!(network.fast_path.settle(id, Direction::Outbound, Duration::MAX, None));
     sent(&large[..272]);
     assert_eq!(marked::receive(&call.far).payload, large[..272], "just fits");
 }
@@ -232,7 +233,7 @@ fn a_flow_is_handed_back_by_its_outbound_side_first() {
     converse(&call);
     network.fast_path.remove(id).unwrap();
     assert_eq!(network.fast_path.statistics(id), None);
-    assert!(!network.fast_path.settle(id, Direction::Outbound, Duration::MAX), "it is gone");
+    assert!(!network.fast_path.settle(id, Direction::Outbound, Duration::MAX, None), "it is gone");
     call.app.send_to(b"unknown", call.remote).unwrap();
     assert!(network.tun.waiting_udp().is_some_and(|packet| packet.ends_with(b"unknown")));
     call.far.send_to(b"late", call.external).unwrap();

@@ -104,6 +104,29 @@ fn nothing_is_lost_or_overtaken_while_flows_change_hands() {
 }
 
 #[test]
+fn a_stream_that_begins_with_a_burst_is_counted_whole() {
+    let Some(machine) = machine_with_fast_path() else { return };
+    let call = Call::new(&machine, V4.tun, V4);
+    // While the kernel learns of the flow, most of the burst is on its way to the pump.
+    for number in 0..300 {
+        call.app.send_to(&rtp(number), call.remote).unwrap();
+    }
+    let external = marked::receive(&call.far).from;
+    for number in 0..300 {
+        call.far.send_to(&rtp(number), external).unwrap();
+    }
+    for number in 300..400 {
+        std::thread::sleep(SETTLED);
+        call.app.send_to(&rtp(number), call.remote).unwrap();
+        call.far.send_to(&rtp(number), external).unwrap();
+    }
+    let flow = flow(&machine, &call).unwrap();
+    assert!(flow.in_kernel);
+    let counted = [flow.out_rtp, flow.in_rtp].map(|rtp| rtp.map(|rtp| (rtp.packets, rtp.lost, rtp.strays)));
+    assert_eq!(counted, [Some((400, 0, 0)); 2]);
+}
+
+#[test]
 fn a_call_without_a_route_is_the_kernels_as_soon_as_there_is_one_again() {
     let Some(machine) = machine_with_fast_path() else { return };
     let (mut call, external) = Call::in_kernel(&machine);
@@ -222,6 +245,15 @@ fn ten_thousand_flows_and_more_than_the_kernel_takes() {
     let (_, on, why) = feature(&machine);
     assert!(on && why.contains("in use"), "{why}");
     call.there_and_back();
+}
+
+fn rtp(number: u16) -> [u8; 172] {
+    let mut packet = [0; 172];
+    packet[..2].copy_from_slice(&[0x80, 111]);
+    packet[2..4].copy_from_slice(&number.to_be_bytes());
+    packet[4..8].copy_from_slice(&(u32::from(number) * 960).to_be_bytes());
+    packet[11] = 1;
+    packet
 }
 
 /// Lets this thread keep its pace on a busy machine, where that is permitted.
