@@ -28,6 +28,11 @@ impl Clock {
         self.at(since_boot())
     }
 
+    /// A moment, and the time since boot at it.
+    pub(crate) fn origin(&self) -> (Instant, Duration) {
+        (self.origin, self.boot_at_origin)
+    }
+
     /// The same moment as this time since boot.
     pub(crate) fn at(&self, since_boot: Duration) -> Instant {
         self.origin + since_boot.saturating_sub(self.boot_at_origin)

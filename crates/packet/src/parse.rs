@@ -191,6 +191,8 @@ impl Ip {
     #[inline]
     fn parse_v4(bytes: &[u8]) -> Result<Self, ParseError> {
         let fixed = chunk::<20>("the IPv4 header", bytes)?;
+        let (_, addresses) = fixed.split_at(12);
+        let (source, destination) = addresses.split_at(4);
         let header_len = usize::from(fixed[0] & 15) * 4;
         let len = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
         if header_len < 20 {
@@ -214,8 +216,8 @@ impl Ip {
         };
         fragment.map_or(Ok(()), |fragment| fragment.check(len - header_len))?;
         Ok(Self {
-            source: Ipv4Addr::new(fixed[12], fixed[13], fixed[14], fixed[15]).into(),
-            destination: Ipv4Addr::new(fixed[16], fixed[17], fixed[18], fixed[19]).into(),
+            source: v4(source),
+            destination: v4(destination),
             protocol: fixed[9],
             tos: Tos(fixed[1]),
             ttl: fixed[8],
@@ -426,6 +428,11 @@ fn chunk<'a, const N: usize>(what: &'static str, bytes: &'a [u8]) -> Result<&'a 
 fn ports(bytes: &[u8; 4]) -> (u16, u16) {
     let [a, b, c, d] = *bytes;
     (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+}
+
+/// `octets` must be 4 long.
+fn v4(octets: &[u8]) -> IpAddr {
+    Ipv4Addr::from(octets.first_chunk().copied().unwrap_or([0; 4])).into()
 }
 
 /// `octets` must be 16 long.

@@ -36,9 +36,7 @@ pub struct Cacheable {
     pub mark: Mark,
     /// How long the flow lives without a packet that its application sends.
     pub life: Duration,
-    /// When it began: arrivals in `rtp` count from there.
-    pub begun: Instant,
-    /// What was measured so far, outbound and inbound.
+    /// What was measured so far, outbound and inbound; arrivals are since boot.
     pub rtp: [RtpStream; 2],
 }
 
@@ -50,7 +48,7 @@ pub struct Moved {
     pub bytes: u64,
     /// When it moved the last one.
     pub last: Option<Instant>,
-    /// What it knows of this direction by now; arrivals count from the flow's begin.
+    /// What it knows of this direction by now; arrivals are since boot.
     pub rtp: RtpStream,
 }
 
@@ -114,7 +112,7 @@ impl Engine {
         let flow = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id))?;
         let refused = flow.cache.is_refused(self.routes_since, now);
         let (mapping, mark, life) = (flow.mapping, flow.mark, flow.life());
-        let (begun, rtp) = (flow.begun, flow.rtp);
+        let rtp = flow.rtp;
         if flow.path != Path::Bypass || refused {
             return None;
         }
@@ -124,7 +122,7 @@ impl Engine {
             None if !self.underlay.has(tuple.source.ip()) => return None,
             None => tuple.source,
         };
-        Some(Cacheable { tuple: *tuple, external, mapping, mark, life, begun, rtp })
+        Some(Cacheable { tuple: *tuple, external, mapping, mark, life, rtp })
     }
 
     /// Whether a cache has the flow from now on. What comes here on its way to one that does is measured here until
@@ -137,7 +135,7 @@ impl Engine {
         }
     }
 
-    /// What was measured of one direction of a flow that a cache has; `None` if the cache measures it. Arrivals count from the flow's begin.
+    /// What was measured of one direction of a flow that a cache has; `None` if the cache measures it.
     pub fn measured(&mut self, tuple: &FiveTuple, direction: Direction) -> Option<RtpStream> {
         let flow = self.flows.find(tuple).and_then(|id| self.flows.get_mut(id))?;
         (!direction.of(&flow.cache.measures)).then_some(*direction.of(&flow.rtp))

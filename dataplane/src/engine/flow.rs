@@ -39,7 +39,6 @@ pub(super) struct Flow {
     out_bytes: u64,
     in_packets: u64,
     in_bytes: u64,
-    pub(super) begun: Instant,
     last_out: Instant,
     last_in: Option<Instant>,
     /// Outbound and inbound; the cache's while it measures them.
@@ -79,16 +78,19 @@ impl Flow {
             out_bytes: 0,
             in_packets: 0,
             in_bytes: 0,
-            begun: now,
             last_out: now,
             last_in: None,
             rtp: [RtpStream::default(); 2],
         }
     }
 
+    pub(super) fn is_judged_by(&self, snapshot: &Arc<Snapshot>) -> bool {
+        Arc::ptr_eq(&self.judged_by, snapshot)
+    }
+
     /// Judges it by this policy, if that has not been done. `true`: that has cut it.
     pub(super) fn judge_again(&mut self, snapshot: &Arc<Snapshot>) -> bool {
-        if Arc::ptr_eq(&self.judged_by, snapshot) {
+        if self.is_judged_by(snapshot) {
             return false;
         }
         self.judged_by = Arc::clone(snapshot);
@@ -153,18 +155,19 @@ impl Flow {
     }
 
     /// Looks at what was sent for RTP. The payload is several datagrams of `segment` bytes, the last one maybe smaller, or one.
-    pub(super) fn measure_out(&mut self, payload: &[u8], segment: Option<u16>, tos: Tos, now: Instant) {
+    /// `arrival` is as [`Arrivals`](super::arrival::Arrivals) has it.
+    pub(super) fn measure_out(&mut self, payload: &[u8], segment: Option<u16>, tos: Tos, arrival: u64) {
         match segment {
-            None => self.measure(Direction::Outbound, [payload], tos, now),
+            None => self.measure(Direction::Outbound, [payload], tos, arrival),
             Some(size) => {
                 let datagrams = payload.chunks(usize::from(size).max(1));
-                self.measure(Direction::Outbound, datagrams, tos, now);
+                self.measure(Direction::Outbound, datagrams, tos, arrival);
             }
         }
     }
 
-    pub(super) fn measure_in(&mut self, payload: &[u8], tos: Tos, now: Instant) {
-        self.measure(Direction::Inbound, [payload], tos, now);
+    pub(super) fn measure_in(&mut self, payload: &[u8], tos: Tos, arrival: u64) {
+        self.measure(Direction::Inbound, [payload], tos, arrival);
     }
 
     fn measure<'a>(
@@ -172,25 +175,19 @@ impl Flow {
         direction: Direction,
         datagrams: impl IntoIterator<Item = &'a [u8]>,
         tos: Tos,
-        now: Instant,
+        arrival: u64,
     ) {
         if *direction.of(&self.cache.measures) {
             return;
         }
-        let arrival = self.nanoseconds(now);
         let stream = direction.of_mut(&mut self.rtp);
         for datagram in datagrams {
             stream.seen(datagram.get(..HEAD).unwrap_or(datagram), datagram.len(), arrival, tos.0);
         }
     }
 
-    fn nanoseconds(&self, now: Instant) -> u64 {
-        let since = now.saturating_duration_since(self.begun);
-        since.as_secs().wrapping_mul(1_000_000_000).wrapping_add(since.subsec_nanos().into())
-    }
-
     pub(super) fn expired(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.refreshed()) >= self.life()
+        self.refreshed().checked_add(self.life()).is_some_and(|end| end <= now)
     }
 
     /// How long no packet went either way.

@@ -101,7 +101,7 @@ impl Mappings {
         })
     }
 
-    /// Whether its address is gone.
+    /// Whether it is gone, or its address.
     pub(super) fn is_stranded(&self, id: MappingId) -> bool {
         self.get(id).is_none_or(|mapping| mapping.vanished.is_some())
     }
@@ -129,19 +129,20 @@ impl Mappings {
         Some(id)
     }
 
-    pub(super) fn sent(&mut self, id: MappingId, remote: IpAddr, now: Instant) {
-        let Some(slot) = self.slots.get_mut(usize::from(id.slot)) else { return };
-        let Some(mapping) = slot.mapping.as_mut().filter(|_| slot.generation == id.generation) else {
-            return;
-        };
+    /// Something goes to `remote`; `false` if it cannot: it [is stranded](Mappings::is_stranded).
+    pub(super) fn sent(&mut self, id: MappingId, remote: IpAddr, now: Instant) -> bool {
+        let Some(slot) = self.slots.get_mut(usize::from(id.slot)) else { return false };
+        let mapping = slot.mapping.as_mut().filter(|_| slot.generation == id.generation);
+        let Some(mapping) = mapping.filter(|mapping| mapping.vanished.is_none()) else { return false };
         mapping.last_out = mapping.last_out.max(now);
         if mapping.talked_to(remote) {
-            return;
+            return true;
         }
         if mapping.remotes.len() == MAX_REMOTES {
             mapping.remotes.remove(0);
         }
         mapping.remotes.push(remote);
+        true
     }
 
     pub(super) fn follow_addresses(&mut self, underlay: &Underlay, now: Instant) {

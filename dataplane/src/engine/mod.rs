@@ -1,5 +1,6 @@
 //! Flows, NAT and actions, without I/O: packets and `now` in, actions out.
 
+mod arrival;
 mod cache;
 mod fail_over;
 mod flow;
@@ -11,12 +12,13 @@ mod table;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use packet::{FiveTuple, Headers, Packet, PacketMut, TcpFlags, Tos, Transport, build, protocol};
 use policy::{Facts, Path, Snapshot};
 
 use crate::{Counters, DropReason, FlowReport, Underlay};
+use arrival::Arrivals;
 pub use cache::{Cacheable, Moved, Note};
 use flow::Flow;
 use fragment::Fragments;
@@ -55,6 +57,7 @@ pub struct Engine {
     judged_parts: usize,
     cut: usize,
     counters: Arc<Counters>,
+    arrivals: Arrivals,
     noting: bool,
     /// When the ways out were last found to have changed.
     routes_since: Option<Instant>,
@@ -105,13 +108,14 @@ pub enum Refusal {
 }
 
 impl Engine {
-    /// `addresses` are the TUN's own.
+    /// `addresses` are the TUN's own; the last is a moment and the time since boot at it, by which arrivals are measured.
     pub fn new(
         snapshot: Arc<Snapshot>,
         addresses: Vec<IpAddr>,
         underlay: Underlay,
         limits: Limits,
         counters: Arc<Counters>,
+        (now, since_boot): (Instant, Duration),
     ) -> Self {
         Self {
             snapshot,
@@ -125,6 +129,7 @@ impl Engine {
             judged_parts: 0,
             cut: 0,
             counters,
+            arrivals: Arrivals::new(now, since_boot),
             noting: false,
             routes_since: None,
             notes: VecDeque::new(),
@@ -286,9 +291,12 @@ impl Engine {
     /// A flow, judged by the policy that is in force.
     fn find(&mut self, tuple: &FiveTuple) -> Option<FlowId> {
         let id = self.flows.find(tuple)?;
-        let (cut, note) = cache::judge_again(self.flows.get_mut(id)?, &self.snapshot);
-        self.cut += usize::from(cut);
-        self.flows.ended.extend(note);
+        let flow = self.flows.get_mut(id)?;
+        if !flow.is_judged_by(&self.snapshot) {
+            let (cut, note) = cache::judge_again(flow, &self.snapshot);
+            self.cut += usize::from(cut);
+            self.flows.ended.extend(note);
+        }
         Some(id)
     }
 
@@ -388,7 +396,7 @@ impl Engine {
         let Some(flow) = self.flows.get_mut(id) else { return Action::Drop };
         flow.sent(headers, now);
         let payload = packet.bytes().get(headers.payload_at.into()..headers.len as usize).unwrap_or_default();
-        flow.measure_out(payload, segment, headers.tos, now);
+        flow.measure_out(payload, segment, headers.tos, self.arrivals.at(now));
         let tos = flow.mark.apply(headers.tos);
         let destination = flow.tuple.destination;
         let Some(mapping) = flow.mapping else {
@@ -403,11 +411,10 @@ impl Engine {
             self.note_sent(id, now);
             return Action::Identity;
         };
-        if self.mappings.is_stranded(mapping) {
+        if !self.mappings.sent(mapping, destination.ip(), now) {
             self.counters.count_drop(DropReason::NoUnderlay);
             return Action::Drop;
         }
-        self.mappings.sent(mapping, destination.ip(), now);
         self.counters.count_out(Path::Bypass, headers.len as usize);
         self.note_sent(id, now);
         Action::Bypass { mapping, destination, tos, ttl: headers.ttl }
@@ -478,7 +485,7 @@ impl Engine {
                 Path::Tunnel => return Err(DropReason::Stranger),
                 Path::Bypass => {
                     flow.count_in(ip_len, now);
-                    flow.measure_in(payload, tos, now);
+                    flow.measure_in(payload, tos, self.arrivals.at(now));
                 }
             }
             self.note_received(id);

@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::engine::{Cacheable, Engine, MappingId, Moved, Note};
 use crate::fast_path::{self, Counts, EntryId, FastPath, Link, Statistics, Unavailable};
 use crate::io::route::Routes;
+use crate::rtp::RtpStream;
 use crate::{Direction, Feature, Underlay};
 
 /// Addresses that are nobody's (RFC 5737, RFC 3849): their route is the default route.
@@ -38,8 +39,6 @@ struct Entry {
     id: EntryId,
     /// `None` on the identity mapping.
     mapping: Option<MappingId>,
-    /// When the flow began, in nanoseconds since boot.
-    begun: u64,
     /// What the engine was told of.
     told: Statistics,
     /// Which directions are on the list of unsettled ones.
@@ -233,7 +232,6 @@ impl FastTier {
             return Err(format!("the route to {} leads into the TUN", remote.ip()));
         }
         let link = self.kernel.attach(hop.interface).map_err(|error| error.to_string())?;
-        let begun = self.clock.since_boot(flow.begun).as_nanos() as u64;
         let installed = self.kernel.install(&fast_path::Flow {
             internal: flow.tuple.source,
             external: flow.external,
@@ -247,12 +245,12 @@ impl FastTier {
             mtu: hop.mtu,
             mark: flow.mark,
             life: flow.life,
-            rtp: flow.rtp.map(|stream| stream.handed_over(begun)),
+            rtp: flow.rtp.map(RtpStream::handed_over),
         });
         let id = installed.map_err(|error| error.to_string())?;
         let told = self.kernel.statistics(id).ok_or("the entry is gone")?;
         let mapping = flow.mapping;
-        Ok(Entry { id, mapping, begun, told, unsettled: [false; 2], leaving: false })
+        Ok(Entry { id, mapping, told, unsettled: [false; 2], leaving: false })
     }
 
     fn unsettle(&mut self, tuple: FiveTuple, direction: Direction, now: Instant) {
@@ -295,7 +293,7 @@ fn settle(
     since: Duration,
 ) -> bool {
     let &Unsettled { tuple, direction, .. } = waiting;
-    let measured = engine.measured(&tuple, direction).map(|stream| stream.handed_over(entry.begun));
+    let measured = engine.measured(&tuple, direction).map(RtpStream::handed_over);
     let is_settled = kernel.settle(entry.id, direction, since, measured);
     if is_settled {
         engine.measured_by_cache(&tuple, direction);
@@ -305,14 +303,13 @@ fn settle(
 
 fn tell(tuple: &FiveTuple, entry: &mut Entry, now: Statistics, engine: &mut Engine, clock: &Clock) {
     let told = std::mem::replace(&mut entry.told, now);
-    let begun = entry.begun;
     let moved = |before: Counts, after: Counts| {
         let packets = after.packets.wrapping_sub(before.packets);
         Moved {
             packets,
             bytes: after.bytes.wrapping_sub(before.bytes),
             last: (packets > 0).then(|| clock.at(after.last_seen)),
-            rtp: after.rtp.handed_over(begun.wrapping_neg()),
+            rtp: after.rtp.handed_over(),
         }
     };
     let (sent, received) = (moved(told.outbound, now.outbound), moved(told.inbound, now.inbound));

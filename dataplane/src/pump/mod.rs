@@ -209,6 +209,7 @@ impl Pump {
             setup.underlay.clone(),
             limits(),
             Arc::clone(&counters),
+            clock.origin(),
         );
         let fast = match setup.fast_path {
             FastPathUse::Off => Err("switched off in the configuration".to_owned()),

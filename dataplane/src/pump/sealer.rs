@@ -392,6 +392,7 @@ cidrs = ["203.0.113.0/24"]
                 Underlay::default(),
                 Limits::default(),
                 Arc::clone(&counters),
+                clock.origin(),
             );
             let alarm = || Alarm::new(clock).unwrap();
             let tunnel = |place, flows, mtu| Tunnel {

@@ -307,7 +307,7 @@ fn measured(case: &Case, mut stream: RtpStream, arrival: u64) -> RtpStream {
     stream.seen(head, datagram.len(), arrival, packet.headers().tos.0);
     // Behind the first datagram of several there are others, which nobody looks at.
     let several = case.segment.is_some() && datagram.len() >= RTP_HEADER;
-    if several { stream.handed_over(0) } else { stream }
+    if several { stream.handed_over() } else { stream }
 }
 
 impl Talk {
@@ -321,7 +321,7 @@ impl Talk {
             let arrival = now.wrapping_sub(ago.as_nanos() as u64);
             stream.seen(&self.packet(number, other), RTP_HEADER, arrival, 0xb8);
         }
-        if self.handed_over { stream.handed_over(0) } else { stream }
+        if self.handed_over { stream.handed_over() } else { stream }
     }
 
     fn packet(&self, number: u16, other: bool) -> [u8; RTP_HEADER] {

@@ -117,7 +117,7 @@ fn rtp_is_measured_in_both_directions() {
         for number in 0..10 {
             before.seen(&rtp(number), 172, u64::from(number), 0);
         }
-        let before = before.handed_over(0);
+        let before = before.handed_over();
         let flow = Flow { rtp: [before, RtpStream::default()], ..network.flow(&call) };
         let id = network.fast_path.install(&flow).unwrap();
         // 10 is nobody's; 11 and 12 are handed up.

@@ -32,7 +32,7 @@ fn kernel_and_pump_count_alike_to_the_bit() {
         let mut before = None;
         for (place, arrival) in arrivals.iter().enumerate() {
             if is_handed_over(place, arrival) {
-                stream = stream.handed_over(0);
+                stream = stream.handed_over();
             }
             see(&mut stream, arrival);
             let kernel = states.next().expect("a state for each arrival");

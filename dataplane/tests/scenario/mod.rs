@@ -60,7 +60,14 @@ pub fn underlay(address: Option<IpAddr>) -> Underlay {
 }
 
 pub fn engine(limits: Limits) -> Engine {
-    Engine::new(policy(0), vec![TUN], underlay(Some(WIFI)), limits, Arc::new(Counters::default()))
+    Engine::new(
+        policy(0),
+        vec![TUN],
+        underlay(Some(WIFI)),
+        limits,
+        Arc::new(Counters::default()),
+        (Instant::now(), Duration::ZERO),
+    )
 }
 
 /// A UDP packet with complete IPv4 header and the transport checksum still partial, as the TUN gives it.
