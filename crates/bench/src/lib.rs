@@ -35,7 +35,7 @@ pub use error::BenchError;
 pub use plan::{Plan, Section, UnknownSection};
 pub use report::{
     Bar, Better, Cell, Contender, Distribution, Key, Limit, Load, Machine, Metric, Mode, Path, Report,
-    SCHEMA, html, judge,
+    SCHEMA, UnknownLoad, html, judge,
 };
 pub use run::{Options, run};
 pub use site::{Client, Site, UnknownClient};

@@ -1,6 +1,7 @@
 //! `breakout bench` from the command line to its files, for seconds: that it measures, not how fast anything is.
 #![expect(clippy::unwrap_used, reason = "clippy's exception for tests does not reach their helpers")]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -81,11 +82,34 @@ fn measures_a_real_daemon_and_tells_a_slower_run_from_a_like_one() {
 }
 
 #[test]
+fn hears_only_the_calls_and_loads_that_were_asked_for() {
+    if !lab::has_rights() {
+        return lab::skip("making network namespaces needs root");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("a.json");
+    let calls = ["bench", "--rounds", "1", "--samples", "20", "--only", "voice", "--calls", "2,1,2"];
+    let output = breakout(&[&calls[..], &["--loads", "download", "--json", text(&json)]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(report["plan"]["calls"], serde_json::json!([1, 2]));
+    assert_eq!(report["plan"]["loads"], serde_json::json!(["download"]));
+    let cells = report["cells"].as_array().unwrap();
+    let heard: BTreeSet<(&str, &str)> = cells
+        .iter()
+        .map(|cell| (cell["scenario"].as_str().unwrap(), cell["load"].as_str().unwrap()))
+        .collect();
+    assert_eq!(heard, [("calls-1", "download"), ("calls-2", "download"), ("load", "download")].into());
+}
+
+#[test]
 fn a_command_line_that_makes_no_sense_is_refused_with_what_to_do() {
     for (arguments, reason) in [
         (&["bench", "--against", "openvpn"][..], "give wireguard-go, gotatun or boringtun-cli"),
         (&["bench", "--against", "gotatun=/no/such/file"], "/no/such/file is no file"),
         (&["bench", "--only", "colour"], "`colour` is not measured"),
+        (&["bench", "--loads", "full"], "`full` is no load: give idle, upload or download"),
+        (&["bench", "--calls", "0"], "0 is not in 1..=500"),
         (&["bench", "--live"], "--target"),
         (&["bench", "compare", "no-such-file", "neither"], "no-such-file: cannot be read"),
         (

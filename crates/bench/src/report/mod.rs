@@ -10,6 +10,7 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -294,6 +295,19 @@ impl Load {
     }
 }
 
+/// Not one of the names that [`Load::name`] gives.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no load: give idle, upload or download")]
+pub struct UnknownLoad(String);
+
+impl FromStr for Load {
+    type Err = UnknownLoad;
+
+    fn from_str(name: &str) -> Result<Self, UnknownLoad> {
+        Self::ALL.into_iter().find(|load| load.name() == name).ok_or_else(|| UnknownLoad(name.to_owned()))
+    }
+}
+
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -322,6 +336,15 @@ mod tests {
         let ratio = metric(&[2.0, 9.0, 5.0]).ratio(&metric(&[1.0, 3.0, 0.0])).unwrap();
         assert_eq!(ratio.rounds, [2.0, 3.0]);
         assert!(metric(&[1.0]).ratio(&metric(&[])).is_none());
+    }
+
+    #[test]
+    fn loads_are_called_by_their_names() {
+        for load in Load::ALL {
+            assert_eq!(load.name().parse(), Ok(load));
+            assert_eq!(serde_json::to_value(load).unwrap(), load.name());
+        }
+        assert!("full".parse::<Load>().is_err());
     }
 
     #[test]

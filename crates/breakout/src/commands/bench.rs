@@ -1,11 +1,12 @@
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
 };
 
-use bench::{Client, Plan, Report, Section, live};
+use bench::{Client, Load, Plan, Report, Section, live};
 use clap::{Args, Subcommand};
 
 use crate::{exit::Exit, failure::Failure, output};
@@ -62,6 +63,12 @@ struct Measure {
     /// Voice packets in each cell that a bar is about, over all rounds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     samples: Option<u32>,
+    /// How many calls talk at once, in turn; 1, 10 and 50 unless given
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=500))]
+    calls: Vec<u16>,
+    /// What fills the tunnel beside them, in turn: idle, upload, download; all of these unless given
+    #[arg(long, value_name = "LOAD", value_delimiter = ',')]
+    loads: Vec<Load>,
     /// Write everything that was measured, with raw distributions; docs/bench.md has the schema
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -75,7 +82,8 @@ struct Measure {
     #[arg(long, value_name = "HOST", requires = "live")]
     target: Option<String>,
     /// Be the far end for --live, until Ctrl-C
-    #[arg(long, conflicts_with_all = ["live", "quick", "only", "against", "rounds", "samples", "json", "html"])]
+    #[arg(long, conflicts_with_all = ["live", "quick", "only", "against", "rounds", "samples",
+        "calls", "loads", "json", "html"])]
     serve: bool,
     /// Where --serve listens, TCP and UDP
     #[arg(long, value_name = "ADDRESS", requires = "serve",
@@ -130,6 +138,8 @@ impl Measure {
             sections: if self.only.is_empty() { plan.sections.clone() } else { self.only.clone() },
             rounds: self.rounds.unwrap_or(plan.rounds),
             voice_samples: self.samples.unwrap_or(plan.voice_samples),
+            calls: each_once(&self.calls).unwrap_or(plan.calls),
+            loads: each_once(&self.loads).unwrap_or(plan.loads),
             ..plan
         }
     }
@@ -139,6 +149,12 @@ impl Measure {
         let create = |path: &Option<PathBuf>| path.as_deref().map(create).transpose();
         Ok(Files { json: create(&self.json)?, html: create(&self.html)? })
     }
+}
+
+/// In order; `None` of none.
+fn each_once<T: Copy + Ord>(given: &[T]) -> Option<Vec<T>> {
+    let each: BTreeSet<T> = given.iter().copied().collect();
+    (!each.is_empty()).then(|| each.into_iter().collect())
 }
 
 struct Files {
