@@ -24,14 +24,16 @@ unsafe impl<T: Send> Sync for PiMutex<T> {}
 
 impl<T> PiMutex<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { mutex: Box::new(UnsafeCell::new(new_mutex())), value: UnsafeCell::new(value) }
+        let mutex = Box::new(UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER));
+        init(&mutex);
+        Self { mutex, value: UnsafeCell::new(value) }
     }
 
     pub(crate) fn lock(&self) -> Guard<'_, T> {
-        // SAFETY: the mutex was initialised and has not moved.
+        // SAFETY: the mutex was initialised where it lies, and has not moved.
         let status = unsafe { libc::pthread_mutex_lock(self.mutex.get()) };
         if status != 0 {
-            // Only a thread that holds it already gets here (EDEADLK): there is no way on.
+            // Only a thread that holds it already gets here (EDEADLK, PTHREAD_MUTEX_ERRORCHECK): there is no way on.
             std::process::abort();
         }
         Guard { lock: self, not_send: PhantomData }
@@ -69,18 +71,17 @@ impl<T> Drop for Guard<'_, T> {
 }
 
 /// Without priority inheritance where the kernel does not have it (CONFIG_FUTEX_PI).
-fn new_mutex() -> libc::pthread_mutex_t {
+fn init(mutex: &UnsafeCell<libc::pthread_mutex_t>) {
     let mut attributes = MaybeUninit::uninit();
-    // SAFETY: the first call initialises what the second uses; the mutex copies what it needs of it, so that it may be destroyed. A
-    // mutex made by the initialiser below is valid too, so a failure on the way leaves a plain one.
+    // SAFETY: the first call initialises what the others use; the mutex copies what it needs of it, so that it may be destroyed. Nobody
+    // else knows the mutex yet. It holds a plain one's initial value, so that a failure on the way leaves a plain one.
     unsafe {
-        let mut mutex = libc::PTHREAD_MUTEX_INITIALIZER;
         if libc::pthread_mutexattr_init(attributes.as_mut_ptr()) == 0 {
+            libc::pthread_mutexattr_settype(attributes.as_mut_ptr(), libc::PTHREAD_MUTEX_ERRORCHECK);
             libc::pthread_mutexattr_setprotocol(attributes.as_mut_ptr(), libc::PTHREAD_PRIO_INHERIT);
-            libc::pthread_mutex_init(&raw mut mutex, attributes.as_ptr());
+            libc::pthread_mutex_init(mutex.get(), attributes.as_ptr());
             libc::pthread_mutexattr_destroy(attributes.as_mut_ptr());
         }
-        mutex
     }
 }
 
@@ -99,5 +100,14 @@ mod tests {
             }
         });
         assert_eq!(*count.lock(), 40_000);
+    }
+
+    #[test]
+    fn who_holds_it_already_does_not_wait_for_ever() {
+        let mutex = PiMutex::new(());
+        let _held = mutex.lock();
+        // SAFETY: the mutex is initialised; it is not taken, as this thread holds it.
+        let status = unsafe { libc::pthread_mutex_lock(mutex.mutex.get()) };
+        assert_eq!(status, libc::EDEADLK);
     }
 }
