@@ -432,6 +432,7 @@ fn make_room(outbox: &mut Outbox, socket: &Socket) {
 
 /// Writes what was opened to the TUN: a peer's addresses are checked when it is opened.
 fn pass_on(writer: &mut TunWriter, tun: &mut Tun) {
+    writer.parse();
     writer.judge(|_| true);
     writer.flush(tun);
 }

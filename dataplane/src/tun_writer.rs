@@ -1,6 +1,6 @@
 use std::io::{self, IoSlice};
 
-use packet::Packet;
+use packet::{Headers, Packet};
 
 use crate::buffers::Buffers;
 use crate::io::tun::{COMPLETE, Tun, VNET_HEADER, segmented};
@@ -14,7 +14,8 @@ const RECORD: usize = VNET_HEADER + 65_535;
 pub(crate) struct TunWriter {
     records: Buffers,
     lengths: Vec<usize>,
-    judged: usize,
+    /// Of each packet that was parsed; `None`: it is not written.
+    headers: Vec<Option<Headers>>,
     coalescer: Coalescer,
 }
 
@@ -23,7 +24,7 @@ impl TunWriter {
         Self {
             records: Buffers::new(HELD, RECORD),
             lengths: Vec::with_capacity(HELD),
-            judged: 0,
+            headers: Vec::with_capacity(HELD),
             coalescer: Coalescer::default(),
         }
     }
@@ -49,24 +50,29 @@ impl TunWriter {
         }
     }
 
-    /// Lets those through that `accepts`, of the packets pushed since it was called last. Returns how many were no packets.
-    pub(crate) fn judge(&mut self, mut accepts: impl FnMut(&Packet<'_>) -> bool) -> usize {
+    /// To be called before [`TunWriter::judge`], which may hold a lock. Returns how many of what was pushed are no packets.
+    pub(crate) fn parse(&mut self) -> usize {
         let mut malformed = 0;
-        let (records, lengths) = (&self.records, &self.lengths);
-        let bytes_of = |slot: usize| packet_in(records, slot, lengths.get(slot).copied().unwrap_or_default());
-        for slot in self.judged..lengths.len() {
-            match Packet::parse(bytes_of(slot)) {
-                Ok(packet) if accepts(&packet) => self.coalescer.add(slot, &packet, bytes_of),
-                Ok(_) => {}
-                Err(_) => malformed += 1,
-            }
+        for (slot, length) in self.lengths.iter().enumerate().skip(self.headers.len()) {
+            let packet = Packet::parse(packet_in(&self.records, slot, *length));
+            malformed += usize::from(packet.is_err());
+            self.headers.push(packet.ok().map(|packet| *packet.headers()));
         }
-        self.judged = lengths.len();
         malformed
+    }
+
+    /// Lets those packets through that `accepts`.
+    pub(crate) fn judge(&mut self, mut accepts: impl FnMut(&Packet<'_>) -> bool) {
+        let Self { records, lengths, headers, .. } = self;
+        for (slot, (headers, length)) in headers.iter_mut().zip(lengths).enumerate() {
+            let packet = |headers| Packet::from_parts(packet_in(records, slot, *length), headers);
+            *headers = headers.filter(|headers| accepts(&packet(*headers)));
+        }
     }
 
     /// Writes what was let through; returns how many packets the interface refused.
     pub(crate) fn flush(&mut self, tun: &mut Tun) -> usize {
+        self.gather();
         let mut refused = 0;
         for bundle in self.coalescer.bundles() {
             let joined = write_joined(tun, &mut self.records, &self.lengths, bundle, &self.coalescer);
@@ -91,9 +97,20 @@ impl TunWriter {
             }
         }
         self.lengths.clear();
-        self.judged = 0;
+        self.headers.clear();
         self.coalescer.clear();
         refused
+    }
+
+    /// Finds out which packets may be written as one; that takes a sum over each payload.
+    fn gather(&mut self) {
+        let Self { records, lengths, headers, coalescer, .. } = self;
+        let bytes_of = |slot: usize| packet_in(records, slot, lengths.get(slot).copied().unwrap_or_default());
+        for (slot, headers) in headers.iter().enumerate() {
+            if let Some(headers) = headers {
+                coalescer.add(slot, &Packet::from_parts(bytes_of(slot), *headers), bytes_of);
+            }
+        }
     }
 }
 
@@ -160,8 +177,11 @@ mod tests {
             writer.room()[..packet.len()].copy_from_slice(&packet);
             writer.push(packet.len());
         }
-        assert_eq!(writer.judge(|_| true), 0);
+        assert_eq!(writer.parse(), 0);
+        writer.judge(|_| true);
+        writer.gather();
         assert_eq!(writer.coalescer.bundles().len(), 1);
+        writer.coalescer.clear();
         assert_eq!(writer.flush(&mut tun), 2);
         let [(name, on, why), _] = tun.features();
         assert!(on, "{name}: {why}");
@@ -175,7 +195,7 @@ mod tests {
             writer.push(packet.len());
         }
         writer.give_back();
-        assert_eq!(writer.judge(|_| true), 0, "no packet is lost");
+        assert_eq!(writer.parse(), 0, "no packet is lost");
     }
 
     /// A segment of 100 bytes with right checksums.

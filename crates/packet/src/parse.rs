@@ -76,8 +76,8 @@ impl<'a> Packet<'a> {
         Ok(Self { bytes, headers })
     }
 
-    /// `headers` must be those that [`Packet::parse`] finds in `bytes`.
-    pub(crate) fn from_parts(bytes: &'a [u8], headers: Headers) -> Self {
+    /// A packet that was parsed before: `headers` must be those that [`Packet::parse`] finds in `bytes`.
+    pub fn from_parts(bytes: &'a [u8], headers: Headers) -> Self {
         Self { bytes, headers }
     }
 

@@ -158,8 +158,9 @@ fn is_of_the_path(
 
 /// Judges what was opened and writes to the TUN what belongs to a flow.
 fn pass_on(writer: &mut TunWriter, gateway: u8, core: &Core, tun: &mut Tun, now: Instant) {
+    let malformed = writer.parse();
     let mut judge = core.engine.lock();
-    let malformed = writer.judge(|packet| judge.engine.from_tunnel(packet, gateway, now).is_ok());
+    writer.judge(|packet| judge.engine.from_tunnel(packet, gateway, now).is_ok());
     judge.set_alarm(now);
     drop(judge);
     core.counters.count_drops(DropReason::Malformed, malformed);
