@@ -12,7 +12,7 @@ use crate::buffers::Buffers;
 use crate::io::error_queue;
 use crate::io::probe;
 use crate::io::receive::Receiver;
-use crate::io::send::{Datagram, Retry, Sender};
+use crate::io::send::{Datagram, Next, Sender};
 use crate::io::sockets;
 use crate::path_mtu::LEAST_LINK_MTU;
 use crate::sealed::SealedBatch;
@@ -97,7 +97,7 @@ impl Outbox {
         self.fragmenting = Fragmenting { destinations, least: least.map(|it| it.max(LEAST_LINK_MTU)) };
     }
 
-    /// Sends what was pushed. Returns how many sends failed.
+    /// Sends what was pushed. Returns how many datagrams the system did not take.
     pub(crate) fn send(&mut self, socket: &Socket) -> usize {
         if self.sealed.is_empty() {
             return 0;
@@ -107,8 +107,9 @@ impl Outbox {
         let mut send = |fragmented| {
             failures.tried_again = None;
             let datagrams = sealed.datagrams().filter(|it| fragmenting.has(it.destination) == fragmented);
-            let unsegmented =
-                sender.send_all(socket.as_fd(), datagrams, |place, error| failures.note(place, error));
+            let unsegmented = sender.send_all(socket.as_fd(), datagrams, |place, datagram, error| {
+                failures.note(place, datagram.parts().count(), error)
+            });
             // What became too large for the path on its way here says nothing of the next batch.
             let refusal = unsegmented.filter(|error| error.raw_os_error() != Some(libc::EMSGSIZE));
             if let Some(error) = refusal.filter(|_| !fragmented) {
@@ -126,14 +127,14 @@ impl Outbox {
         failures.count
     }
 
-    /// Sends one datagram without a packet inside at once. Returns how many sends failed.
+    /// Sends one datagram without a packet inside at once. Returns how many the system did not take.
     pub(crate) fn send_now(&mut self, payload: &[u8], destination: SocketAddr, socket: &Socket) -> usize {
         let tos = self.dscp.encapsulated(None);
         let datagram = Datagram { payload, destination, tos, ttl: None, segment: None };
         let mut failures = Failures::default();
         self.sender
             .load(std::iter::once(datagram))
-            .send(socket.as_fd(), |place, error| failures.note(place, error));
+            .send(socket.as_fd(), |place, error| failures.note(place, 1, error));
         failures.count
     }
 }
@@ -212,11 +213,12 @@ impl UdpSegmentation {
         ("udp-segmentation", self.is_on(), why)
     }
 
-    fn refused(&self, error: &io::Error) {
+    /// To be told when a path refused a segmented send.
+    pub(crate) fn refused(&self, error: &io::Error) {
         let why = format!("until the network changes, since a segmented send was refused: {error}");
         *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = why;
         if self.on.swap(false, Ordering::Relaxed) {
-            tracing::warn!(%error, "tunnel datagrams are sent one by one until the network changes");
+            tracing::warn!(%error, "datagrams are sent one by one until the network changes");
         }
     }
 }
@@ -246,14 +248,14 @@ struct Failures {
 
 impl Failures {
     /// An earlier datagram's error may have been reported in place of this one's.
-    fn note(&mut self, place: usize, error: &io::Error) -> Retry {
+    fn note(&mut self, place: usize, count: usize, error: &io::Error) -> Next {
         if error_queue::may_be_anothers(error) && self.tried_again != Some(place) {
             self.tried_again = Some(place);
-            return Retry::Yes;
+            return Next::Again;
         }
-        tracing::debug!(%error, "a tunnel datagram was not sent");
-        self.count += 1;
-        Retry::No
+        tracing::debug!(%error, count, "tunnel datagrams were not sent");
+        self.count += count;
+        Next::Skip
     }
 }
 

@@ -18,8 +18,9 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use dataplane::{DropReason, PumpError, Underlay};
-use machine::{DEAD_V4, MEDIA_V4, Machine, SIGNALING_V4, V4, V6, WIFI_V4, ip, underlay};
+use dataplane::{DropReason, Offload, PumpError, Underlay};
+use machine::{DEAD_V4, MEDIA_V4, Machine, SIGNALING_V4, Tunnel, V4, V6, WIFI_V4, ip, underlay};
+use packet::OuterDscp;
 use policy::Path;
 use socket2::{Domain, Socket, Type};
 
@@ -83,6 +84,53 @@ fn a_super_packet_of_voice_leaves_in_its_datagrams() {
         }
     }
     assert_eq!(machine.pump.counters().path(Path::Bypass).out_packets, 4, "each was one packet on the TUN");
+}
+
+/// For which the kernel refuses a segmented send (EINVAL).
+#[test]
+fn segments_that_the_path_has_to_fragment_leave_one_by_one_and_in_order() {
+    let Some(machine) = Machine::new() else { return };
+    let far = machine.far_socket(MEDIA_V4, 20_000);
+    ip("link set wifi mtu 1300");
+    for flow in 0..20_u8 {
+        let app = open(V4.tun, 7000 + u16::from(flow));
+        marked::set(&app, 0xb8, 64);
+        let sent: Vec<u8> = (0..6_600_u16).map(|byte| (byte / 7) as u8 ^ flow).collect();
+        segment(&app, 1_320);
+        app.send_to(&sent, at(MEDIA_V4, 20_000)).unwrap();
+        segment(&app, 0);
+        app.send_to(&[flow], at(MEDIA_V4, 20_000)).unwrap();
+        for datagram in sent.chunks(1_320).chain([[flow].as_slice()]) {
+            assert_eq!(marked::receive(&far).payload, datagram);
+        }
+    }
+    assert_eq!(machine.drops(DropReason::SendFailed), 0);
+    let features = machine.pump.features().unwrap();
+    assert!(features.iter().any(|(name, on, _)| *name == "udp-segmentation" && *on), "{features:?}");
+}
+
+#[test]
+fn without_offloads_voice_arrives_as_it_does_with_them() {
+    let off = Offload { tun: false, udp: false };
+    let Some(machine) = Machine::with_setup(&Tunnel::new(OuterDscp::ZERO), |setup| setup.offload = off)
+    else {
+        return;
+    };
+    let offloads = ["tun-tcp-segmentation", "tun-udp-segmentation", "udp-segmentation", "udp-gathering"];
+    for (name, on, why) in machine.pump.features().unwrap() {
+        assert!(!offloads.contains(&name) || !on && why.contains("switched off"), "{name}: {on}, {why}");
+    }
+    let (app, far) = (open(V4.tun, 7000), machine.far_socket(MEDIA_V4, 20_000));
+    marked::set(&app, 0xb8, 64);
+    segment(&app, 500);
+    let sent: Vec<u8> = (0..5_100_u16).map(|byte| (byte / 7) as u8).collect();
+    app.send_to(&sent, at(MEDIA_V4, 20_000)).unwrap();
+    for datagram in sent.chunks(500) {
+        let received = marked::receive(&far);
+        assert_eq!((received.payload.as_slice(), received.tos), (datagram, 0xb8));
+        far.send_to(datagram, received.from).unwrap();
+        assert_eq!(marked::receive(&app).payload, datagram);
+    }
 }
 
 #[test]

@@ -122,7 +122,7 @@ mod tests {
     use packet::Tos;
 
     use super::*;
-    use crate::io::send::{Datagram, Retry, Sender};
+    use crate::io::send::{Datagram, Next, Sender};
     use crate::io::sockets;
 
     const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -141,7 +141,7 @@ mod tests {
                 errors.extend(std::iter::from_fn(|| take(socket.as_fd(), &mut [0; 100])));
                 tries += 1;
                 assert_eq!(tries, 1, "once is enough");
-                Retry::Yes
+                Next::Again
             });
         };
         let mut errors = Vec::new();

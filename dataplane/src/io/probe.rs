@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use packet::Tos;
 
-use super::send::{Datagram, Retry, Sender};
+use super::send::{Datagram, Next, Sender};
 
 /// Segmented sends as the tunnel makes them, in bytes: the whole, and each datagram. All end in a shorter datagram, which some kernels lose:
 /// a keepalive, an acknowledgment, a single byte behind a long burst, one byte less than the others.
@@ -65,7 +65,7 @@ fn send(
     let mut sent = Ok(());
     sender.load(std::iter::once(datagram)).send(socket.as_fd(), |_, error| {
         sent = Err(error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error));
-        Retry::No
+        Next::Skip
     });
     sent
 }

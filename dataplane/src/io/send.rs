@@ -51,36 +51,44 @@ impl Sender {
         }
     }
 
-    /// Sends datagrams, [`BATCH`] at most. `refused` is told of each that the system does not take and says whether to try it once more.
-    /// Returns whether one was refused that the kernel was to segment; its parts were then sent one by one.
+    /// Sends datagrams in order. `refused` is told of each that the system does not take, with its place, and says how to go on. Returns
+    /// whether one was refused that the kernel was to segment; its parts were then sent one by one.
     pub(crate) fn send_all<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
         datagrams: impl Iterator<Item = Datagram<'a>> + Clone,
-        mut refused: impl FnMut(usize, &io::Error) -> Retry,
+        mut refused: impl FnMut(usize, Datagram<'a>, &io::Error) -> Next,
     ) -> Option<io::Error> {
-        let mut unsegmented = None;
-        let mut whole = [false; BATCH];
-        let segments =
-            |place| datagrams.clone().nth(place).is_some_and(|datagram| datagram.segment.is_some());
-        self.load(datagrams.clone()).send(socket, |place, error| {
-            // Devices that cannot checksum refuse with EIO, some kernels and too small paths with EINVAL (udp(7)).
-            let cannot = matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE));
-            if !cannot || !segments(place) {
-                return refused(place, error);
-            }
-            whole.iter_mut().skip(place).take(1).for_each(|it| *it = true);
-            unsegmented = error.raw_os_error().map(io::Error::from_raw_os_error);
-            Retry::No
-        });
-        unsegmented.as_ref()?;
-        for (place, (datagram, _)) in datagrams.zip(whole).enumerate().filter(|(_, (_, whole))| *whole) {
-            for part in datagram.payload.chunks(datagram.segment.map_or(usize::MAX, usize::from)) {
-                let part = Datagram { payload: part, segment: None, ..datagram };
-                self.load(std::iter::once(part)).send(socket, |_, error| refused(place, error));
+        let (mut unsegmented, mut sent) = (None, 0);
+        loop {
+            let rest = datagrams.clone().skip(sent);
+            let mut whole = None;
+            let loaded = self.load(rest.clone());
+            let count = loaded.headers.len();
+            loaded.send(socket, |place, error| {
+                let Some(datagram) = rest.clone().nth(place) else { return Next::Skip };
+                // Devices that cannot checksum refuse with EIO, some kernels and too small paths with EINVAL (udp(7)).
+                let cannot = matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE));
+                if !cannot || datagram.segment.is_none() {
+                    return refused(sent + place, datagram, error);
+                }
+                unsegmented = error.raw_os_error().map(io::Error::from_raw_os_error);
+                whole = Some((place, datagram));
+                Next::Stop
+            });
+            match whole {
+                // Its parts go before what is behind it.
+                Some((place, datagram)) => {
+                    for part in datagram.parts() {
+                        let once = self.load(std::iter::once(part));
+                        once.send(socket, |_, error| refused(sent + place, part, error));
+                    }
+                    sent += place + 1;
+                }
+                None if count < BATCH => return unsegmented,
+                None => sent += count,
             }
         }
-        unsegmented
     }
 
     /// Takes the first [`BATCH`] datagrams.
@@ -110,8 +118,8 @@ impl Sender {
 }
 
 impl Loaded<'_, '_> {
-    /// Sends all; what is refused is told to `refused`, with its place, which says whether to try that one again.
-    pub(crate) fn send(self, socket: BorrowedFd<'_>, mut refused: impl FnMut(usize, &io::Error) -> Retry) {
+    /// Sends all; what is refused is told to `refused`, with its place, which says how to go on.
+    pub(crate) fn send(self, socket: BorrowedFd<'_>, mut refused: impl FnMut(usize, &io::Error) -> Next) {
         let mut next = 0;
         while let Some(rest) = self.headers.get_mut(next..).filter(|rest| !rest.is_empty()) {
             // SAFETY: `rest` holds initialised headers. Names, vectors and control messages lie in boxes of the Sender that `self` borrows
@@ -128,17 +136,34 @@ impl Loaded<'_, '_> {
                 next += sent;
                 continue;
             }
-            if refused(next, &io::Error::last_os_error()) == Retry::No {
-                next += 1;
+            match refused(next, &io::Error::last_os_error()) {
+                Next::Again => {}
+                Next::Skip => next += 1,
+                Next::Stop => return,
             }
         }
     }
 }
 
+/// What to do about a datagram that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Retry {
-    Yes,
-    No,
+pub(crate) enum Next {
+    Again,
+    Skip,
+    /// Neither it nor what is behind it is sent.
+    Stop,
+}
+
+impl<'a> Datagram<'a> {
+    /// What the kernel would make of it: itself, or its segments.
+    pub(crate) fn parts(self) -> impl Iterator<Item = Self> + Clone + use<'a> {
+        let size = self.segment.map_or(self.payload.len(), usize::from).max(1);
+        let count = self.payload.len().div_ceil(size).max(1);
+        (0..count).map(move |part| {
+            let end = self.payload.len().min((part + 1) * size);
+            Self { payload: self.payload.get(part * size..end).unwrap_or_default(), segment: None, ..self }
+        })
+    }
 }
 
 /// Writes what is not the default as control messages; returns their length.
@@ -168,9 +193,27 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn nothing_is_left_out_of_more_than_a_batch() {
+        let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let destination = receiver.local_addr().unwrap();
+        let payload: Vec<u8> = (0..=255).collect();
+        let whole = Datagram { payload: &payload, destination, tos: Tos(0), ttl: None, segment: Some(2) };
+        let empty = Datagram { payload: &[], segment: None, ..whole };
+        let all = whole.parts().chain(empty.parts());
+        assert!(Sender::new().send_all(socket.as_fd(), all, |_, _, error| panic!("{error}")).is_none());
+        let mut buffer = [0; 100];
+        for part in payload.chunks(2).chain([[].as_slice()]) {
+            let len = receiver.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..len], part);
+        }
+    }
+
     /// The kernel segments into 128 at most (64 before Linux 6.9).
     #[test]
-    fn what_the_kernel_does_not_segment_goes_one_by_one_and_the_rest_as_it_is() {
+    fn what_the_kernel_does_not_segment_goes_one_by_one_in_its_place() {
         let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -183,7 +226,7 @@ mod tests {
             ttl: None,
             segment,
         });
-        let error = Sender::new().send_all(socket.as_fd(), datagrams, |_, error| panic!("{error}"));
+        let error = Sender::new().send_all(socket.as_fd(), datagrams, |_, _, error| panic!("{error}"));
         assert_eq!(error.unwrap().raw_os_error(), Some(libc::EINVAL));
 
         let mut arrived = Vec::new();
@@ -193,7 +236,8 @@ mod tests {
             arrived.push(buffer[..len].to_vec());
         }
         let parts = payloads[1].iter().map(|byte| vec![*byte]);
-        let expected: Vec<_> = [vec![1; 20], vec![1; 20], vec![3; 50]].into_iter().chain(parts).collect();
+        let (first, last) = ([vec![1; 20], vec![1; 20]], [vec![3; 50]]);
+        let expected: Vec<_> = first.into_iter().chain(parts).chain(last).collect();
         assert_eq!(arrived, expected);
     }
 }

@@ -2,6 +2,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use mio::unix::SourceFd;
@@ -15,10 +16,11 @@ use crate::buffers::Buffers;
 use crate::engine::{Answer, Engine, MappingId};
 use crate::io::error_queue::{self, Cause};
 use crate::io::receive::{Received, Receiver};
-use crate::io::send::{Datagram, Retry, Sender};
+use crate::io::send::{Datagram, Next, Sender};
 use crate::io::sockets;
 use crate::io::tun::{VNET_HEADER, partial_udp};
 use crate::offload::{Segmentation, Segments};
+use crate::wire::UdpSegmentation;
 use crate::{BATCH, DropReason, Feature};
 
 /// Room in front of a received payload for what the TUN wants before it: virtio, IPv6 and UDP header.
@@ -30,6 +32,8 @@ const MAX_ERRORS: usize = 1024;
 /// The mappings' sockets: payloads out as they were read, answers back behind a header written in front of them.
 pub(super) struct Bypass {
     fwmark: u32,
+    /// The tunnel's too: a device that refuses segmented sends refuses all.
+    segmentation: Arc<UdpSegmentation>,
     /// By the mapping's slot.
     sockets: Vec<Option<(MappingId, Socket)>>,
     ready: Vec<usize>,
@@ -73,9 +77,10 @@ pub(super) struct Whole {
 }
 
 impl Bypass {
-    pub(super) fn open(fwmark: u32) -> Self {
+    pub(super) fn open(fwmark: u32, segmentation: Arc<UdpSegmentation>) -> Self {
         Self {
             fwmark,
+            segmentation,
             sockets: Vec::new(),
             ready: Vec::new(),
             raw_v4: sockets::raw(Domain::IPV4, fwmark),
@@ -189,20 +194,30 @@ impl Bypass {
             });
             let (quote, unsent) = (&mut self.quote, &mut self.unsent);
             let mut tried_again = None;
-            self.sender.send_all(socket.as_fd(), datagrams, |place, error| {
+            let refused = |place, datagram: Datagram<'_>, error: &io::Error| {
                 // A pending error of one remote makes the send to another fail: it is taken off the queue, the send tried once more.
                 if error_queue::may_be_anothers(error) {
                     tell_errors(mapping, socket, quote, core, to_tun);
                     if tried_again != Some(place) {
                         tried_again = Some(place);
-                        return Retry::Yes;
+                        return Next::Again;
                     }
                 }
-                core.counters.count_drop(DropReason::SendFailed);
-                let refused = run.get(place).filter(|_| !is_full(error));
-                unsent.extend(refused.map(|out| Unsent::Mapped(mapping, out.destination)));
-                Retry::No
-            });
+                core.counters.count_drops(DropReason::SendFailed, datagram.parts().count());
+                if !is_full(error) {
+                    unsent.push(Unsent::Mapped(mapping, datagram.destination));
+                }
+                Next::Skip
+            };
+            let socket = socket.as_fd();
+            let unsegmented = match self.segmentation.is_on() {
+                true => self.sender.send_all(socket, datagrams, refused),
+                false => self.sender.send_all(socket, datagrams.flat_map(Datagram::parts), refused),
+            };
+            // Any other error may be about these datagrams, which may be too large for the path.
+            if let Some(error) = unsegmented.filter(|error| error.raw_os_error() == Some(libc::EIO)) {
+                self.segmentation.refused(&error);
+            }
         }
     }
 
@@ -228,7 +243,7 @@ impl Bypass {
                     core.counters.count_drop(DropReason::SendFailed);
                     let refused = packet.headers.five_tuple().filter(|_| !is_full(error));
                     unsent.extend(refused.map(Unsent::Whole));
-                    Retry::No
+                    Next::Skip
                 });
             };
             let Some(room) = records.get_mut(packet.place).get_mut(VNET_HEADER..) else { continue };

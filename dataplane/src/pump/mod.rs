@@ -234,7 +234,7 @@ impl Pump {
             setup.fwmark,
         );
         let sealer = || Sealer::new(Arc::clone(&segmentation), setup.outer_dscp);
-        let voice = Voice::new(Arc::clone(&core), voice_queue, sealer())?;
+        let voice = Voice::new(Arc::clone(&core), voice_queue, sealer(), Arc::clone(&segmentation))?;
         let voice_waker = voice.waker();
         let opener = Opener::new(&socket, offload.udp);
         let prober = Prober::new(tell);

@@ -17,6 +17,7 @@ use crate::engine::{Engine, MappingId};
 use crate::io::realtime::RealTime;
 use crate::io::tun::Queue;
 use crate::rest::Rest;
+use crate::wire::UdpSegmentation;
 
 const WAKER: Token = Token(0);
 const TUN: Token = Token(1);
@@ -44,7 +45,12 @@ pub(super) struct Voice {
 }
 
 impl Voice {
-    pub(super) fn new(core: Arc<Core>, queue: Queue, sealer: Sealer) -> Result<Self, PumpError> {
+    pub(super) fn new(
+        core: Arc<Core>,
+        queue: Queue,
+        sealer: Sealer,
+        segmentation: Arc<UdpSegmentation>,
+    ) -> Result<Self, PumpError> {
         let poll = Poll::new().map_err(io_error("opening an epoll"))?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(io_error("opening a waker"))?;
         watch(&poll, core.engine.lock().alarm.as_raw_fd(), ALARM)?;
@@ -56,7 +62,7 @@ impl Voice {
             intake: Intake::new(queue),
             to_tun: ToTun::new(own, Arc::clone(&core.counters)),
             sealer,
-            bypass: Bypass::open(core.fwmark),
+            bypass: Bypass::open(core.fwmark, segmentation),
             core,
             waker: Arc::new(waker),
             next_warning: None,

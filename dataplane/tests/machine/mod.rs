@@ -81,7 +81,7 @@ impl Machine {
     }
 
     pub fn with(tunnel: &Tunnel) -> Option<Self> {
-        Self::with_gateways(tunnel, Mtu::Fixed(1420), |first| (vec![first], Box::new(|_| {})))
+        Self::with_setup(tunnel, |_| {})
     }
 
     /// `gateways` gets the one that is always there.
@@ -90,6 +90,15 @@ impl Machine {
         mtu: Mtu,
         gateways: impl FnOnce(Gateway) -> (Vec<Gateway>, OnGateway),
     ) -> Option<Self> {
+        Self::with_setup(tunnel, |setup| {
+            setup.mtu = mtu;
+            let first = setup.gateways.remove(0);
+            (setup.gateways, setup.on_gateway) = gateways(first);
+        })
+    }
+
+    /// `change` gets what the pump is to be started with.
+    pub fn with_setup(tunnel: &Tunnel, change: impl FnOnce(&mut Setup)) -> Option<Self> {
         namespace()?;
         let far = FarEnd::start();
         let thread = far.thread;
@@ -119,7 +128,7 @@ impl Machine {
         ip("route add default via 192.168.77.1");
         wait_for_local("2001:db8:77::10");
         ip("route add default via 2001:db8:77::1");
-        let (pump, tun) = start_pump(tunnel, mtu, gateways);
+        let (pump, tun) = start_pump(tunnel, change);
         Some(Self { pump, tun, far })
     }
 
@@ -203,11 +212,7 @@ const fn v6(network: u16, host: u16) -> IpAddr {
 }
 
 /// The name is the TUN's.
-fn start_pump(
-    tunnel: &Tunnel,
-    mtu: Mtu,
-    gateways: impl FnOnce(Gateway) -> (Vec<Gateway>, OnGateway),
-) -> (Handle, String) {
+fn start_pump(tunnel: &Tunnel, change: impl FnOnce(&mut Setup)) -> (Handle, String) {
     let tun = Tun::open(None).unwrap();
     let name = tun.name().to_owned();
     ip(&format!("link set {name} mtu 1420 up"));
@@ -221,12 +226,11 @@ fn start_pump(
         ip(&format!("{family} rule add not fwmark {FWMARK} table 100 priority 100"));
     }
     let (config, _) = Config::parse(CONFIG, "test.toml").unwrap();
-    let (gateways, on_gateway) = gateways(tunnel.to(&tunnel.gateway, Ipv4Addr::new(192, 168, 77, 1).into()));
-    let pump = Pump::start(Setup {
+    let mut setup = Setup {
         tun,
         addresses: vec![V4.tun, V6.tun],
-        mtu,
-        gateways,
+        mtu: Mtu::Fixed(1420),
+        gateways: vec![tunnel.to(&tunnel.gateway, Ipv4Addr::new(192, 168, 77, 1).into())],
         prefer: Prefer::Order,
         snapshot: Arc::new(Snapshot::compile(&config)),
         fwmark: FWMARK,
@@ -234,10 +238,11 @@ fn start_pump(
         offload: Offload { tun: true, udp: true },
         fast_path: FastPathUse::Auto,
         outer_dscp: tunnel.outer_dscp,
-        on_gateway,
+        on_gateway: Box::new(|_| {}),
         on_exit: Box::new(|result| result.unwrap()),
-    });
-    (pump.unwrap(), name)
+    };
+    change(&mut setup);
+    (Pump::start(setup).unwrap(), name)
 }
 
 type Job = Box<dyn FnOnce() + Send>;
