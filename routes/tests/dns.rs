@@ -263,6 +263,111 @@ fn what_others_write_is_what_is_put_back() {
     });
 }
 
+/// As Debian's pppd does (`usepeerdns`): ours is saved, and lives on in what is written but for its server.
+const PPP_UP: &str = "cd /etc && cp -p resolv.conf resolv.conf.pppd-backup && \
+    { grep -v '^nameserver' resolv.conf; echo 'nameserver 10.7.0.9'; } >resolv.conf.tmp && mv resolv.conf.tmp resolv.conf";
+const PPP_DOWN: &str = "mv /etc/resolv.conf.pppd-backup /etc/resolv.conf";
+
+#[test]
+fn who_saves_ours_and_restores_it_restores_what_was_before() {
+    with_own_etc(async || {
+        for (kind, put) in KINDS.into_iter().filter(|(kind, _)| *kind != "a mount") {
+            clear();
+            put();
+            let before = look();
+            let directory = tempfile::tempdir().unwrap();
+            let state = State::open(directory.path()).unwrap();
+            let mut dns = Dns::set_up(&state, settings()).await.unwrap();
+            let (ours, asked) = (plain_lines(RESOLV_CONF), servers(&dns));
+
+            run(["sh", "-c", PPP_UP]);
+            repaired_until_asked(&mut dns, &state, &["10.7.0.9:53"]).await;
+            assert_eq!(plain_lines(RESOLV_CONF), ours, "{kind}");
+            run(["sh", "-c", PPP_DOWN]);
+            let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
+            repaired_until_asked(&mut dns, &state, &asked).await;
+            assert_eq!(plain_lines(RESOLV_CONF), ours, "{kind}");
+            dns.tear_down(&state).await.unwrap();
+            assert_eq!(look(), before, "{kind}");
+
+            // It is restored when nobody is there to see it.
+            let mut dns = Dns::set_up(&state, settings()).await.unwrap();
+            run(["sh", "-c", PPP_UP]);
+            repaired_until_asked(&mut dns, &state, &["10.7.0.9:53"]).await;
+            drop((dns, state));
+            run(["sh", "-c", PPP_DOWN]);
+            assert!(clean(directory.path()).await.unwrap().dns, "{kind}");
+            assert_eq!(look(), before, "{kind}");
+        }
+    });
+}
+
+async fn repaired_until_asked(dns: &mut Dns, state: &State, wanted: &[&str]) {
+    while servers(dns) != wanted {
+        soon(dns.changed()).await;
+        dns.repair(state).await.unwrap();
+    }
+}
+
+/// Ours keeps its comments then.
+#[test]
+fn who_edits_ours_is_taken_at_their_word() {
+    let edits: [(&str, &[&str], &str); 4] = [
+        (
+            "sed -i 's/^nameserver .*/nameserver 192.0.2.54/' /etc/resolv.conf",
+            &["192.0.2.54:53"],
+            "nameserver 192.0.2.54\nsearch corp.example\noptions edns0\n",
+        ),
+        (
+            "sed -i '1inameserver 192.0.2.54' /etc/resolv.conf",
+            &["192.0.2.54:53", "10.0.0.1:53", "[fd00::1]:53"],
+            "nameserver 192.0.2.54\nnameserver 10.0.0.1\nnameserver fd00::1\nsearch corp.example\noptions edns0\n",
+        ),
+        (
+            "echo 'options rotate' >>/etc/resolv.conf",
+            &["10.0.0.1:53", "[fd00::1]:53"],
+            "nameserver 10.0.0.1\nnameserver fd00::1\nsearch corp.example\noptions edns0\noptions rotate\n",
+        ),
+        (
+            "sed -i 's/corp.example$/other.example/' /etc/resolv.conf",
+            &["10.0.0.1:53", "[fd00::1]:53"],
+            "nameserver 10.0.0.1\nnameserver fd00::1\nsearch other.example\noptions edns0\n",
+        ),
+    ];
+    with_own_etc(async || {
+        for (edit, asked, theirs) in edits {
+            let directory = tempfile::tempdir().unwrap();
+            let state = State::open(directory.path()).unwrap();
+            let set_up = async || {
+                fs::write(RESOLV_CONF, BEFORE).unwrap();
+                Dns::set_up(&state, settings()).await.unwrap()
+            };
+            let mut dns = set_up().await;
+            run(["sh", "-c", edit]);
+            let mut repaired = Vec::new();
+            while repaired.is_empty() {
+                soon(dns.changed()).await;
+                repaired = dns.repair(&state).await.unwrap();
+            }
+            assert_eq!(repaired, ["our /etc/resolv.conf"], "{edit}");
+            assert_eq!(servers(&dns), asked, "{edit}");
+            let kept = theirs.lines().filter(|line| !line.starts_with("nameserver"));
+            let ours: Vec<&str> = ["nameserver 127.51.82.53"].into_iter().chain(kept).collect();
+            assert_eq!(plain_lines(RESOLV_CONF), ours, "{edit}");
+            dns.tear_down(&state).await.unwrap();
+            assert_eq!(fs::read_to_string(RESOLV_CONF).unwrap(), theirs, "{edit}");
+
+            // Nobody is there to see it.
+            drop(set_up().await);
+            run(["sh", "-c", edit]);
+            let left = dns::left_before().await.unwrap();
+            assert_eq!(left.iter().map(ToString::to_string).collect::<Vec<_>>(), asked, "{edit}");
+            assert!(dns::put_back(&state).await.unwrap());
+            assert_eq!(fs::read_to_string(RESOLV_CONF).unwrap(), theirs, "{edit}");
+        }
+    });
+}
+
 #[test]
 fn what_others_wrote_after_a_crash_stays() {
     with_own_etc(async || {

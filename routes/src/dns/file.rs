@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Read, Write},
-    net::IpAddr,
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink},
@@ -37,57 +36,51 @@ pub enum Entry {
 #[serde(into = "String", try_from = "String")]
 pub struct Text(Vec<u8>);
 
-/// Puts a file that names only `server` there. What stood there is noted first; answers with it, and whether somebody
+/// Puts a file that names only our resolver there. What stood there is noted first; answers with it, and whether somebody
 /// else had put it there since.
-pub fn take(journal: &Journal, server: IpAddr) -> Result<(Entry, bool), Error> {
+pub fn take(journal: &Journal) -> Result<(Entry, bool), Error> {
     let found = Entry::look().map_err(Error::ResolvConf)?;
-    let before = others(journal, &found);
-    let ours =
-        Entry::File { content: resolv_conf::ours(server, &before).into(), mode: MODE, user: 0, group: 0 };
+    let before = others(noted(journal).as_ref(), &found);
+    let ours = Entry::File { content: resolv_conf::ours(&before).into(), mode: MODE, user: 0, group: 0 };
     journal.renew(Undo::ResolvConf { before: before.clone() })?;
     if found.text() != ours.text() {
         ours.put().map_err(Error::ResolvConf)?;
     }
-    let is_foreign = !found.is_ours();
-    Ok((before, is_foreign))
+    Ok((before, !resolv_conf::is_ours(found.text())))
 }
 
-/// What there is or, in place of ours, what was there before it.
-pub fn others(journal: &Journal, found: &Entry) -> Entry {
-    let noted = journal.undo().into_iter().find_map(|undo| match undo {
+/// What the journal says was there before ours.
+pub fn noted(journal: &Journal) -> Option<Entry> {
+    journal.undo().into_iter().find_map(|undo| match undo {
         Undo::ResolvConf { before } => Some(before),
         _ => None,
-    });
-    match noted {
-        Some(before) if found.is_ours_or_torn() => before,
-        _ if found.is_ours() => resolv_conf::before(found.text()).unwrap_or(Entry::Missing),
-        _ => found.clone(),
+    })
+}
+
+/// What there is or, in place of ours, what was there before it. That is what ours says itself: who has saved one restores an
+/// older one than what is `noted` is about.
+pub fn others(noted: Option<&Entry>, found: &Entry) -> Entry {
+    let Entry::File { content: Text(content), mode, user, group } = found else { return found.clone() };
+    let file =
+        |content: Vec<u8>| Entry::File { content: content.into(), mode: *mode, user: *user, group: *group };
+    match resolv_conf::before(content) {
+        Some(before) if resolv_conf::is_ours(content) => before,
+        Some(before) => file(resolv_conf::without_ours(content, &before)),
+        None if resolv_conf::is_torn(content) => noted.cloned().unwrap_or_else(|| file(Vec::new())),
+        None => found.clone(),
     }
 }
 
-/// Puts `before` back where ours stands; what somebody else has put there since stays. Whether there was anything to do.
-pub fn give_back(before: &Entry) -> Result<bool, Error> {
+/// Puts what was there before back where ours stands; what somebody else has put there since stays. Whether there was anything to do.
+pub fn give_back(noted: Option<&Entry>) -> Result<bool, Error> {
     let given_back = || -> io::Result<bool> {
         remove(NEW)?;
         let found = Entry::look()?;
-        let is_ours = found.is_ours_or_torn() && found != *before;
-        if is_ours {
-            before.put()?;
-        }
-        Ok(is_ours)
-    };
-    given_back().map_err(Error::ResolvConf)
-}
-
-/// The same without a note, by our file's own account.
-pub fn give_back_unnoted() -> Result<bool, Error> {
-    let given_back = || -> io::Result<bool> {
-        let found = Entry::look()?;
-        if !found.is_ours() {
+        let others = others(noted, &found);
+        if others == found {
             return Ok(false);
         }
-        remove(NEW)?;
-        resolv_conf::before(found.text()).unwrap_or(Entry::Missing).put()?;
+        others.put()?;
         Ok(true)
     };
     given_back().map_err(Error::ResolvConf)
@@ -137,15 +130,6 @@ impl Entry {
             Self::File { content, .. } => &content.0,
             Self::Missing | Self::Link { .. } => &[],
         }
-    }
-
-    pub fn is_ours(&self) -> bool {
-        resolv_conf::is_ours(self.text())
-    }
-
-    /// A file that is overwritten in place is empty in between.
-    fn is_ours_or_torn(&self) -> bool {
-        self.is_ours() || matches!(self, Self::File { content, .. } if content.0.is_empty())
     }
 
     /// Makes /etc/resolv.conf this, in one step: a crash, of the machine too, leaves the old or the new. In a container it may be a

@@ -203,7 +203,7 @@ impl Dns {
     async fn reach(&mut self, state: &State) -> Result<Vec<String>, Error> {
         let journal = state.journal();
         let found = Entry::look().map_err(Error::ResolvConf)?;
-        let others = file::others(journal, &found);
+        let others = file::others(file::noted(journal).as_ref(), &found);
         let mut changed = Vec::new();
 
         // Programs can ask it past /etc/resolv.conf (nss-resolve(8), D-Bus): it is told wherever it runs.
@@ -250,7 +250,7 @@ impl Dns {
             "resolvconf does not keep it".to_owned()
         };
 
-        let (others, is_foreign) = file::take(journal, LOOPBACK.into())?;
+        let (others, is_foreign) = file::take(journal)?;
         if is_foreign {
             changed.push("our /etc/resolv.conf".to_owned());
         }
@@ -331,8 +331,9 @@ pub async fn put_back(state: &State) -> Result<bool, Error> {
 /// not.
 pub async fn left_before() -> Option<Vec<SocketAddr>> {
     let found = Entry::look().ok()?;
-    if found.is_ours() {
-        return Some(servers(&resolv_conf::before(&found.content())?.content()));
+    let others = file::others(None, &found);
+    if others != found {
+        return Some(servers(&others.content()));
     }
     let content = found.content();
     if resolv_conf::leads_to_stub(&content) && matches!(link::index().await, Ok(Some(_))) {
@@ -348,7 +349,7 @@ pub async fn left_before() -> Option<Vec<SocketAddr>> {
 /// How [`crate::clean`] undoes one note. Whether there was anything to do.
 pub(crate) async fn undo(undo: &Undo) -> Result<bool, Error> {
     match undo {
-        Undo::ResolvConf { before } => file::give_back(before),
+        Undo::ResolvConf { before } => file::give_back(Some(before)),
         Undo::ResolvconfEntry => remove_entry().await,
         Undo::DnsLink => remove_link().await,
         Undo::ResolvedLink { name, index } => revert_link(name, *index).await,
@@ -358,14 +359,14 @@ pub(crate) async fn undo(undo: &Undo) -> Result<bool, Error> {
 
 /// Takes back, without the journal, what would have names lead nowhere. Whether there was anything.
 pub(crate) async fn undo_unnoted() -> Result<bool, Error> {
-    let file = file::give_back_unnoted();
+    let file = file::give_back(None);
     let link = remove_link().await;
     let entry = remove_entry().await;
     Ok(file? | link? | entry?)
 }
 
 async fn undo_unnoted_entries() -> Result<bool, Error> {
-    let file = file::give_back_unnoted();
+    let file = file::give_back(None);
     let entry = remove_entry().await;
     Ok(file? | entry?)
 }

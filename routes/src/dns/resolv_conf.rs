@@ -1,10 +1,13 @@
 //! What a resolv.conf(5) says, and what we say in ours.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::{
+    iter,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
+};
 
 use nix::net::if_::if_nametoindex;
 
-use super::file::Entry;
+use super::{LOOPBACK, file::Entry};
 
 /// Servers that the C library asks (`MAXNS`, resolv.h).
 const SERVERS_MAX: usize = 3;
@@ -13,9 +16,8 @@ const PORT: u16 = 53;
 const STUBS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
 
-const SIGNATURE: &str = "# Written by Breakout";
-const EXPLANATION: &str = "\
-: it answers the names of its policy through the tunnel and passes on all others.
+const HEADER: &str = "\
+# Written by Breakout: it answers the names of its policy through the tunnel and passes on all others.
 # `breakout down` puts back what was here; when no daemon runs, `breakout state clean` does.
 ";
 const BEFORE: &str = "# before: ";
@@ -39,14 +41,10 @@ pub fn is_stub(server: &SocketAddr) -> bool {
     STUBS.contains(&server.ip())
 }
 
-pub fn is_ours(content: &[u8]) -> bool {
-    content.starts_with(SIGNATURE.as_bytes())
-}
-
-/// A file that names only `server`; how names are completed and asked for stays. A second server would be asked when the
+/// A file that names only our resolver; how names are completed and asked for stays. A second server would be asked when the
 /// first one refuses, in the clear.
-pub fn ours(server: IpAddr, before: &Entry) -> Vec<u8> {
-    let mut text = format!("{SIGNATURE}{EXPLANATION}nameserver {server}\n").into_bytes();
+pub fn ours(before: &Entry) -> Vec<u8> {
+    let mut text = head();
     for line in kept(&before.content()) {
         text.extend_from_slice(line);
         text.push(b'\n');
@@ -54,6 +52,45 @@ pub fn ours(server: IpAddr, before: &Entry) -> Vec<u8> {
     // JSON has no line breaks of its own. Nothing in an entry can fail to become JSON.
     let entry = serde_json::to_string(before).unwrap_or_default();
     text.extend_from_slice(format!("{BEFORE}{entry}\n").as_bytes());
+    text
+}
+
+/// Whether it is as we write it where there was before what it says: whoever edits ours may leave its comments.
+pub fn is_ours(content: &[u8]) -> bool {
+    let Some(before) = before(content) else { return false };
+    let said = match &before {
+        // What it leads to may have changed since.
+        Entry::Link { .. } => content.to_vec(),
+        entry => entry.content(),
+    };
+    let server = server_line();
+    let lines = content.split(|byte| *byte == b'\n');
+    let that_count = lines.filter(|line| !matches!(line.first(), None | Some(b'#' | b';')));
+    that_count.eq(iter::once(server.as_bytes()).chain(kept(&said)))
+}
+
+/// Whether it is a part of ours, from its beginning and not up to the account of what was there before: one that is overwritten
+/// in place is empty first.
+pub fn is_torn(content: &[u8]) -> bool {
+    let head = head();
+    before(content).is_none() && (head.starts_with(content) || content.starts_with(&head))
+}
+
+/// What others have made of ours, without us: in our server's place are those that were there `before`.
+pub fn without_ours(content: &[u8], before: &Entry) -> Vec<u8> {
+    let before = before.content();
+    let mut text = Vec::new();
+    for line in content.split_inclusive(|byte| *byte == b'\n') {
+        let bare = line.trim_ascii_end();
+        if named(bare).any(|server| server.ip() == LOOPBACK) {
+            for (_, line) in nameserver_lines(&before) {
+                text.extend_from_slice(line);
+                text.push(b'\n');
+            }
+        } else if !is_our_comment(bare) {
+            text.extend_from_slice(line);
+        }
+    }
     text
 }
 
@@ -70,9 +107,24 @@ pub fn kept(content: &[u8]) -> impl Iterator<Item = &[u8]> {
     directives(content).filter(move |(keyword, _)| is_kept(keyword)).map(|(_, line)| line)
 }
 
+fn head() -> Vec<u8> {
+    format!("{HEADER}{}\n", server_line()).into_bytes()
+}
+
+fn server_line() -> String {
+    format!("nameserver {LOOPBACK}")
+}
+
+fn is_our_comment(line: &[u8]) -> bool {
+    line.starts_with(BEFORE.as_bytes()) || HEADER.lines().any(|ours| ours.as_bytes() == line)
+}
+
 fn named(content: &[u8]) -> impl Iterator<Item = SocketAddr> {
-    let lines = directives(content).filter(|(keyword, _)| *keyword == b"nameserver");
-    lines.filter_map(|(_, line)| server(line))
+    nameserver_lines(content).filter_map(|(_, line)| server(line))
+}
+
+fn nameserver_lines(content: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    directives(content).filter(|(keyword, _)| *keyword == b"nameserver")
 }
 
 /// Keywords, which stand at a line's beginning, each with its whole line.
@@ -137,7 +189,7 @@ mod tests {
     #[test]
     fn ours_names_nobody_else_and_keeps_the_rest() {
         let before = file(b"nameserver 10.0.0.1\n# domain a\nsearch corp.example\noptions ndots:2 edns0\nsortlist 10.0.0.0\nnameserver fd00::1");
-        let ours = ours(IpAddr::V4(super::super::LOOPBACK), &before);
+        let ours = ours(&before);
         let text = String::from_utf8(ours.clone()).unwrap();
         assert!(is_ours(&ours) && text.ends_with('\n'), "{text}");
         let plain: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
@@ -154,10 +206,56 @@ mod tests {
     #[test]
     fn what_was_there_is_in_ours() {
         for entry in [Entry::Missing, Entry::Link { target: b"../run/x\xff y".to_vec().into() }] {
-            assert_eq!(before(&ours(IpAddr::V4(super::super::LOOPBACK), &entry)), Some(entry));
+            assert_eq!(before(&ours(&entry)), Some(entry));
         }
         assert_eq!(before(b"nameserver 10.0.0.1\n"), None);
         assert_eq!(before(b"# before: {\"file\":{}}\n"), None);
+    }
+
+    #[test]
+    fn what_others_make_of_ours_is_not() {
+        let said = |entry: &Entry, edit: fn(&str) -> String| {
+            let text = edit(std::str::from_utf8(&ours(entry)).unwrap());
+            let is_ours = is_ours(text.as_bytes());
+            (is_ours, String::from_utf8(without_ours(text.as_bytes(), entry)).unwrap())
+        };
+        let entry = file(b"nameserver 10.0.0.1\nsearch corp.example\nnameserver fd00::1");
+        assert!(
+            said(&entry, str::to_owned).0 && said(&entry, |ours| format!("# saved by x\n\n{ours}; \n")).0
+        );
+        for (edit, without_us) in [
+            (
+                (|ours| ours.replace("nameserver 127.51.82.53", "nameserver 192.0.2.54"))
+                    as fn(&str) -> String,
+                "nameserver 192.0.2.54\nsearch corp.example\n",
+            ),
+            (
+                |ours| format!("# x\nnameserver 192.0.2.54\n{ours}"),
+                "# x\nnameserver 192.0.2.54\nnameserver 10.0.0.1\nnameserver fd00::1\nsearch corp.example\n",
+            ),
+            (
+                |ours| format!("{ours}options rotate"),
+                "nameserver 10.0.0.1\nnameserver fd00::1\nsearch corp.example\noptions rotate",
+            ),
+            (|ours| ours.replace("search corp.example\n", ""), "nameserver 10.0.0.1\nnameserver fd00::1\n"),
+            (|ours| ours.replace("nameserver 127.51.82.53\n", ""), "search corp.example\n"),
+        ] {
+            assert_eq!(said(&entry, edit), (false, without_us.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_part_of_ours_is_torn_up_to_its_account() {
+        let ours = ours(&file(b"nameserver 10.0.0.1\nsearch corp.example\n"));
+        for length in 0..=ours.len() {
+            let is_whole = length >= ours.len() - 1;
+            assert_eq!(
+                (is_ours(&ours[..length]), is_torn(&ours[..length])),
+                (is_whole, !is_whole),
+                "{length}"
+            );
+        }
+        assert!(!is_torn(b"nameserver 10.0.0.1\n"));
     }
 
     proptest! {
@@ -165,9 +263,10 @@ mod tests {
         fn any_bytes_come_back(content: Vec<u8>, lines in "((nameserver|search|options|# before:)[ -~]{0,12}\n){0,6}") {
             for content in [content, lines.into_bytes()] {
                 let entry = file(&content);
-                let text = ours(IpAddr::V4(super::super::LOOPBACK), &entry);
+                let text = ours(&entry);
+                prop_assert!(is_ours(&text));
                 prop_assert_eq!(before(&text), Some(entry));
-                prop_assert_eq!(nameservers(&text), [SocketAddr::new(super::super::LOOPBACK.into(), PORT)]);
+                prop_assert_eq!(nameservers(&text), [SocketAddr::new(LOOPBACK.into(), PORT)]);
             }
         }
     }
