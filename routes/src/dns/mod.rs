@@ -9,6 +9,7 @@ mod link;
 mod resolv_conf;
 mod resolvconf;
 mod resolved;
+mod undo;
 mod watch;
 
 use std::{
@@ -19,20 +20,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use crate::{
-    Error, State, Undo,
-    journal::Journal,
-    netlink::{self, Netlink},
-};
+use crate::{Error, State, Undo, journal::Journal, netlink};
 use resolved::Resolved;
 use watch::Watch;
 
 pub use file::{Entry, Text};
 pub use link::NAME as LINK;
 pub(crate) use link::is_ours as is_our_link;
+pub use undo::put_back;
+pub(crate) use undo::{is_about_dns, undo, undo_unnoted};
 
 /// Where the resolver listens for whoever reads /etc/resolv.conf. It is this machine whatever becomes of the TUN.
 pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 51, 82, 53);
@@ -41,8 +40,6 @@ pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 51, 82, 53);
 const UPLINKS: &str = "/run/systemd/resolve/resolv.conf";
 /// Who replaces the file may do so in several steps.
 const SETTLE: Duration = Duration::from_millis(50);
-/// For programs of others to undo what they were told.
-const PUTTING_BACK: Duration = Duration::from_secs(12);
 /// Where the file or the link cannot be watched they are looked at as often as this.
 const UNWATCHED: Duration = Duration::from_secs(5);
 
@@ -221,9 +218,11 @@ impl Dns {
                     why += &format!("; a crash would have it ask others for them ({forgets})");
                 }
                 self.settle(Mode::Resolved, &why, &content, &others);
-                take_back(journal, |undo| matches!(undo, Undo::ResolvConf { .. } | Undo::ResolvconfEntry))
-                    .await?;
-                undo_unnoted_entries().await?;
+                undo::take_back(journal, |undo| {
+                    matches!(undo, Undo::ResolvConf { .. } | Undo::ResolvconfEntry)
+                })
+                .await?;
+                undo::undo_unnoted_entries().await?;
                 return Ok(changed);
             }
             Ok(_) => "/etc/resolv.conf does not lead to systemd-resolved".to_owned(),
@@ -242,7 +241,7 @@ impl Dns {
                     return Ok(changed);
                 }
                 Err(why) => {
-                    take_back(journal, |undo| *undo == Undo::ResolvconfEntry).await?;
+                    undo::take_back(journal, |undo| *undo == Undo::ResolvconfEntry).await?;
                     format!("resolvconf cannot be used ({why})")
                 }
             }
@@ -286,7 +285,7 @@ impl Dns {
         let (index, server, forgets) = match link::raise().await {
             Ok(index) => (index, LOOPBACK.into(), None),
             Err(why) => {
-                take_back(journal, |undo| *undo == Undo::DnsLink).await?;
+                undo::take_back(journal, |undo| *undo == Undo::DnsLink).await?;
                 journal.note([Undo::ResolvedLink { name: link.clone(), index: *index }])?;
                 (*index, *on_link, Some(why))
             }
@@ -300,7 +299,7 @@ impl Dns {
         self.forgets = forgets;
         let told = resolved.tell(index, server, domains).await;
         if self.forgets.is_none() && told.is_ok() {
-            take_back(journal, |undo| matches!(undo, Undo::ResolvedLink { .. })).await?;
+            undo::take_back(journal, |undo| matches!(undo, Undo::ResolvedLink { .. })).await?;
         }
         Ok(told)
     }
@@ -314,17 +313,6 @@ impl fmt::Display for Mode {
             Self::File => file::PATH,
         })
     }
-}
-
-/// Undoes what is noted of DNS, be it a dead run's, and what one left that ran before the machine was started again. Whether
-/// there was anything to do. Takes 12 s at most; what is not undone by then stays noted.
-pub async fn put_back(state: &State) -> Result<bool, Error> {
-    let all = async {
-        let noted = take_back(state.journal(), is_about_dns).await;
-        let unnoted = undo_unnoted().await;
-        Ok(noted? | unnoted?)
-    };
-    timeout(PUTTING_BACK, all).await.unwrap_or(Err(Error::DnsSilent(PUTTING_BACK.as_secs())))
 }
 
 /// The servers that names were asked at before a dead run came, if names still lead to it and so nowhere; `None`: they do
@@ -344,90 +332,6 @@ pub async fn left_before() -> Option<Vec<SocketAddr>> {
         return None;
     }
     Some(servers(&resolvconf::beside_ours().await.unwrap_or_default()))
-}
-
-/// How [`crate::clean`] undoes one note. Whether there was anything to do.
-pub(crate) async fn undo(undo: &Undo) -> Result<bool, Error> {
-    match undo {
-        Undo::ResolvConf { before } => file::give_back(Some(before)),
-        Undo::ResolvconfEntry => remove_entry().await,
-        Undo::DnsLink => remove_link().await,
-        Undo::ResolvedLink { name, index } => revert_link(name, *index).await,
-        _ => Ok(false),
-    }
-}
-
-/// Takes back, without the journal, what would have names lead nowhere. Whether there was anything.
-pub(crate) async fn undo_unnoted() -> Result<bool, Error> {
-    let file = file::give_back(None);
-    let link = remove_link().await;
-    let entry = remove_entry().await;
-    Ok(file? | link? | entry?)
-}
-
-async fn undo_unnoted_entries() -> Result<bool, Error> {
-    let file = file::give_back(None);
-    let entry = remove_entry().await;
-    Ok(file? | entry?)
-}
-
-async fn remove_entry() -> Result<bool, Error> {
-    resolvconf::remove().await.map_err(Error::Resolvconf)
-}
-
-async fn take_back(journal: &Journal, which: impl Fn(&Undo) -> bool) -> Result<bool, Error> {
-    let mut noted: Vec<Undo> = journal.undo().into_iter().rev().filter(|noted| which(noted)).collect();
-    // What others are asked to do may never end: resolvconf comes last, as the kernel takes back a link's settings with the link.
-    noted.sort_by_key(|undo| match undo {
-        Undo::ResolvConf { .. } => 0,
-        Undo::DnsLink | Undo::ResolvedLink { .. } => 1,
-        _ => 2,
-    });
-    let mut has_changed = false;
-    let mut result = Ok(());
-    for noted in noted {
-        let undone = match undo(&noted).await {
-            Ok(changed) => {
-                has_changed |= changed;
-                journal.forget(|undo| *undo == noted)
-            }
-            Err(error) => Err(error),
-        };
-        result = result.and(undone.inspect_err(|error| warn!("could not {noted}: {error}")));
-    }
-    result.map(|()| has_changed)
-}
-
-pub(crate) fn is_about_dns(undo: &Undo) -> bool {
-    matches!(
-        undo,
-        Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::DnsLink | Undo::ResolvedLink { .. }
-    )
-}
-
-/// systemd-resolved hears by and by that the link is gone, and would go on asking there until then.
-async fn remove_link() -> Result<bool, Error> {
-    let Some(index) = link::index().await? else { return Ok(false) };
-    revert_link(LINK, index).await?;
-    link::remove(index).await?;
-    Ok(true)
-}
-
-/// The link takes its settings with it, so that a resolver that cannot be reached needs no second attempt.
-async fn revert_link(name: &str, index: u32) -> Result<bool, Error> {
-    let links = Netlink::new()?.links().await?;
-    if !links.iter().any(|link| link.index == index && link.name == name) {
-        return Ok(false);
-    }
-    let reverted = resolved::answered(async {
-        let resolved = Resolved::connect().await?;
-        resolved.is_here().await?;
-        resolved.revert(index).await
-    });
-    Ok(reverted
-        .await
-        .inspect_err(|why| warn!("systemd-resolved keeps its settings of {name}: {why}"))
-        .is_ok())
 }
 
 /// Whom `content` has asked. systemd-resolved may ask us again, as it reads /etc/resolv.conf too: its own servers are asked
