@@ -302,6 +302,52 @@ fn who_saves_ours_and_restores_it_restores_what_was_before() {
     });
 }
 
+#[test]
+fn what_a_link_leads_to_is_read_whenever_it_comes() {
+    with_own_etc(async || {
+        symlink("../run/net/manager/resolv.conf", RESOLV_CONF).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::open(directory.path()).unwrap();
+        let mut dns = Dns::set_up(&state, settings()).await.unwrap();
+        assert_eq!(servers(&dns), ["127.0.0.1:53"]);
+        // One step at a time, each seen before the next.
+        for step in ["mkdir /run/net", "mkdir /run/net/manager"] {
+            run(["sh", "-c", step]);
+            soon(dns.changed()).await;
+            dns.repair(&state).await.unwrap();
+        }
+        fs::write("/run/net/manager/resolv.conf", "nameserver 10.7.0.1\n").unwrap();
+        repaired_until_asked(&mut dns, &state, &["10.7.0.1:53"]).await;
+
+        fs::create_dir_all("/run/other/manager").unwrap();
+        fs::write("/run/other/manager/resolv.conf", "nameserver 10.7.0.2\n").unwrap();
+        run(["sh", "-c", "mv /run/net /run/old && mv /run/other /run/net"]);
+        repaired_until_asked(&mut dns, &state, &["10.7.0.2:53"]).await;
+        run(["rm", "-r", "/run/net"]);
+        repaired_until_asked(&mut dns, &state, &["127.0.0.1:53"]).await;
+        run(["mv", "/run/old", "/run/net"]);
+        repaired_until_asked(&mut dns, &state, &["10.7.0.1:53"]).await;
+        dns.tear_down(&state).await.unwrap();
+    });
+}
+
+/// Also where nobody answers there.
+#[test]
+fn systemd_resolveds_own_servers_are_followed() {
+    with_own_etc(async || {
+        fs::write(RESOLV_CONF, "nameserver 127.0.0.53\n").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::open(directory.path()).unwrap();
+        let mut dns = Dns::set_up(&state, settings()).await.unwrap();
+        assert_eq!(servers(&dns), Vec::<String>::new());
+        fs::create_dir_all("/run/systemd/resolve").unwrap();
+        for (server, asked) in [("10.7.0.1", "10.7.0.1:53"), ("10.7.0.2", "10.7.0.2:53")] {
+            fs::write("/run/systemd/resolve/resolv.conf", format!("nameserver {server}\n")).unwrap();
+            repaired_until_asked(&mut dns, &state, &[asked]).await;
+        }
+    });
+}
+
 async fn repaired_until_asked(dns: &mut Dns, state: &State, wanted: &[&str]) {
     while servers(dns) != wanted {
         soon(dns.changed()).await;

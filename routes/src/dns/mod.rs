@@ -201,6 +201,7 @@ impl Dns {
         let journal = state.journal();
         let found = Entry::look().map_err(Error::ResolvConf)?;
         let others = file::others(file::noted(journal).as_ref(), &found);
+        self.follow(&others);
         let mut changed = Vec::new();
 
         // Programs can ask it past /etc/resolv.conf (nss-resolve(8), D-Bus): it is told wherever it runs.
@@ -217,7 +218,7 @@ impl Dns {
                 if let Some(forgets) = &self.forgets {
                     why += &format!("; a crash would have it ask others for them ({forgets})");
                 }
-                self.settle(Mode::Resolved, &why, &content, &others);
+                self.settle(Mode::Resolved, &why, &content);
                 undo::take_back(journal, |undo| {
                     matches!(undo, Undo::ResolvConf { .. } | Undo::ResolvconfEntry)
                 })
@@ -234,7 +235,7 @@ impl Dns {
             match resolvconf::reach(LOOPBACK.into()).await {
                 Ok((beside, is_new)) => {
                     let why = format!("{not_resolved}; resolvconf keeps it");
-                    self.settle(Mode::Resolvconf, &why, &beside, &others);
+                    self.settle(Mode::Resolvconf, &why, &beside);
                     if is_new {
                         changed.push("our entry of resolvconf".to_owned());
                     }
@@ -254,17 +255,21 @@ impl Dns {
             changed.push("our /etc/resolv.conf".to_owned());
         }
         let why = format!("{not_resolved}; {not_resolvconf}");
-        self.settle(Mode::File, &why, &others.content(), &others);
+        self.settle(Mode::File, &why, &others.content());
         Ok(changed)
     }
 
-    fn settle(&mut self, mode: Mode, why: &str, content: &[u8], others: &Entry) {
+    fn follow(&mut self, others: &Entry) {
+        if let Some(Err(error)) = self.watch.as_mut().map(|watch| watch.follow(others)) {
+            warn!("cannot watch /etc/resolv.conf any more: {error}");
+            self.watch = None;
+        }
+    }
+
+    fn settle(&mut self, mode: Mode, why: &str, content: &[u8]) {
         self.report = Report { mode, why: why.to_owned() };
         self.before = servers(content);
         self.before.retain(|server| server.ip() != self.settings.on_link);
-        if let Some(watch) = &mut self.watch {
-            watch.follow(others).unwrap_or_else(|error| warn!("cannot watch /etc/resolv.conf: {error}"));
-        }
     }
 
     /// Whether it was told something new, or why it cannot be.

@@ -1,4 +1,4 @@
-//! Who writes /etc/resolv.conf is noticed by inotify(7).
+//! Who writes /etc/resolv.conf, or what it leads to, is noticed by inotify(7).
 
 use std::{
     ffi::OsString,
@@ -14,6 +14,7 @@ use nix::{
 use tokio::io::unix::AsyncFd;
 
 use super::{
+    UPLINKS,
     file::{Entry, PATH},
     resolvconf,
 };
@@ -44,25 +45,25 @@ impl Watch {
             reason = "what replaces it is unsafe, for descriptors that close or change; this one does neither while it lives"
         )]
         let inotify = AsyncFd::new(Descriptor(inotify))?;
-        Ok(Self { inotify, names: Vec::new(), entries: Vec::new() })
+        let mut watch = Self { inotify, names: Vec::new(), entries: Vec::new() };
+        watch.follow(&Entry::Missing)?;
+        Ok(watch)
     }
 
-    /// Watches the path, where `others` leads if it is a link, and the directories of resolvconf's entries: to be called again
-    /// after each change.
+    /// Watches the path, where `others` leads if it is a link, systemd-resolved's servers, and the directories of resolvconf's
+    /// entries. To be called before any of it is read: what changes from here on is told.
     pub fn follow(&mut self, others: &Entry) -> io::Result<()> {
-        let paths = [Some(Path::new(PATH).to_owned()), others.target()];
         self.names.clear();
-        for path in paths.into_iter().flatten() {
-            self.names.extend(path.file_name().map(ToOwned::to_owned));
-            if let Some(directory) = path.parent() {
-                self.add(directory)?;
-            }
-            // A mount's directory tells nothing of it.
-            self.add(&path)?;
-        }
         self.entries.clear();
-        for directory in resolvconf::ENTRIES {
-            let added = self.add(Path::new(directory))?;
+        let paths = [Some(Path::new(PATH).to_owned()), others.target(), Some(Path::new(UPLINKS).to_owned())];
+        for path in paths.iter().flatten() {
+            self.add_way(path)?;
+            // A mount's directory tells nothing of it.
+            self.add(path)?;
+        }
+        for directory in resolvconf::ENTRIES.map(Path::new) {
+            self.add_way(directory)?;
+            let added = self.add(directory)?;
             self.entries.extend(added);
         }
         Ok(())
@@ -91,6 +92,17 @@ impl Watch {
         !event.mask.contains(AddWatchFlags::IN_IGNORED) && (self.entries.contains(&event.wd) || is_named())
     }
 
+    /// The directories on the way to it, as far as there are any: each tells when the next one comes, goes or is replaced.
+    fn add_way(&mut self, path: &Path) -> io::Result<()> {
+        for step in path.ancestors() {
+            if let (Some(directory), Some(name)) = (step.parent(), step.file_name()) {
+                self.add(directory)?;
+                self.names.push(name.to_owned());
+            }
+        }
+        Ok(())
+    }
+
     /// `None` if there is nothing.
     fn add(&self, path: &Path) -> io::Result<Option<WatchDescriptor>> {
         let changes = AddWatchFlags::IN_CLOSE_WRITE
@@ -98,7 +110,7 @@ impl Watch {
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_MOVE;
         match self.inotify.get_ref().0.add_watch(path, changes) {
-            Err(Errno::ENOENT) => Ok(None),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
             added => Ok(Some(added?)),
         }
     }
