@@ -17,7 +17,7 @@ use std::{
         fs::{PermissionsExt, symlink},
         process::ExitStatusExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -28,7 +28,7 @@ use common::{
         self, RESOLV_CONF, Server, getent, live_and_die, look, package, plain_lines, replace, servers,
         settings, soon, with_own_etc,
     },
-    open_tun, run,
+    has, open_tun, run,
 };
 use nix::sched::{CloneFlags, unshare};
 use routes::{
@@ -197,11 +197,7 @@ fn life() {
 
 #[test]
 fn systemd_resolved_asks_us_for_the_policys_domains_only() {
-    let Some(package) = package("systemd-resolved") else { return };
-    if !common::has("dbus-daemon") {
-        println!("skipped, because there is no dbus-daemon");
-        return;
-    }
+    let Some(package) = systemd_resolved() else { return };
     with_own_etc(async || {
         let mut resolved = Resolved::start(&package);
         symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
@@ -346,13 +342,7 @@ async fn settle(dns: &mut Dns, state: &State) {
 
 #[test]
 fn a_hanging_resolvconf_leaves_no_link_behind() {
-    let (Some(package), Some(openresolv)) = (package("systemd-resolved"), package("openresolv")) else {
-        return;
-    };
-    if !common::has("dbus-daemon") {
-        println!("skipped, because there is no dbus-daemon");
-        return;
-    }
+    let (Some(package), Some(openresolv)) = (systemd_resolved(), package("openresolv")) else { return };
     with_own_etc(async || {
         let resolved = Resolved::start(&package);
         install(&openresolv);
@@ -392,11 +382,7 @@ fn a_hanging_resolvconf_leaves_no_link_behind() {
 
 #[test]
 fn a_link_that_is_not_ours_is_let_be() {
-    let Some(package) = package("systemd-resolved") else { return };
-    if !common::has("dbus-daemon") {
-        println!("skipped, because there is no dbus-daemon");
-        return;
-    }
+    let Some(package) = systemd_resolved() else { return };
     with_own_etc(async || {
         let resolved = Resolved::start(&package);
         symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
@@ -426,11 +412,7 @@ fn a_link_that_is_not_ours_is_let_be() {
 /// Its links have the same numbers as ours, and are others.
 #[test]
 fn a_systemd_resolved_of_another_network_is_told_nothing() {
-    let Some(package) = package("systemd-resolved") else { return };
-    if !common::has("dbus-daemon") {
-        println!("skipped, because there is no dbus-daemon");
-        return;
-    }
+    let Some(package) = systemd_resolved() else { return };
     with_own_etc(async || {
         let resolved = Resolved::start(&package);
         symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
@@ -450,11 +432,7 @@ fn a_systemd_resolved_of_another_network_is_told_nothing() {
 
 #[test]
 fn a_crash_at_every_step_with_systemd_resolved() {
-    let Some(package) = package("systemd-resolved") else { return };
-    if !common::has("dbus-daemon") {
-        println!("skipped, because there is no dbus-daemon");
-        return;
-    }
+    let Some(package) = systemd_resolved() else { return };
     with_own_etc(async || {
         let resolved = Resolved::start(&package);
         symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
@@ -492,11 +470,16 @@ fn a_crash_at_every_step_with_systemd_resolved() {
     });
 }
 
+/// Its package, where there is D-Bus for it.
+fn systemd_resolved() -> Option<PathBuf> {
+    has("dbus-daemon").then(|| package("systemd-resolved"))?
+}
+
 /// D-Bus, systemd-resolved, a network, and a TUN.
 struct Resolved {
     bus: Child,
     daemon: Child,
-    package: std::path::PathBuf,
+    package: PathBuf,
     tun: Option<std::os::fd::OwnedFd>,
     /// Without an address it asks nobody.
     _network: std::os::fd::OwnedFd,

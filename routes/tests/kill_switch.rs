@@ -16,7 +16,7 @@ use std::{
 };
 
 use common::{
-    clean, has, in_namespace, run,
+    clean, has, in_namespace, run, skip,
     world::{
         MARK, MEDIA, SIGNALING, TUN, Tun, UNRELATED, World, arrived, captured, ip, send, send_from_device,
         settings, settled_snapshot, silent, wanted,
@@ -156,7 +156,6 @@ fn a_reload_swaps_it_raises_it_and_removes_it_and_one_that_fails_does_neither() 
 fn whoever_removes_or_changes_it_finds_it_put_back_and_is_named() {
     in_namespace(async || {
         if !has("nft") {
-            println!("skipped, because nft is missing");
             return;
         }
         let world = World::new().await;
@@ -253,8 +252,7 @@ fn old_connections_are_ended_and_others_are_not() {
         };
         let ended = match connections::end(is_signaling) {
             Err(connections::Error::Unsupported) => {
-                println!("skipped, because this kernel cannot end connections");
-                return;
+                return skip("this kernel cannot end connections");
             }
             ended => ended.unwrap(),
         };

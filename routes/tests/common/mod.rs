@@ -16,6 +16,13 @@ use std::{
 use nix::sched::{CloneFlags, setns, unshare};
 use routes::{Cleaned, Error, State};
 
+/// Says that a test cannot run here. With BREAKOUT_REQUIRE_ALL in the environment that is a failure.
+pub fn skip(why: &str) {
+    let sentence = format!("skipped, because {why}");
+    assert!(std::env::var_os("BREAKOUT_REQUIRE_ALL").is_none(), "{sentence}");
+    println!("{sentence}");
+}
+
 /// Why namespaces cannot be made here, if so.
 pub fn unable() -> Option<&'static str> {
     (!nix::unistd::geteuid().is_root()).then_some("this needs root")
@@ -24,8 +31,7 @@ pub fn unable() -> Option<&'static str> {
 /// Runs `test` in a new network namespace, on a current-thread runtime; or says why not.
 pub fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     if let Some(reason) = unable() {
-        println!("skipped, because {reason}");
-        return;
+        return skip(reason);
     }
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -76,8 +82,13 @@ pub fn run<const N: usize>(command: [&str; N]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-pub fn has(tool: &str) -> bool {
-    Command::new(tool).arg("-V").output().is_ok()
+/// Whether there is such a program; or says that what needs it cannot run.
+pub fn has(program: &str) -> bool {
+    let is_there = Command::new(program).arg("-V").output().is_ok();
+    if !is_there {
+        skip(&format!("there is no {program}"));
+    }
+    is_there
 }
 
 /// Opens a TUN (linux/if_tun.h); it vanishes when dropped.

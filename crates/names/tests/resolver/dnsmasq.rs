@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::common::{LOOPBACK, SOON, Scene, question, settings};
+use super::common::{LOOPBACK, SOON, Scene, question, settings, skip};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{RData, RecordType};
 use names::Settings;
@@ -95,9 +95,4 @@ async fn dnsmasq_is_understood() {
     // 100 addresses do not fit into 1232 bytes: it is asked again by TCP, and so are we.
     let many = client.tcp(&question("many.example.com.", RecordType::A, None)).await;
     assert_eq!(many.answers.len(), 64, "as many as are taken from one answer");
-}
-
-fn skip(why: &str) {
-    assert!(std::env::var_os("BREAKOUT_REQUIRE_ALL").is_none(), "skipped, because {why}");
-    println!("skipped, because {why}");
 }

@@ -77,3 +77,10 @@ pub fn settings(upstreams: &[&DnsServer]) -> Settings {
         ipv6: true,
     }
 }
+
+/// Says that a test cannot run here. With BREAKOUT_REQUIRE_ALL in the environment that is a failure.
+pub fn skip(why: &str) {
+    let sentence = format!("skipped, because {why}");
+    assert!(std::env::var_os("BREAKOUT_REQUIRE_ALL").is_none(), "{sentence}");
+    println!("{sentence}");
+}
