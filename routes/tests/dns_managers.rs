@@ -30,7 +30,11 @@ use common::{
     },
     has, open_tun, run,
 };
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use routes::{
     Leftovers, State, Undo,
     dns::{self, Dns, Mode, Settings},
@@ -254,33 +258,21 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
 
         // Somebody leads past it, and back to it.
         replace("nameserver 10.0.0.1\n");
-        while dns.report().mode != Mode::File {
-            soon(dns.changed()).await;
-            dns.repair(&state).await.unwrap();
-        }
+        repair_until(&mut dns, &state, Mode::File).await;
         assert_eq!(plain_lines(RESOLV_CONF), ["nameserver 127.51.82.53"]);
         assert_eq!(servers(&dns), ["10.0.0.1:53"]);
         fs::remove_file(RESOLV_CONF).unwrap();
         symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
-        while dns.report().mode != Mode::Resolved {
-            soon(dns.changed()).await;
-            dns.repair(&state).await.unwrap();
-        }
+        repair_until(&mut dns, &state, Mode::Resolved).await;
         assert_eq!(look(), before);
         goes("back.mypurecloud.com", true);
 
         // It dies and is started again.
         resolved.kill();
-        while dns.report().mode != Mode::File {
-            soon(dns.changed()).await;
-            dns.repair(&state).await.unwrap();
-        }
+        repair_until(&mut dns, &state, Mode::File).await;
         assert_eq!(servers(&dns), ["10.0.0.1:53"], "where it would have asked");
         resolved.spawn();
-        while dns.report().mode != Mode::Resolved {
-            soon(dns.changed()).await;
-            dns.repair(&state).await.unwrap();
-        }
+        repair_until(&mut dns, &state, Mode::Resolved).await;
         assert_eq!(look(), before);
         goes("again.mypurecloud.com", true);
         settle(&mut dns, &state).await;
@@ -330,6 +322,65 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         assert_eq!(dns::left_before().await, None);
         drop(resolved);
     });
+}
+
+#[test]
+fn systemd_resolved_is_told_as_soon_as_there_is_a_way_to_it_again() {
+    let Some(package) = systemd_resolved() else { return };
+    with_own_etc(async || {
+        let mut resolved = Resolved::start(&package);
+        symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
+        let before = look();
+        let (theirs, ours) = (Server::new([10, 0, 0, 1].into()), Server::breakouts());
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::open(directory.path()).unwrap();
+
+        resolved.stop_bus();
+        let mut dns = Dns::set_up(&state, resolved.settings().await).await.unwrap();
+        assert_eq!(dns.report().mode, Mode::File, "{}", dns.report().why);
+        assert_eq!(servers(&dns), ["10.0.0.1:53"], "where it would have asked");
+        for name in ["late", "again"] {
+            resolved.start_bus();
+            resolved.kill();
+            resolved.spawn();
+            repair_until(&mut dns, &state, Mode::Resolved).await;
+            assert_eq!(look(), before);
+            let name = format!("{name}.mypurecloud.com");
+            assert!(getent(&name).starts_with("127.51.82.53 "));
+            assert!(ours.was_asked_for(&name) && !theirs.was_asked_for(&name));
+            resolved.stop_bus();
+            repair_until(&mut dns, &state, Mode::File).await;
+        }
+        resolved.start_bus();
+        resolved.kill();
+        resolved.spawn();
+        repair_until(&mut dns, &state, Mode::Resolved).await;
+
+        // It hangs, while something has to be done with it.
+        let process = Pid::from_raw(resolved.daemon.id().try_into().unwrap());
+        kill(process, Signal::SIGSTOP).unwrap();
+        dns.repair(&state).await.unwrap();
+        assert_eq!(dns.report().mode, Mode::File);
+        assert!(dns.report().why.contains("it did not answer within 5 s"), "{}", dns.report().why);
+        // It is not waited for again and again.
+        soon(async {
+            for _ in 0..6 {
+                dns.repair(&state).await.unwrap();
+            }
+        })
+        .await;
+        kill(process, Signal::SIGCONT).unwrap();
+        repair_until(&mut dns, &state, Mode::Resolved).await;
+        dns.tear_down(&state).await.unwrap();
+        assert_eq!(look(), before);
+    });
+}
+
+async fn repair_until(dns: &mut Dns, state: &State, mode: Mode) {
+    while dns.report().mode != mode {
+        soon(dns.changed()).await;
+        dns.repair(state).await.unwrap();
+    }
 }
 
 /// Until nothing is told any more.
@@ -508,12 +559,20 @@ impl Resolved {
         for directory in ["/run/dbus", "/run/systemd"] {
             fs::create_dir(directory).unwrap();
         }
-        fs::write("/run/bus.conf", BUS).unwrap();
-        let bus =
-            Command::new("dbus-daemon").args(["--nofork", "--config-file=/run/bus.conf"]).spawn().unwrap();
-        eventually(|| Path::new("/run/dbus/system_bus_socket").exists());
+        fs::write("/run/bus.conf", CONFIG).unwrap();
+        let bus = spawn_bus();
         let daemon = spawn(package);
         Self { bus, daemon, package: package.to_owned(), tun: Some(tun), _network: network }
+    }
+
+    fn stop_bus(&mut self) {
+        self.bus.kill().unwrap();
+        self.bus.wait().unwrap();
+        fs::remove_file(BUS).unwrap();
+    }
+
+    fn start_bus(&mut self) {
+        self.bus = spawn_bus();
     }
 
     fn kill(&mut self) {
@@ -554,7 +613,8 @@ impl Drop for Resolved {
     }
 }
 
-const BUS: &str = r#"<busconfig>
+const BUS: &str = "/run/dbus/system_bus_socket";
+const CONFIG: &str = r#"<busconfig>
   <type>system</type>
   <listen>unix:path=/run/dbus/system_bus_socket</listen>
   <auth>EXTERNAL</auth>
@@ -567,6 +627,12 @@ const BUS: &str = r#"<busconfig>
   </policy>
 </busconfig>
 "#;
+
+fn spawn_bus() -> Child {
+    let bus = Command::new("dbus-daemon").args(["--nofork", "--config-file=/run/bus.conf"]).spawn().unwrap();
+    eventually(|| Path::new(BUS).exists());
+    bus
+}
 
 /// Until it answers on D-Bus.
 fn spawn(package: &Path) -> Child {

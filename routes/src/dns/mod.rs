@@ -14,12 +14,12 @@ mod watch;
 
 use std::{
     fmt,
-    future::pending,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     time::Duration,
 };
 
+use futures::future::OptionFuture;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
@@ -80,7 +80,7 @@ pub struct Dns {
     settings: Settings,
     report: Report,
     before: Vec<SocketAddr>,
-    resolved: Option<Resolved>,
+    resolved: Resolved,
     watch: Option<Watch>,
     /// Of the link that systemd-resolved was told of.
     link: Option<netlink::Watch>,
@@ -100,7 +100,7 @@ impl Dns {
             settings,
             report: Report { mode: Mode::File, why: String::new() },
             before: Vec::new(),
-            resolved: None,
+            resolved: Resolved::connect().await,
             watch,
             link,
             due: None,
@@ -134,50 +134,30 @@ impl Dns {
     pub async fn changed(&mut self) {
         loop {
             if self.watch.is_none() || self.link.is_none() {
-                self.due.get_or_insert_with(|| Instant::now() + UNWATCHED);
+                self.wake_within(UNWATCHED);
             }
-            let file = async {
-                match &self.watch {
-                    Some(watch) => watch.changed().await,
-                    None => pending().await,
-                }
-            };
-            let resolved = async {
-                match &mut self.resolved {
-                    Some(resolved) => resolved.changed().await,
-                    None => pending().await,
-                }
-            };
-            let link = async {
-                match &mut self.link {
-                    Some(link) => link.changed().await,
-                    None => pending().await,
-                }
-            };
-            let due = async {
-                match self.due {
-                    Some(due) => sleep_until(due).await,
-                    None => pending().await,
-                }
-            };
             tokio::select! {
-                () = due => {
+                Some(()) = OptionFuture::from(self.due.map(sleep_until)) => {
                     self.due = None;
                     return;
                 }
-                () = resolved => {}
-                watched = link => if let Err(error) = watched {
-                    warn!("cannot watch the link {LINK} any more: {error}");
-                    self.link = None;
-                    continue;
-                },
-                watched = file => if let Err(error) = watched {
-                    warn!("cannot watch /etc/resolv.conf any more: {error}");
-                    self.watch = None;
-                    continue;
-                },
+                () = self.resolved.changed() => {}
+                Some(watched) = OptionFuture::from(self.link.as_mut().map(netlink::Watch::changed)) => {
+                    if let Err(error) = watched {
+                        warn!("cannot watch the link {LINK} any more: {error}");
+                        self.link = None;
+                        continue;
+                    }
+                }
+                Some(watched) = OptionFuture::from(self.watch.as_ref().map(Watch::changed)) => {
+                    if let Err(error) = watched {
+                        warn!("cannot watch /etc/resolv.conf any more: {error}");
+                        self.watch = None;
+                        continue;
+                    }
+                }
             }
-            self.due.get_or_insert_with(|| Instant::now() + SETTLE);
+            self.wake_within(SETTLE);
         }
     }
 
@@ -194,6 +174,11 @@ impl Dns {
     pub async fn tear_down(self, state: &State) -> Result<(), Error> {
         drop(self);
         put_back(state).await.map(drop)
+    }
+
+    fn wake_within(&mut self, pause: Duration) {
+        let due = Instant::now() + pause;
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
     }
 
     /// Finds the mode and goes there: the new is in place before the old goes.
@@ -274,15 +259,7 @@ impl Dns {
 
     /// Whether it was told something new, or why it cannot be.
     async fn tell_resolved(&mut self, journal: &Journal) -> Result<Result<bool, String>, Error> {
-        let resolved = match self.resolved.take() {
-            Some(resolved) => resolved,
-            None => match Resolved::connect().await {
-                Ok(resolved) => resolved,
-                Err(why) => return Ok(Err(why)),
-            },
-        };
-        let resolved = self.resolved.insert(resolved);
-        if let Err(why) = resolved.is_here().await {
+        if let Err(why) = self.resolved.is_here().await {
             return Ok(Err(why));
         }
         let Settings { link, index, on_link, domains } = &self.settings;
@@ -302,7 +279,7 @@ impl Dns {
             watch.follow(index);
         }
         self.forgets = forgets;
-        let told = resolved.tell(index, server, domains).await;
+        let told = self.resolved.tell(index, server, domains).await;
         if self.forgets.is_none() && told.is_ok() {
             undo::take_back(journal, |undo| matches!(undo, Undo::ResolvedLink { .. })).await?;
         }

@@ -2,21 +2,14 @@
 //! It forgets a link's settings with the link.
 
 use std::{
-    fmt::Display,
-    fs,
-    future::{Future, pending},
-    io,
-    net::IpAddr,
-    os::unix::fs::MetadataExt,
-    process,
-    time::Duration,
+    fmt::Display, fs, future::Future, io, net::IpAddr, os::unix::fs::MetadataExt, process, time::Duration,
 };
 
 use futures::StreamExt;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use zbus::{
     Connection,
-    fdo::{DBusProxy, NameOwnerChangedStream, PropertiesChangedStream, PropertiesProxy},
+    fdo::{DBusProxy, NameOwnerChangedStream, PeerProxy, PropertiesChangedStream, PropertiesProxy},
     names::BusName,
     proxy,
     proxy::CacheProperties,
@@ -29,6 +22,8 @@ const SERVICE: &str = "org.freedesktop.resolve1";
 const PATH: &str = "/org/freedesktop/resolve1";
 /// It answers at once or hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// When the bus is gone or one of both hangs, it is tried as often as this whether they answer again.
+const RETRY: Duration = Duration::from_secs(5);
 /// It hears of links from the kernel, by and by: of ours, which is new, some time after it is there.
 const HEARD: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(10);
@@ -81,10 +76,18 @@ type Server = (i32, Vec<u8>);
 /// A name, and whether it is for routing queries only, not for completing names.
 type Domain = (String, bool);
 
-/// Where it is reached when it runs.
+/// What there is of it on the bus. Nobody waits for what has hung once until [`Resolved::changed`] has found that it answers again.
 #[derive(Debug)]
 pub struct Resolved {
-    bus: Connection,
+    /// Or why there is no way to it.
+    bus: Result<Bus, String>,
+    retry: Instant,
+}
+
+/// Where it is reached when it runs.
+#[derive(Debug)]
+struct Bus {
+    connection: Connection,
     names: DBusProxy<'static>,
     manager: ManagerProxy<'static>,
     owners: NameOwnerChangedStream,
@@ -92,79 +95,160 @@ pub struct Resolved {
     is_told: bool,
 }
 
+/// Why a call came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("it did not answer within {} s", PATIENCE.as_secs())]
+    Silent,
+    #[error("{0}")]
+    Refused(String),
+}
+
 impl Resolved {
-    /// Or why there is no way to it.
-    pub async fn connect() -> Result<Self, String> {
-        let bus = answered(Connection::system()).await?;
-        let names = answered(DBusProxy::new(&bus)).await?;
-        let owners = answered(names.receive_name_owner_changed_with_args(&[(0, SERVICE)])).await?;
-        let manager = answered(ManagerProxy::new(&bus)).await?;
-        let settings = answered(settings(&bus)).await?;
-        Ok(Self { bus, names, manager, owners, settings, is_told: false })
+    pub async fn connect() -> Self {
+        let bus = Bus::connect().await.map_err(|failure| failure.to_string());
+        Self { bus, retry: Instant::now() + RETRY }
     }
 
     /// Whether it runs, and knows links by the same numbers; or why not. Does not have the bus start it.
-    pub async fn is_here(&self) -> Result<(), String> {
-        let service = BusName::try_from(SERVICE).map_err(|error| error.to_string())?;
-        if !answered(self.names.name_has_owner(service.clone())).await? {
-            return Err("it does not run".to_owned());
-        }
-        let us = self.bus.unique_name().ok_or("the bus has no name for us")?;
-        if answered(self.names.get_connection_unix_process_id(us.clone().into())).await? != process::id() {
-            return Err("the bus is in another PID namespace: its links may be others".to_owned());
-        }
-        let its = answered(self.names.get_connection_unix_process_id(service)).await?;
-        match network(&its.to_string()).and_then(|its| Ok(its == network("thread-self")?)) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err("it is in another network namespace".to_owned()),
-            Err(error) => Err(format!("its network namespace cannot be told: {error}")),
-        }
+    pub async fn is_here(&mut self) -> Result<(), String> {
+        let is_here = self.bus()?.is_here().await;
+        self.give_up_if_silent(is_here)
     }
 
     /// Makes `server` the one to ask for `domains` and all below them, and for nothing else. Whether it was not so before.
     pub async fn tell(&mut self, index: u32, server: IpAddr, domains: &[String]) -> Result<bool, String> {
+        let told = self.bus()?.tell(index, server, domains).await;
+        self.give_up_if_silent(told)
+    }
+
+    /// Takes back what it was told of a link, and has it forget what it was answered.
+    pub async fn revert(&mut self, index: u32) -> Result<(), String> {
+        let reverted = self.bus()?.revert(index).await;
+        self.give_up_if_silent(reverted)
+    }
+
+    /// Resolves when it or the bus has come or gone, or when it may have other settings than it was told. Safe to drop in between.
+    pub async fn changed(&mut self) {
+        if let Ok(bus) = &mut self.bus {
+            if bus.changed().await.is_none() {
+                self.give_up("the bus has gone".to_owned());
+            }
+            return;
+        }
+        loop {
+            sleep_until(self.retry).await;
+            self.retry = Instant::now() + RETRY;
+            if let Ok(bus) = Bus::connect().await
+                && bus.answers().await
+            {
+                self.bus = Ok(bus);
+                return;
+            }
+        }
+    }
+
+    fn bus(&mut self) -> Result<&mut Bus, String> {
+        self.bus.as_mut().map_err(|why| why.clone())
+    }
+
+    fn give_up_if_silent<T>(&mut self, answer: Result<T, Failure>) -> Result<T, String> {
+        answer.map_err(|failure| {
+            if matches!(failure, Failure::Silent) {
+                self.give_up(failure.to_string());
+            }
+            failure.to_string()
+        })
+    }
+
+    fn give_up(&mut self, why: String) {
+        self.bus = Err(why);
+        self.retry = Instant::now() + RETRY;
+    }
+}
+
+impl Bus {
+    async fn connect() -> Result<Self, Failure> {
+        let connection = answered(Connection::system()).await?;
+        let names = answered(DBusProxy::new(&connection)).await?;
+        let owners = answered(names.receive_name_owner_changed_with_args(&[(0, SERVICE)])).await?;
+        let manager = answered(ManagerProxy::new(&connection)).await?;
+        let settings = answered(settings(&connection)).await?;
+        Ok(Self { connection, names, manager, owners, settings, is_told: false })
+    }
+
+    async fn is_here(&self) -> Result<(), Failure> {
+        let refused = |why: &str| Err(Failure::Refused(why.to_owned()));
+        let service = BusName::from_static_str(SERVICE).map_err(refusal)?;
+        if !answered(self.names.name_has_owner(service.clone())).await? {
+            return refused("it does not run");
+        }
+        let Some(us) = self.connection.unique_name() else { return refused("the bus has no name for us") };
+        if answered(self.names.get_connection_unix_process_id(us.clone().into())).await? != process::id() {
+            return refused("the bus is in another PID namespace: its links may be others");
+        }
+        let its = answered(self.names.get_connection_unix_process_id(service)).await?;
+        match network(&its.to_string()).and_then(|its| Ok(its == network("thread-self")?)) {
+            Ok(true) => Ok(()),
+            Ok(false) => refused("it is in another network namespace"),
+            Err(error) => refused(&format!("its network namespace cannot be told: {error}")),
+        }
+    }
+
+    /// Whether it does, where it is here, and the bus in any case.
+    async fn answers(&self) -> bool {
+        let answer = match self.is_here().await {
+            Ok(()) => answered(ping(&self.connection)).await,
+            not_here => not_here,
+        };
+        !matches!(answer, Err(Failure::Silent))
+    }
+
+    async fn tell(&mut self, index: u32, server: IpAddr, domains: &[String]) -> Result<bool, Failure> {
         self.is_told = false;
         let is_new = self.tell_what_is_new(index, server, domains).await?;
         self.is_told = true;
         Ok(is_new)
     }
 
-    async fn tell_what_is_new(&self, index: u32, server: IpAddr, domains: &[String]) -> Result<bool, String> {
-        let index = index.try_into().map_err(|_| format!("it cannot have a link {index}"))?;
+    async fn tell_what_is_new(
+        &self,
+        index: u32,
+        server: IpAddr,
+        domains: &[String],
+    ) -> Result<bool, Failure> {
+        let index = link_number(index)?;
         let servers = [match server {
             IpAddr::V4(server) => (libc::AF_INET, server.octets().to_vec()),
             IpAddr::V6(server) => (libc::AF_INET6, server.octets().to_vec()),
         }];
         let domains: Vec<Domain> = domains.iter().map(|domain| (domain.clone(), true)).collect();
         let link = answered(self.link(index)).await?;
-        if answered(is(&link, &servers, &domains)).await? {
-            return Ok(false);
+        let is_new = !answered(is(&link, &servers, &domains)).await?;
+        if is_new {
+            answered(self.set(index, &servers, &domains)).await?;
         }
-        answered(self.set(index, &servers, &domains)).await?;
         answered(is_asked(&link)).await?;
-        Ok(true)
+        Ok(is_new)
     }
 
-    /// Takes back what it was told of a link, and has it forget what it was answered.
-    pub async fn revert(&self, index: u32) -> Result<(), String> {
-        let index = index.try_into().map_err(|_| format!("it cannot have a link {index}"))?;
+    async fn revert(&self, index: u32) -> Result<(), Failure> {
+        let index = link_number(index)?;
         crash_point::reached();
         answered(self.manager.revert_link(index)).await?;
         crash_point::reached();
         answered(self.manager.flush_caches()).await
     }
 
-    /// Resolves when it has come or gone, or may have other settings than it was told; for good when the bus is gone.
-    pub async fn changed(&mut self) {
+    /// `None`: the connection is lost.
+    async fn changed(&mut self) -> Option<()> {
         loop {
             let counts = tokio::select! {
                 owner = self.owners.next() => owner.map(|_| true),
                 settings = self.settings.next() => settings.map(|_| self.is_told),
             };
-            match counts {
-                Some(true) => return,
-                Some(false) => {}
-                None => pending().await,
+            if counts? {
+                return Some(());
             }
         }
     }
@@ -180,7 +264,7 @@ impl Resolved {
             }
             sleep(POLL).await;
         };
-        LinkProxy::builder(&self.bus).path(path)?.cache_properties(CacheProperties::No).build().await
+        LinkProxy::builder(&self.connection).path(path)?.cache_properties(CacheProperties::No).build().await
     }
 
     /// The server comes last: until then the link is asked for nothing. Ours is asked plainly, and it validates nothing.
@@ -205,6 +289,10 @@ async fn settings(bus: &Connection) -> zbus::Result<PropertiesChangedStream> {
     let properties = PropertiesProxy::builder(bus).destination(SERVICE)?.path(PATH)?;
     let properties = properties.cache_properties(CacheProperties::No).build().await?;
     properties.receive_properties_changed().await
+}
+
+async fn ping(bus: &Connection) -> zbus::Result<()> {
+    PeerProxy::new(bus, SERVICE, PATH).await?.ping().await
 }
 
 /// The network namespace of a process, as the number of a file that is each one's own: `ns/net` takes rights to look at.
@@ -245,10 +333,16 @@ fn tolerate_unknown<T>(result: zbus::Result<T>, otherwise: T) -> zbus::Result<T>
     }
 }
 
-/// Or why there is no answer within 5 s.
-pub async fn answered<T, E: Display>(call: impl Future<Output = Result<T, E>>) -> Result<T, String> {
-    match timeout(PATIENCE, call).await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("it did not answer within {} s", PATIENCE.as_secs())),
-    }
+/// What comes of a call within 5 s.
+pub async fn answered<T, E: Display>(call: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
+    timeout(PATIENCE, call).await.map_err(|_| Failure::Silent)?.map_err(refusal)
+}
+
+/// As it counts them.
+fn link_number(index: u32) -> Result<i32, Failure> {
+    index.try_into().map_err(|_| Failure::Refused(format!("it cannot have a link {index}")))
+}
+
+fn refusal(error: impl Display) -> Failure {
+    Failure::Refused(error.to_string())
 }

@@ -101,7 +101,7 @@ async fn revert_link(name: &str, index: u32) -> Result<bool, Error> {
         return Ok(false);
     }
     let reverted = resolved::answered(async {
-        let resolved = Resolved::connect().await?;
+        let mut resolved = Resolved::connect().await;
         resolved.is_here().await?;
         resolved.revert(index).await
     });
