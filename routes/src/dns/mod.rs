@@ -4,6 +4,7 @@
 //! keeps the file, it gets an entry that stands alone; else the file itself is replaced, and put back again. All paths are
 //! those of the calling thread's mount namespace.
 
+mod fight;
 mod file;
 mod link;
 mod resolv_conf;
@@ -24,6 +25,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use crate::{Error, State, Undo, journal::Journal, netlink};
+use fight::Fight;
 use resolved::Resolved;
 use watch::Watch;
 
@@ -85,6 +87,7 @@ pub struct Dns {
     /// Of the link that systemd-resolved was told of.
     link: Option<netlink::Watch>,
     due: Option<Instant>,
+    fight: Fight,
     /// Why systemd-resolved forgets the policy's names with the process, if so.
     forgets: Option<String>,
 }
@@ -104,6 +107,7 @@ impl Dns {
             watch,
             link,
             due: None,
+            fight: Fight::new(Instant::now()),
             forgets: None,
         };
         match dns.reach(state).await {
@@ -136,18 +140,19 @@ impl Dns {
             if self.watch.is_none() || self.link.is_none() {
                 self.wake_within(UNWATCHED);
             }
-            tokio::select! {
+            let pause = tokio::select! {
                 Some(()) = OptionFuture::from(self.due.map(sleep_until)) => {
                     self.due = None;
                     return;
                 }
-                () = self.resolved.changed() => {}
+                () = self.resolved.changed() => SETTLE,
                 Some(watched) = OptionFuture::from(self.link.as_mut().map(netlink::Watch::changed)) => {
                     if let Err(error) = watched {
                         warn!("cannot watch the link {LINK} any more: {error}");
                         self.link = None;
                         continue;
                     }
+                    SETTLE
                 }
                 Some(watched) = OptionFuture::from(self.watch.as_ref().map(Watch::changed)) => {
                     if let Err(error) = watched {
@@ -155,9 +160,10 @@ impl Dns {
                         self.watch = None;
                         continue;
                     }
+                    SETTLE.max(self.fight.pause(Instant::now()))
                 }
-            }
-            self.wake_within(SETTLE);
+            };
+            self.wake_within(pause);
         }
     }
 
@@ -177,7 +183,10 @@ impl Dns {
     }
 
     fn wake_within(&mut self, pause: Duration) {
-        let due = Instant::now() + pause;
+        self.wake_at(Instant::now() + pause);
+    }
+
+    fn wake_at(&mut self, due: Instant) {
         self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
     }
 
@@ -235,13 +244,21 @@ impl Dns {
             "resolvconf does not keep it".to_owned()
         };
 
-        let (others, is_foreign) = file::take(journal)?;
-        if is_foreign {
-            changed.push("our /etc/resolv.conf".to_owned());
-        }
-        let why = format!("{not_resolved}; {not_resolvconf}");
-        self.settle(Mode::File, &why, &others.content());
+        changed.extend(self.reach_file(journal, format!("{not_resolved}; {not_resolvconf}"))?);
         Ok(changed)
+    }
+
+    fn reach_file(&mut self, journal: &Journal, mut why: String) -> Result<Option<String>, Error> {
+        let (others, is_foreign) = file::take(journal)?;
+        let content = others.content();
+        let now = Instant::now();
+        let news = is_foreign.then(|| self.fight.found(&content, now)).flatten();
+        if let Some(fight) = self.fight.state(now) {
+            why += &format!("; {fight}");
+            self.wake_at(self.fight.end());
+        }
+        self.settle(Mode::File, &why, &content);
+        Ok(news)
     }
 
     fn follow(&mut self, others: &Entry) {
