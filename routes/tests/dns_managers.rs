@@ -227,7 +227,7 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         goes("api.mypurecloud.com", true);
         goes("mypurecloud.com", true);
         goes("api.mypurecloud.com.example", false);
-        // Its cache was flushed.
+        // What it was answered before is not told any more.
         assert!(getent("control.mypurecloud.com").starts_with("127.51.82.53 "));
         goes("api.pure.cloud", false);
         assert_eq!(dns.repair(&state).await.unwrap(), Vec::<String>::new());
@@ -251,8 +251,11 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
                 "resolvectl" => resolved.ctl(&way[1..]),
                 program => assert!(Command::new(program).args(&way[1..]).status().unwrap().success()),
             }
+            let meanwhile = format!("meanwhile-{name}.mypurecloud.com");
+            drop(getent(&meanwhile));
             soon(dns.changed()).await;
             settle(&mut dns, &state).await;
+            assert!(getent(&meanwhile).starts_with("127.51.82.53 "), "{name}: it was cached");
             goes(&format!("{name}.mypurecloud.com"), true);
         }
 
@@ -321,6 +324,31 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         assert!(!resolved.has_our_link().await);
         assert_eq!(dns::left_before().await, None);
         drop(resolved);
+    });
+}
+
+#[test]
+fn what_a_dead_run_has_answered_is_asked_anew() {
+    let Some(package) = systemd_resolved() else { return };
+    with_own_etc(async || {
+        let resolved = Resolved::start(&package);
+        symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::open(directory.path()).unwrap();
+        let name = "api.mypurecloud.com";
+        let answered = || getent(name).starts_with("127.51.82.53 ");
+
+        let ours = Server::breakouts();
+        drop(Dns::set_up(&state, resolved.settings().await).await.unwrap());
+        assert!(answered() && ours.was_asked_for(name));
+        drop(ours);
+        assert!(answered(), "the control: it is cached");
+
+        let ours = Server::breakouts();
+        let dns = Dns::set_up(&state, resolved.settings().await).await.unwrap();
+        assert_eq!(dns.report().mode, Mode::Resolved, "{}", dns.report().why);
+        assert!(answered() && ours.was_asked_for(name));
+        dns.tear_down(&state).await.unwrap();
     });
 }
 
@@ -543,9 +571,10 @@ impl Resolved {
         let mut groups = fs::OpenOptions::new().append(true).open("/etc/group").unwrap();
         groups.write_all(b"systemd-resolve:x:982:\n").unwrap();
         fs::create_dir("/etc/systemd").unwrap();
+        // By default it caches nothing of what a server on this machine has answered.
         fs::write(
             "/etc/systemd/resolved.conf",
-            "[Resolve]\nDNS=10.0.0.1\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\n",
+            "[Resolve]\nDNS=10.0.0.1\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\nCacheFromLocalhost=yes\n",
         )
         .unwrap();
         run(["ip", "address", "add", "10.0.0.1/32", "dev", "lo"]);

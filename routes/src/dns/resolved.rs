@@ -2,7 +2,8 @@
 //! It forgets a link's settings with the link.
 
 use std::{
-    fmt::Display, fs, future::Future, io, net::IpAddr, os::unix::fs::MetadataExt, process, time::Duration,
+    fmt::Display, fs, future::Future, io, mem, net::IpAddr, os::unix::fs::MetadataExt, process,
+    time::Duration,
 };
 
 use futures::StreamExt;
@@ -205,18 +206,7 @@ impl Bus {
     }
 
     async fn tell(&mut self, index: u32, server: IpAddr, domains: &[String]) -> Result<bool, Failure> {
-        self.is_told = false;
-        let is_new = self.tell_what_is_new(index, server, domains).await?;
-        self.is_told = true;
-        Ok(is_new)
-    }
-
-    async fn tell_what_is_new(
-        &self,
-        index: u32,
-        server: IpAddr,
-        domains: &[String],
-    ) -> Result<bool, Failure> {
+        let was_told = mem::take(&mut self.is_told);
         let index = link_number(index)?;
         let servers = [match server {
             IpAddr::V4(server) => (libc::AF_INET, server.octets().to_vec()),
@@ -228,7 +218,12 @@ impl Bus {
         if is_new {
             answered(self.set(index, &servers, &domains)).await?;
         }
+        // Also what a dead run has answered, which may have known other servers.
+        if is_new || !was_told {
+            answered(self.manager.flush_caches()).await?;
+        }
         answered(is_asked(&link)).await?;
+        self.is_told = true;
         Ok(is_new)
     }
 
@@ -280,7 +275,7 @@ impl Bus {
         crash_point::reached();
         manager.set_link_dns(index, servers).await?;
         crash_point::reached();
-        manager.flush_caches().await
+        Ok(())
     }
 }
 

@@ -136,6 +136,9 @@ pub fn package(name: &str) -> Option<PathBuf> {
     found
 }
 
+/// Seconds. No test waits for a cache to forget by itself.
+const TTL: u32 = 600;
+
 /// A DNS server that answers every question with its own address, and remembers the names.
 pub struct Server {
     asked: Arc<Mutex<Vec<String>>>,
@@ -195,7 +198,9 @@ fn answer(query: &[u8], address: Ipv4Addr) -> (String, Vec<u8>) {
     message.extend([0x81, 0x80, 0, 1, 0, u8::from(is_about_address), 0, 0, 0, 0]);
     message.extend(question);
     if is_about_address {
-        message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
+        message.extend([0xc0, 12, 0, 1, 0, 1]);
+        message.extend(TTL.to_be_bytes());
+        message.extend([0, 4]);
         message.extend(address.octets());
     }
     (labels.join("."), message)
