@@ -98,7 +98,7 @@ fn write_resolved(etc: &Path, server: Ipv4Addr) {
     append("group", "systemd-resolve:x:982:\n");
     fs::create_dir(etc.join("systemd")).unwrap();
     let settings =
-        format!("[Resolve]\nDNS={server}\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\nCache=no\n");
+        format!("[Resolve]\nDNS={server}\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\n");
     fs::write(etc.join("systemd/resolved.conf"), settings).unwrap();
     symlink("../run/systemd/resolve/stub-resolv.conf", etc.join("resolv.conf")).unwrap();
     fs::write(etc.join("bus.conf"), CONFIG).unwrap();
