@@ -459,22 +459,29 @@ fn a_hanging_resolvconf_leaves_no_link_behind() {
     });
 }
 
+/// As on a kernel that has no such links: systemd-resolved is told of the TUN.
 #[test]
 fn a_link_that_is_not_ours_is_let_be() {
     let Some(package) = systemd_resolved() else { return };
     with_own_etc(async || {
-        let resolved = Resolved::start(&package);
+        let mut resolved = Resolved::start(&package);
         symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
-        run(["ip", "link", "add", dns::LINK, "type", "veth", "peer", "name", "far"]);
+        let (theirs, ours) = (Server::new([10, 0, 0, 1].into()), Server::new([10, 99, 0, 1].into()));
+        let add_strangers = || run(["ip", "link", "add", dns::LINK, "type", "veth", "peer", "name", "far"]);
+        add_strangers();
         let directory = tempfile::tempdir().unwrap();
         let state = State::open(directory.path()).unwrap();
-        let mut dns = Dns::set_up(&state, resolved.settings().await).await.unwrap();
+        let settings = resolved.settings().await;
+        let mut dns = Dns::set_up(&state, settings.clone()).await.unwrap();
         let told_of_the_tun =
             |undo: &[Undo]| matches!(undo, [Undo::ResolvedLink { name, .. }] if name == TUN);
         let undo = || Leftovers::look(directory.path()).unwrap().undo;
         assert_eq!(dns.report().mode, Mode::Resolved);
         assert!(dns.report().why.contains("somebody else has a link breakout-dns"), "{}", dns.report().why);
         assert!(told_of_the_tun(&undo()), "{:?}", undo());
+        assert!(getent("up.mypurecloud.com").starts_with("10.99.0.1 "));
+        assert!(ours.was_asked_for("up.mypurecloud.com") && !theirs.was_asked_for("up.mypurecloud.com"));
+        assert!(getent("up.example.net").starts_with("10.0.0.1 "));
         open_up().await;
         assert!(resolved.has_our_link().await, "panic-off has deleted it");
 
@@ -485,6 +492,21 @@ fn a_link_that_is_not_ours_is_let_be() {
         assert_eq!(undo(), [Undo::DnsLink]);
         dns.tear_down(&state).await.unwrap();
         assert!(!resolved.has_our_link().await);
+
+        // A crash has it ask others for the policy's names, as is said.
+        add_strangers();
+        let dns = Dns::set_up(&state, settings).await.unwrap();
+        assert!(
+            dns.report().why.contains("a crash would have it ask others for them"),
+            "{}",
+            dns.report().why
+        );
+        assert!(getent("again.mypurecloud.com").starts_with("10.99.0.1 "));
+        drop((dns, ours, resolved.tun.take()));
+        eventually(|| getent("crashed.mypurecloud.com").starts_with("10.0.0.1 "));
+        drop(state);
+        clean(directory.path()).await.unwrap();
+        assert_eq!(undo(), []);
     });
 }
 

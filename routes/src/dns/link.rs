@@ -20,7 +20,7 @@ pub async fn raise() -> Result<u32, String> {
     let netlink = Netlink::new().map_err(|error| error.to_string())?;
     let link = match find(&netlink).await.map_err(|error| error.to_string())? {
         Some(link) => link,
-        None => add(&netlink).await?,
+        None => add(&netlink, KINDS).await?,
     };
     prepare(&netlink, &link).await.map_err(|error| error.to_string())?;
     Ok(link.index)
@@ -46,8 +46,8 @@ async fn find(netlink: &Netlink) -> Result<Option<netlink::Link>, netlink::Error
     Ok(netlink.links().await?.into_iter().find(is_ours))
 }
 
-async fn add(netlink: &Netlink) -> Result<netlink::Link, String> {
-    for kind in KINDS {
+async fn add(netlink: &Netlink, kinds: [&str; 2]) -> Result<netlink::Link, String> {
+    for kind in kinds {
         match netlink.add_link(NAME, kind, MAC).await {
             Ok(()) => {
                 let found = find(netlink).await.map_err(|error| error.to_string())?;
@@ -60,7 +60,7 @@ async fn add(netlink: &Netlink) -> Result<netlink::Link, String> {
             Err(error) => return Err(error.to_string()),
         }
     }
-    Err(format!("the kernel has neither {} links", KINDS.join(" nor ")))
+    Err(format!("the kernel has neither {} links", kinds.join(" nor ")))
 }
 
 async fn prepare(netlink: &Netlink, link: &netlink::Link) -> Result<(), Error> {
@@ -73,5 +73,36 @@ async fn prepare(netlink: &Netlink, link: &netlink::Link) -> Result<(), Error> {
     match netlink.add_site_address(link.index, LOOPBACK.into()).await {
         Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
         added => Ok(added?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_such_links_is_told_from_other_errors() {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(std::env::var_os("BREAKOUT_REQUIRE_ALL").is_none(), "this needs root");
+            return println!("skipped, because this needs root");
+        }
+        let test = async {
+            let netlink = Netlink::new().unwrap();
+            let refused = add(&netlink, ["nothing", "nobody"]).await.unwrap_err();
+            assert_eq!(refused, "the kernel has neither nothing nor nobody links");
+            assert_eq!(find(&netlink).await.unwrap(), None);
+
+            let link = add(&netlink, ["nothing", "veth"]).await.unwrap();
+            assert!(is_ours(&link));
+            let refused = add(&netlink, ["nothing", "veth"]).await.unwrap_err();
+            assert_eq!(refused, "somebody else has a link breakout-dns");
+        };
+        let inside = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+        });
+        inside.join().unwrap();
     }
 }

@@ -97,8 +97,7 @@ fn write_resolved(etc: &Path, server: Ipv4Addr) {
     append("passwd", "systemd-resolve:x:982:982::/:/usr/sbin/nologin\n");
     append("group", "systemd-resolve:x:982:\n");
     fs::create_dir(etc.join("systemd")).unwrap();
-    let settings =
-        format!("[Resolve]\nDNS={server}\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\n");
+    let settings = format!("[Resolve]\nDNS={server}\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\n");
     fs::write(etc.join("systemd/resolved.conf"), settings).unwrap();
     symlink("../run/systemd/resolve/stub-resolv.conf", etc.join("resolv.conf")).unwrap();
     fs::write(etc.join("bus.conf"), CONFIG).unwrap();
