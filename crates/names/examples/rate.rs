@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use names::{Learn, Resolver, Settings};
+use names::{Learn, Policy, Resolver, Settings};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -32,7 +32,7 @@ async fn main() -> Outcome<()> {
         ..Settings::default()
     };
     let (learn, learning) = mpsc::channel(256);
-    let resolver = Resolver::bind(settings, |name| name.ends_with("example.com"), learn)?;
+    let resolver = Resolver::bind(settings, Arc::new(Example), learn)?;
     let handle = resolver.handle();
     let address = *handle.listening().first().ok_or("the resolver listens nowhere")?;
     tokio::spawn(resolver.run());
@@ -56,6 +56,14 @@ async fn main() -> Outcome<()> {
     others.join().map_err(|_| "the clients' thread panicked")??;
     println!("{:?}", handle.counts());
     Ok(())
+}
+
+struct Example;
+
+impl Policy for Example {
+    fn has(&self, name: &str) -> bool {
+        name.ends_with("example.com")
+    }
 }
 
 async fn take(mut learning: mpsc::Receiver<Learn>) {

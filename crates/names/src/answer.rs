@@ -9,6 +9,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
 use crate::address::is_public;
 use crate::failure::Failure;
+use crate::policy::Policy;
 use crate::{name, service};
 
 /// CNAMEs from the name asked to the one that has the records.
@@ -63,8 +64,7 @@ pub struct Wanted<'a> {
     pub query_type: RecordType,
     /// Whether the tunnel carries IPv6: without it no IPv6 address is given out.
     pub ipv6: bool,
-    /// Whether a name is one of the policy's.
-    pub asked: &'a (dyn Fn(&str) -> bool + Sync),
+    pub policy: &'a dyn Policy,
 }
 
 impl Wanted<'_> {
@@ -204,7 +204,7 @@ fn leads_elsewhere(data: &RData, wanted: &Wanted) -> bool {
         RData::CNAME(target) => &target.0,
         _ => return wanted.query_type == URI,
     };
-    !next.is_root() && !(wanted.asked)(&name::text(next))
+    !next.is_root() && !wanted.policy.has(&name::text(next))
 }
 
 fn complete(answer: Answer, blocked: usize) -> Reading {

@@ -13,6 +13,7 @@ use crate::cache::{Cache, Key};
 use crate::counters::Counters;
 use crate::failure::Failure;
 use crate::name;
+use crate::policy::Policy;
 use crate::resolver::Learn;
 use crate::upstream::Upstream;
 
@@ -32,13 +33,12 @@ const MAX_BYTES: usize = 4 << 20;
 /// Told to applications, in seconds: they come back to us, and what they use is kept in the TUN.
 const MAX_TOLD_TTL: u64 = 300;
 
-pub type Asked = Box<dyn Fn(&str) -> bool + Send + Sync>;
 type Outcome = Result<Arc<Answer>, Failure>;
 
 /// Finds the addresses of the policy's names.
 pub struct Finder {
     pub upstream: Upstream,
-    pub asked: Asked,
+    pub policy: Arc<dyn Policy>,
     pub counters: Counters,
     ipv6: bool,
     learn: mpsc::Sender<Learn>,
@@ -50,10 +50,10 @@ pub struct Finder {
 }
 
 impl Finder {
-    pub fn new(upstream: Upstream, ipv6: bool, asked: Asked, learn: mpsc::Sender<Learn>) -> Self {
+    pub fn new(upstream: Upstream, ipv6: bool, policy: Arc<dyn Policy>, learn: mpsc::Sender<Learn>) -> Self {
         Self {
             upstream,
-            asked,
+            policy,
             counters: Counters::default(),
             ipv6,
             learn,
@@ -89,7 +89,7 @@ impl Finder {
         text: &str,
         query_type: RecordType,
     ) -> Result<(Arc<Answer>, Duration), Failure> {
-        let wanted = Wanted { name, query_type, ipv6: self.ipv6, asked: &*self.asked };
+        let wanted = Wanted { name, query_type, ipv6: self.ipv6, policy: &*self.policy };
         if let Some(answer) = wanted.at_once() {
             return Ok((Arc::new(answer), Duration::ZERO));
         }
@@ -159,7 +159,7 @@ impl Finder {
     /// Has them learned if nobody waits any more. Ends after [`DEADLINE`] and [`LEARNING`].
     async fn find_withheld(self: Arc<Self>, name: Name, tell: oneshot::Sender<Vec<IpAddr>>) {
         let Ok(_slot) = self.withheld_slots.try_acquire() else { return };
-        let wanted = Wanted { name: &name, query_type: RecordType::AAAA, ipv6: true, asked: &*self.asked };
+        let wanted = Wanted { name: &name, query_type: RecordType::AAAA, ipv6: true, policy: &*self.policy };
         let (addresses, ttl) = match self.follow(&wanted).await {
             Ok(answer) => (answer.addresses.clone(), answer.ttl),
             Err(Failure::Blocked(_)) => (Vec::new(), Duration::ZERO),

@@ -4,6 +4,7 @@ use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{DNSClass, Name, RecordType};
 use hickory_proto::serialize::binary::BinDecodable;
 
+use crate::policy::Policy;
 use crate::wire::{self, Header};
 use crate::{name, reply};
 
@@ -57,8 +58,7 @@ impl Question {
     }
 }
 
-/// `asked` says whether a name, lowercase and without trailing dot, is one of the policy's.
-pub fn judge(message: &[u8], asked: &dyn Fn(&str) -> bool) -> Judgement {
+pub fn judge(message: &[u8], policy: &dyn Policy) -> Judgement {
     let Some(header) = Header::read(message) else { return Judgement::Silence };
     if header.is_answer() {
         return Judgement::Silence;
@@ -79,7 +79,7 @@ pub fn judge(message: &[u8], asked: &dyn Fn(&str) -> bool) -> Judgement {
     if CANARIES.contains(&name.as_str()) {
         return Judgement::Reply { message: wire::bare(header, asking, wire::NXDOMAIN), is_error: false };
     }
-    if !asked(&name) {
+    if !policy.has(&name) {
         return Judgement::Relay;
     }
     ours(message, header, asking, query, name)

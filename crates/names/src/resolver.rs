@@ -9,6 +9,7 @@ use crate::counters::Counts;
 use crate::failure::{BindError, Failure};
 use crate::finder::Finder;
 use crate::name;
+use crate::policy::Policy;
 use crate::relay::Relay;
 use crate::server::{Listener, Server};
 use crate::servers::Servers;
@@ -48,14 +49,13 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Binds the listening sockets; within a tokio runtime only. `asked` says whether a name, lowercase and without trailing
-    /// dot, is one of the policy's.
+    /// Binds the listening sockets; within a tokio runtime only.
     ///
     /// # Errors
     /// If an address cannot be had by UDP or TCP.
     pub fn bind(
         settings: Settings,
-        asked: impl Fn(&str) -> bool + Send + Sync + 'static,
+        policy: Arc<dyn Policy>,
         learn: mpsc::Sender<Learn>,
     ) -> Result<Self, BindError> {
         let mut listeners = Vec::with_capacity(settings.listen.len());
@@ -67,7 +67,7 @@ impl Resolver {
         }
         let own = listening.iter().map(SocketAddr::ip).chain(settings.from.iter().copied()).collect();
         let upstream = Upstream::new(settings.upstreams, settings.from);
-        let finder = Finder::new(upstream, settings.ipv6, Box::new(asked), learn);
+        let finder = Finder::new(upstream, settings.ipv6, policy, learn);
         let relay = Relay { servers: Servers::new(Vec::new()) };
         let resolver = Self {
             server: Arc::new(Server::new(finder, relay, own)),

@@ -111,7 +111,7 @@ impl Server {
     }
 
     async fn answer(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let judgement = judge(query, &*self.finder.asked);
+        let judgement = judge(query, &*self.finder.policy);
         match judgement {
             Judgement::Silence => None,
             Judgement::Reply { message, is_error } => {

@@ -48,7 +48,7 @@ fn target(service: &SVCB, owner: &Name, wanted: &Wanted) -> Option<Name> {
     if target.is_root() || target == owner {
         return Some(Name::root());
     }
-    (wanted.asked)(&name::text(target)).then(|| target.clone())
+    wanted.policy.has(&name::text(target)).then(|| target.clone())
 }
 
 fn mandatory(params: &[(SvcParamKey, SvcParamValue)]) -> &[SvcParamKey] {

@@ -5,10 +5,11 @@ use std::{
     error::Error,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
-use ::names::{Resolver, Settings};
+use ::names::{self, Resolver, Settings};
 use dataplane::{Failover, FailoverCause, FlowReport, GatewayEvent, Handle};
 use packet::protocol;
 use policy::{Endpoint, Gateway, Path};
@@ -214,8 +215,17 @@ async fn answer_for_the_dead(gateways: &[Gateway]) -> Option<Answering> {
     };
     let (learn, _) = mpsc::channel(1);
     // It fails where a daemon is running, which answers itself.
-    let resolver = Resolver::bind(settings, move |name| hosts.iter().all(|host| host != name), learn).ok()?;
+    let resolver = Resolver::bind(settings, Arc::new(AllBut(hosts)), learn).ok()?;
     Some(Answering(tokio::spawn(resolver.run()).abort_handle()))
+}
+
+/// Has all names but these.
+struct AllBut(Vec<String>);
+
+impl names::Policy for AllBut {
+    fn has(&self, name: &str) -> bool {
+        self.0.iter().all(|host| host != name)
+    }
 }
 
 struct Answering(AbortHandle);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use control::LearnedAddress;
-use names::{CANARIES, Handle, Learn, Resolver, Settings};
+use names::{CANARIES, Handle, Learn, Policy, Resolver, Settings};
 use policy::Snapshot;
 use routes::dns;
 use tokio::{
@@ -45,11 +45,13 @@ const HOSTS: [&str; 4] = ["api", "apps", "login", "streaming"];
 pub struct Names {
     resolver: Handle,
     servers: Vec<SocketAddr>,
-    /// By which the resolver tells the policy's names from others: a name of either is.
-    policies: Arc<RwLock<Vec<Ours>>>,
+    policies: Arc<Policies>,
     serving: AbortHandle,
     resolving: AbortHandle,
 }
+
+/// Whom the resolver asks: while a reload may go either way, a name of either policy is ours.
+struct Policies(RwLock<Vec<Ours>>);
 
 /// The names of a policy, but for the gateways' own: the tunnel needs those, and cannot be asked for them.
 struct Ours {
@@ -85,14 +87,8 @@ impl Names {
             forward: Vec::new(),
         };
         let (learn, learned) = mpsc::channel(WAITING);
-        let policies = Arc::new(RwLock::new(vec![Ours::of(loaded)]));
-        let asked = {
-            let policies = policies.clone();
-            move |name: &str| {
-                policies.read().unwrap_or_else(PoisonError::into_inner).iter().any(|ours| ours.holds(name))
-            }
-        };
-        let resolver = Resolver::bind(settings, asked, learn).map_err(|error| {
+        let policies = Arc::new(Policies(RwLock::new(vec![Ours::of(loaded)])));
+        let resolver = Resolver::bind(settings, policies.clone(), learn).map_err(|error| {
             Failure::system("cannot answer questions for the policy's names").because(error).remedy(
                 "another DNS server on this machine may listen on all addresses, or on each that comes: `ss -lntup 'sport = :53'` shows which; give it its own ones",
             )
@@ -109,7 +105,7 @@ impl Names {
     /// While a reload may go either way, the names of both policies are ours.
     pub fn set_policies(&self, policies: &[&Loaded]) {
         let policies = policies.iter().copied().map(Ours::of).collect();
-        *self.policies.write().unwrap_or_else(PoisonError::into_inner) = policies;
+        *self.policies.0.write().unwrap_or_else(PoisonError::into_inner) = policies;
     }
 
     /// A reload's policy alone decides which names are ours, and they are resolved anew.
@@ -129,6 +125,12 @@ impl Drop for Names {
     }
 }
 
+impl Policy for Policies {
+    fn has(&self, name: &str) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).iter().any(|ours| ours.has(name))
+    }
+}
+
 impl Ours {
     fn of(loaded: &Loaded) -> Self {
         let gateways = &loaded.config.tunnel.gateways;
@@ -138,7 +140,7 @@ impl Ours {
         }
     }
 
-    fn holds(&self, name: &str) -> bool {
+    fn has(&self, name: &str) -> bool {
         !self.gateways.iter().any(|gateway| gateway == name) && self.snapshot.set_for_name(name).is_some()
     }
 }

@@ -1,9 +1,10 @@
 //! What a client gets for queries that are not questions for one of the policy's names.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::common::{Client, DnsServer, LOOPBACK, Reply, SOON, Scene, question, settings};
+use super::common::{Client, DnsServer, LOOPBACK, Reply, SOON, Scene, TestPolicy, question, settings};
 use hickory_proto::op::{Edns, Message, ResponseCode};
 use hickory_proto::rr::{DNSClass, RecordType};
 use names::Settings;
@@ -157,8 +158,12 @@ async fn an_address_in_use_is_an_error_that_names_it() {
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let (sender, _receiver) = tokio::sync::mpsc::channel(1);
-    let error =
-        names::Resolver::bind(Settings { listen: vec![address], ..settings(&[]) }, |_| true, sender).err();
+    let error = names::Resolver::bind(
+        Settings { listen: vec![address], ..settings(&[]) },
+        Arc::new(TestPolicy),
+        sender,
+    )
+    .err();
     let error = error.unwrap();
     assert_eq!((error.address, error.protocol), (address, "UDP"));
     assert_eq!(error.source.kind(), std::io::ErrorKind::AddrInUse);

@@ -10,7 +10,7 @@ use hickory_proto::rr::Name;
 use names::answer::{self, Answer, Chain, Reading, Wanted};
 use names::exchange::{Exchange, Secret, Taken};
 use names::question::{Judgement, Question, judge};
-use names::{Failure, reply};
+use names::{Failure, Policy, reply};
 
 use plain::Reading as Plain;
 
@@ -28,9 +28,13 @@ const NAMES: [&str; 6] =
 const MAX_MESSAGES: usize = 4;
 const TTL: u32 = 77;
 
-/// The policy's names: `example.com` and all below.
-pub fn is_asked(name: &str) -> bool {
-    name == "example.com" || name.ends_with(".example.com")
+/// Its names are `example.com` and all below.
+struct TestPolicy;
+
+impl Policy for TestPolicy {
+    fn has(&self, name: &str) -> bool {
+        name == "example.com" || name.ends_with(".example.com")
+    }
 }
 
 /// What came of it, to show that the interesting cases are reached.
@@ -51,7 +55,7 @@ pub fn run(bytes: &[u8]) -> Reached {
 
     let question = question(&mut input);
     let wanted =
-        Wanted { name: question.query_name(), query_type: question.query_type(), ipv6, asked: &is_asked };
+        Wanted { name: question.query_name(), query_type: question.query_type(), ipv6, policy: &TestPolicy };
     let mut chain = Chain::new(wanted.name);
     for _ in 0..MAX_MESSAGES {
         let start = chain.current().to_ascii().to_lowercase();
@@ -75,7 +79,7 @@ pub fn run(bytes: &[u8]) -> Reached {
 
 /// Whatever a client sends is judged, and what it is told at once repeats its id.
 fn any_query(bytes: &[u8]) {
-    match judge(bytes, &is_asked) {
+    match judge(bytes, &TestPolicy) {
         Judgement::Silence | Judgement::Relay => {}
         Judgement::Reply { message, .. } => {
             assert_eq!(message[..2], bytes[..2], "the id");
@@ -86,7 +90,7 @@ fn any_query(bytes: &[u8]) {
             );
         }
         Judgement::Ours(question) => {
-            assert!(is_asked(&question.name));
+            assert!(TestPolicy.has(&question.name));
             let told = reply::failed(&question, &Failure::Silent, question.udp_limit());
             assert_eq!(told[..2], bytes[..2]);
             assert!(told.len() <= question.udp_limit());
@@ -109,7 +113,7 @@ fn question(input: &mut Input) -> Question {
     if edns > 64 {
         message.extend([0, 0, 41, edns >> 4, 0, 0, 0, 0, 0, 0, 0]);
     }
-    match judge(&message, &is_asked) {
+    match judge(&message, &TestPolicy) {
         Judgement::Ours(question) => question,
         other => panic!("{other:?}"),
     }

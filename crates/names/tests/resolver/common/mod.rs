@@ -7,9 +7,10 @@ mod server;
 
 use std::iter;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use names::{Handle, Resolver, Settings};
+use names::{Handle, Policy, Resolver, Settings};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -24,9 +25,13 @@ pub const SOON: Duration = Duration::from_secs(20);
 
 const BINDS: usize = 20;
 
-/// The policy's names: `example.com` and all below.
-pub fn is_asked(name: &str) -> bool {
-    name == "example.com" || name.ends_with(".example.com")
+/// Its names are `example.com` and all below.
+pub struct TestPolicy;
+
+impl Policy for TestPolicy {
+    fn has(&self, name: &str) -> bool {
+        name == "example.com" || name.ends_with(".example.com")
+    }
 }
 
 pub struct Scene {
@@ -44,10 +49,11 @@ impl Scene {
     pub fn with(settings: Settings, verdict: Verdict) -> Self {
         let (sender, receiver) = mpsc::channel(16);
         // The port that the system draws for UDP may be a connection's of another test.
-        let resolver = iter::repeat_with(|| Resolver::bind(settings.clone(), is_asked, sender.clone()))
-            .take(BINDS)
-            .find_map(Result::ok)
-            .expect("a port that is free by UDP and TCP");
+        let resolver =
+            iter::repeat_with(|| Resolver::bind(settings.clone(), Arc::new(TestPolicy), sender.clone()))
+                .take(BINDS)
+                .find_map(Result::ok)
+                .expect("a port that is free by UDP and TCP");
         let handle = resolver.handle();
         Self { handle, learner: Learner::start(receiver, verdict), running: tokio::spawn(resolver.run()) }
     }
