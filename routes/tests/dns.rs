@@ -88,6 +88,7 @@ fn it_is_replaced_and_put_back() {
                 "a file" | "a link" | "a mount" => {
                     assert_eq!(servers(&dns), ["10.0.0.1:53", "[fd00::1]:53"], "{kind}");
                     assert_eq!(lines[1..], ["search corp.example", "options edns0"], "{kind}");
+                    assert_eq!(dns.search(), ["corp.example"], "{kind}");
                 }
                 "somebody's file of odd bytes" => assert_eq!(servers(&dns), ["10.0.0.1:53"]),
                 _ => assert_eq!(servers(&dns), ["127.0.0.1:53"], "{kind}: as the C library does"),

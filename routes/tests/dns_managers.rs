@@ -47,6 +47,7 @@ const ALONE: [&str; 3] = ["nameserver 127.51.82.53", "search corp.example", "opt
 /// Far more than there are.
 const MANY_STEPS: u64 = 300;
 const TUN: &str = "tun0";
+const NETWORK: &str = "net0";
 /// Longer than it takes to hear of what others have changed.
 const QUIET: Duration = Duration::from_millis(500);
 
@@ -227,6 +228,10 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         goes("api.mypurecloud.com", true);
         goes("mypurecloud.com", true);
         goes("api.mypurecloud.com.example", false);
+        // So that what the C library makes of it when it has no answer comes here too.
+        assert_eq!(dns.search(), ["corp.example"]);
+        goes("api.mypurecloud.com.corp.example", true);
+        goes("intranet.corp.example", false);
         // What it was answered before is not told any more.
         assert!(getent("control.mypurecloud.com").starts_with("127.51.82.53 "));
         goes("api.pure.cloud", false);
@@ -258,6 +263,14 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
             assert!(getent(&meanwhile).starts_with("127.51.82.53 "), "{name}: it was cached");
             goes(&format!("{name}.mypurecloud.com"), true);
         }
+
+        // The network has a link of its own asked as well.
+        for (domain, mode) in [("api.mypurecloud.com", Mode::File), ("home.example", Mode::Resolved)] {
+            resolved.ctl(&["domain", NETWORK, domain]);
+            repair_until(&mut dns, &state, mode).await;
+        }
+        assert_eq!(dns.search(), ["corp.example", "home.example"]);
+        goes("api.mypurecloud.com.home.example", true);
 
         // Somebody leads past it, and back to it.
         replace("nameserver 10.0.0.1\n");
@@ -312,6 +325,7 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         drop(ours);
         assert_eq!(getent("crashed.mypurecloud.com"), "");
         assert!(!theirs.was_asked_for("crashed.mypurecloud.com"));
+        assert!(!theirs.was_asked_for("crashed.mypurecloud.com.corp.example"));
         assert!(getent("crashed.example.net").starts_with("10.0.0.1 "));
         assert_eq!(dns::left_before().await.unwrap(), ["10.0.0.1:53".parse().unwrap()]);
         resolved.kill();
@@ -596,11 +610,11 @@ impl Resolved {
         // By default it caches nothing of what a server on this machine has answered.
         fs::write(
             "/etc/systemd/resolved.conf",
-            "[Resolve]\nDNS=10.0.0.1\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\nCacheFromLocalhost=yes\n",
+            "[Resolve]\nDNS=10.0.0.1\nDomains=corp.example\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\nCacheFromLocalhost=yes\n",
         )
         .unwrap();
         run(["ip", "address", "add", "10.0.0.1/32", "dev", "lo"]);
-        let [tun, network] = [(TUN, "10.99.0.1/32"), ("net0", "192.0.2.7/24")].map(|(name, address)| {
+        let [tun, network] = [(TUN, "10.99.0.1/32"), (NETWORK, "192.0.2.7/24")].map(|(name, address)| {
             let tun = open_tun(name);
             run(["ip", "address", "add", address, "dev", name]);
             run(["ip", "link", "set", name, "up"]);

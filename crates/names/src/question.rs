@@ -5,6 +5,7 @@ use hickory_proto::rr::{DNSClass, Name, RecordType};
 use hickory_proto::serialize::binary::BinDecodable;
 
 use crate::policy::Policy;
+use crate::search::SearchList;
 use crate::wire::{self, Header};
 use crate::{name, reply};
 
@@ -21,7 +22,7 @@ const MIN_UDP: u16 = 512;
 pub enum Judgement {
     /// Not even a header, or no query.
     Silence,
-    /// Answered at once: an error, or a canary.
+    /// Answered at once: an error, or a name that is not to be had.
     Reply { message: Vec<u8>, is_error: bool },
     /// One of the policy's names.
     Ours(Question),
@@ -58,7 +59,7 @@ impl Question {
     }
 }
 
-pub fn judge(message: &[u8], policy: &dyn Policy) -> Judgement {
+pub fn judge(message: &[u8], policy: &dyn Policy, search: &SearchList) -> Judgement {
     let Some(header) = Header::read(message) else { return Judgement::Silence };
     if header.is_answer() {
         return Judgement::Silence;
@@ -76,13 +77,14 @@ pub fn judge(message: &[u8], policy: &dyn Policy) -> Judgement {
     }
 
     let name = name::text(&query.name);
-    if CANARIES.contains(&name.as_str()) {
+    let is_canary = |name: &str| CANARIES.contains(&name);
+    if !is_canary(&name) && policy.has(&name) {
+        return ours(message, header, asking, query, name);
+    }
+    if is_canary(&name) || search.completes(&name, |name| is_canary(name) || policy.has(name)) {
         return Judgement::Reply { message: wire::bare(header, asking, wire::NXDOMAIN), is_error: false };
     }
-    if !policy.has(&name) {
-        return Judgement::Relay;
-    }
-    ours(message, header, asking, query, name)
+    Judgement::Relay
 }
 
 fn ours(message: &[u8], header: Header, asking: &[u8], query: Query, name: String) -> Judgement {

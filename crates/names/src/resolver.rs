@@ -107,6 +107,11 @@ impl Handle {
         self.server.relay.servers.set(servers);
     }
 
+    /// What stub resolvers complete names with from now on. The policy's names are not passed on with any of these after them.
+    pub fn set_search(&self, domains: &[String]) {
+        self.server.search.add(domains);
+    }
+
     /// Where the policy's names are asked for from now on; what the servers before said is forgotten.
     pub fn set_upstreams(&self, servers: Vec<SocketAddr>) {
         self.server.finder.upstream.servers.set(servers);

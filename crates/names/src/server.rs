@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::finder::Finder;
 use crate::question::{Judgement, Question, judge};
 use crate::relay::{Relay, Transport};
+use crate::search::SearchList;
 use crate::wire::{self, Header};
 use crate::{reply, sockets};
 
@@ -31,6 +32,7 @@ pub struct Listener {
 pub struct Server {
     pub finder: Arc<Finder>,
     pub relay: Relay,
+    pub search: SearchList,
     relays: Semaphore,
     /// Addresses that only this machine itself sends from.
     own: Vec<IpAddr>,
@@ -38,7 +40,8 @@ pub struct Server {
 
 impl Server {
     pub fn new(finder: Finder, relay: Relay, own: Vec<IpAddr>) -> Self {
-        Self { finder: Arc::new(finder), relay, relays: Semaphore::new(MAX_RELAYED), own }
+        let (search, relays) = (SearchList::default(), Semaphore::new(MAX_RELAYED));
+        Self { finder: Arc::new(finder), relay, search, relays, own }
     }
 
     pub async fn run(self: Arc<Self>, listeners: Vec<Listener>) {
@@ -111,7 +114,7 @@ impl Server {
     }
 
     async fn answer(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let judgement = judge(query, &*self.finder.policy);
+        let judgement = judge(query, &*self.finder.policy, &self.search);
         match judgement {
             Judgement::Silence => None,
             Judgement::Reply { message, is_error } => {

@@ -10,6 +10,7 @@ mod link;
 mod resolv_conf;
 mod resolvconf;
 mod resolved;
+mod search;
 mod undo;
 mod watch;
 
@@ -82,6 +83,7 @@ pub struct Dns {
     settings: Settings,
     report: Report,
     before: Vec<SocketAddr>,
+    search: Vec<String>,
     resolved: Resolved,
     watch: Option<Watch>,
     /// Of the link that systemd-resolved was told of.
@@ -103,6 +105,7 @@ impl Dns {
             settings,
             report: Report { mode: Mode::File, why: String::new() },
             before: Vec::new(),
+            search: Vec::new(),
             resolved: Resolved::connect().await,
             watch,
             link,
@@ -132,6 +135,11 @@ impl Dns {
     /// resolver itself. May be others after each [`Dns::repair`].
     pub fn before(&self) -> Vec<SocketAddr> {
         self.before.clone()
+    }
+
+    /// The domains that the C library completes names with: it does as before. May be others after each [`Dns::repair`].
+    pub fn search(&self) -> &[String] {
+        &self.search
     }
 
     /// Resolves when somebody may have changed something; then call [`Dns::repair`]. Safe to drop in between.
@@ -196,16 +204,17 @@ impl Dns {
         let found = Entry::look().map_err(Error::ResolvConf)?;
         let others = file::others(file::noted(journal).as_ref(), &found);
         self.follow(&others);
+        let content = others.content();
         let mut changed = Vec::new();
 
         // Programs can ask it past /etc/resolv.conf (nss-resolve(8), D-Bus): it is told wherever it runs.
-        let told = self.tell_resolved(journal).await?;
+        let (domains, is_all) = search::routed(&self.settings.domains, &search::list(&content));
+        let told = self.tell_resolved(journal, &domains).await?;
         if told == Ok(true) {
             changed.push("systemd-resolved's settings".to_owned());
         }
-        let content = others.content();
-        let not_resolved = match &told {
-            Ok(_) if resolv_conf::leads_to_stub(&content) => {
+        let not_resolved = match (&told, is_all) {
+            (Ok(_), Ok(())) if resolv_conf::leads_to_stub(&content) => {
                 let mut why =
                     "/etc/resolv.conf leads to systemd-resolved, which asks for the policy's domains only"
                         .to_owned();
@@ -220,8 +229,11 @@ impl Dns {
                 undo::undo_unnoted_entries().await?;
                 return Ok(changed);
             }
-            Ok(_) => "/etc/resolv.conf does not lead to systemd-resolved".to_owned(),
-            Err(why) => format!("systemd-resolved cannot be used ({why})"),
+            (Ok(_), Err(why)) if resolv_conf::leads_to_stub(&content) => {
+                format!("systemd-resolved would not ask Breakout alone ({why})")
+            }
+            (Ok(_), _) => "/etc/resolv.conf does not lead to systemd-resolved".to_owned(),
+            (Err(why), _) => format!("systemd-resolved cannot be used ({why})"),
         };
 
         let not_resolvconf = if found == others && resolvconf::keeps(&found) {
@@ -272,14 +284,19 @@ impl Dns {
         self.report = Report { mode, why: why.to_owned() };
         self.before = servers(content);
         self.before.retain(|server| server.ip() != self.settings.on_link);
+        self.search = search::list(content);
     }
 
     /// Whether it was told something new, or why it cannot be.
-    async fn tell_resolved(&mut self, journal: &Journal) -> Result<Result<bool, String>, Error> {
+    async fn tell_resolved(
+        &mut self,
+        journal: &Journal,
+        domains: &[String],
+    ) -> Result<Result<bool, String>, Error> {
         if let Err(why) = self.resolved.is_here().await {
             return Ok(Err(why));
         }
-        let Settings { link, index, on_link, domains } = &self.settings;
+        let Settings { link, index, on_link, .. } = &self.settings;
         journal.note([Undo::DnsLink])?;
         let (index, server, forgets) = match link::raise().await {
             Ok(index) => (index, LOOPBACK.into(), None),

@@ -100,6 +100,14 @@ pub fn before(ours: &[u8]) -> Option<Entry> {
     serde_json::from_slice(entry).ok()
 }
 
+/// The domains of all lines for completing names, as they are written.
+pub fn search(content: &[u8]) -> impl Iterator<Item = &str> {
+    let lines =
+        directives(content).filter(|(keyword, _)| [b"search".as_slice(), b"domain"].contains(keyword));
+    let words = lines.flat_map(|(_, line)| line.split(is_space).filter(|word| !word.is_empty()).skip(1));
+    words.filter_map(|word| std::str::from_utf8(word).ok())
+}
+
 /// The lines about other things than servers.
 pub fn kept(content: &[u8]) -> impl Iterator<Item = &[u8]> {
     let is_kept =

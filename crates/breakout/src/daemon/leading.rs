@@ -48,7 +48,7 @@ struct Order {
 impl Leading {
     /// Puts back from now on what others change, and has the resolver hand on what is not the policy's to where it went before.
     pub fn start(dns: Dns, state: State, resolver: Handle) -> Self {
-        resolver.set_forward(dns.before());
+        hand_on(&dns, &resolver);
         let (orders, taken) = mpsc::unbounded_channel();
         let (tell, led) = watch::channel(Led::of(&dns));
         let task = tokio::spawn(follow(dns, state, resolver, taken, tell));
@@ -111,9 +111,15 @@ async fn follow(
         for repaired in reached.into_iter().flatten() {
             tracing::warn!("put back: {repaired}");
         }
-        resolver.set_forward(dns.before());
+        hand_on(&dns, &resolver);
         tell.send_replace(Led::of(&dns));
     }
+}
+
+/// Has other names asked for as before, and no name of the policy's that was completed.
+fn hand_on(dns: &Dns, resolver: &Handle) {
+    resolver.set_search(dns.search());
+    resolver.set_forward(dns.before());
 }
 
 /// What was put back; `None`: it could not be.

@@ -33,8 +33,10 @@ const NAMES: [&str; 3] = ["api.usw2.pure.cloud", "login.usw2.pure.cloud", "strea
 type Moves = (&'static str, u8);
 pub const STILL: Moves = ("1000", 1);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// Where other names are asked for: nobody is there, so that what comes by the wrong way fails.
-const BEFORE: &str = "# the machine's own\nnameserver 192.0.2.53\noptions timeout:1 attempts:1\n";
+/// Where other names are asked for: nobody is there, so that what comes by the wrong way fails. The C library goes on to the search list
+/// with a name that has no answer.
+const BEFORE: &str =
+    "# the machine's own\nnameserver 192.0.2.53\nsearch corp.example\noptions timeout:1 attempts:1\n";
 const AT_ONCE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -124,6 +126,29 @@ fn without_a_tunnel_names_have_no_answer() {
     // Another name goes where it went before.
     let (wire, _) = scene.on_wire(|| client(&scene, 1, &["www.example.net"]));
     assert!(wire.records.iter().any(|record| record.destination == "192.0.2.53:53".parse().unwrap()));
+}
+
+/// On a network that has an answer for all names, and completes them.
+#[test]
+fn no_name_without_an_answer_is_asked_for_with_more_after_it() {
+    let _turn = shared();
+    for keeper in Keeper::ALL {
+        let Some(mut scene) = open_scene() else { return };
+        let Some(_kept) = keeper.install(&scene, ROUTER) else { return };
+        let _network = serve_dns(&scene, &scene.internet.router, (ROUTER, UNLEARNED), STILL);
+        start_daemon(&mut scene);
+        assert_eq!(names(&scene).resolver.unwrap().mode, keeper.mode());
+        let (wire, told) = scene.on_wire(|| call(&scene, NAMES.len()));
+        assert_eq!(told.greeted, 0, "{keeper:?}: {told:?}");
+        assert_none(&wire);
+        let is_question = |record: &Record| record.destination.port() == 53;
+        assert!(!wire.records.iter().any(is_question), "{keeper:?}: asked in the clear");
+
+        let (wire, short) = scene.on_wire(|| getent(&scene, "intranet"));
+        assert!(short.starts_with(&UNLEARNED.to_string()), "{keeper:?}: {short}");
+        assert!(wire.records.iter().any(is_question), "the control");
+        said(&scene.breakout(&["down"]));
+    }
 }
 
 /// Through a tunnel that carries IPv4 alone. An application may know the address from before.

@@ -12,6 +12,8 @@ use lab::{Host, Process};
 use crate::common::{Scene, ok, program, said};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// What the C library completes names with.
+const SEARCH: &str = "search corp.example\n";
 const BUS: &str = "/run/dbus/system_bus_socket";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +51,9 @@ impl Keeper {
         write_etc(&etc);
         match self {
             Self::Nobody => {
-                let own = format!("# the machine's own\nnameserver {server}\noptions timeout:1 attempts:1\n");
+                let own = format!(
+                    "# the machine's own\nnameserver {server}\n{SEARCH}options timeout:1 attempts:1\n"
+                );
                 fs::write(etc.join("resolv.conf"), own).unwrap();
             }
             Self::Resolvconf => {
@@ -62,7 +66,8 @@ impl Keeper {
         Some(match (self, package) {
             (Self::Resolvconf, Some(package)) => {
                 install_beside(agent, &package);
-                let told = format!("printf 'nameserver {server}\\n' | /usr/sbin/resolvconf -a eth0.dhcp");
+                let told =
+                    format!("printf 'nameserver {server}\\n{SEARCH}' | /usr/sbin/resolvconf -a eth0.dhcp");
                 shell(agent, &told);
                 Vec::new()
             }
@@ -97,7 +102,9 @@ fn write_resolved(etc: &Path, server: Ipv4Addr) {
     append("passwd", "systemd-resolve:x:982:982::/:/usr/sbin/nologin\n");
     append("group", "systemd-resolve:x:982:\n");
     fs::create_dir(etc.join("systemd")).unwrap();
-    let settings = format!("[Resolve]\nDNS={server}\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\n");
+    let settings = format!(
+        "[Resolve]\nDNS={server}\nDomains=corp.example\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\n"
+    );
     fs::write(etc.join("systemd/resolved.conf"), settings).unwrap();
     symlink("../run/systemd/resolve/stub-resolv.conf", etc.join("resolv.conf")).unwrap();
     fs::write(etc.join("bus.conf"), CONFIG).unwrap();

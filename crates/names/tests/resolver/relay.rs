@@ -100,3 +100,34 @@ async fn servers_change_while_it_runs_and_are_never_ourselves() {
     let answer = client.ask("www.other.net.", RecordType::A).await;
     assert_eq!(answer.response_code, ResponseCode::Refused);
 }
+
+/// The C library goes on to these when a name has no answer, and a network says what it completes names with.
+#[tokio::test]
+async fn a_name_of_the_policys_that_the_search_list_completes_is_not_passed_on() {
+    let server = forward("192.0.2.1").await;
+    let scene = relaying(&[&server]);
+    let client = scene.client();
+    let code = async |name: &str| client.ask(name, RecordType::A).await.response_code;
+    assert_eq!(code("api.example.com.corp.test.").await, ResponseCode::NoError);
+    scene.handle.set_search(&["Corp.Test.".to_owned(), ".".to_owned(), "not..one".to_owned()]);
+    let before = server.asked().len();
+    for name in ["api.example.com.corp.test.", "EXAMPLE.com.corp.TEST.", "_sips._tcp.example.com.corp.test."]
+    {
+        assert_eq!(code(name).await, ResponseCode::NXDomain, "{name}");
+    }
+    assert_eq!(code(&format!("{}.corp.test.", names::CANARIES[0])).await, ResponseCode::NXDomain);
+    assert_eq!(server.asked().len(), before);
+
+    let others = ["corp.test.", "intranet.corp.test.", "example.com.other.test.", "example.com.xcorp.test."];
+    for name in others {
+        assert_eq!(code(name).await, ResponseCode::NoError, "{name}");
+    }
+    assert_eq!(server.asked().len(), before + others.len());
+
+    // A program may have the list from before.
+    scene.handle.set_search(&["home.test".to_owned()]);
+    for name in ["api.example.com.home.test.", "api.example.com.corp.test."] {
+        assert_eq!(code(name).await, ResponseCode::NXDomain, "{name}");
+    }
+    assert_eq!(server.asked().len(), before + others.len());
+}

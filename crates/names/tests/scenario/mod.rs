@@ -10,7 +10,7 @@ use hickory_proto::rr::Name;
 use names::answer::{self, Answer, Chain, Reading, Wanted};
 use names::exchange::{Exchange, Secret, Taken};
 use names::question::{Judgement, Question, judge};
-use names::{Failure, Policy, reply};
+use names::{Failure, Policy, SearchList, reply};
 
 use plain::Reading as Plain;
 
@@ -79,7 +79,7 @@ pub fn run(bytes: &[u8]) -> Reached {
 
 /// Whatever a client sends is judged, and what it is told at once repeats its id.
 fn any_query(bytes: &[u8]) {
-    match judge(bytes, &TestPolicy) {
+    match judge(bytes, &TestPolicy, &SearchList::default()) {
         Judgement::Silence | Judgement::Relay => {}
         Judgement::Reply { message, .. } => {
             assert_eq!(message[..2], bytes[..2], "the id");
@@ -113,7 +113,7 @@ fn question(input: &mut Input) -> Question {
     if edns > 64 {
         message.extend([0, 0, 41, edns >> 4, 0, 0, 0, 0, 0, 0, 0]);
     }
-    match judge(&message, &TestPolicy) {
+    match judge(&message, &TestPolicy, &SearchList::default()) {
         Judgement::Ours(question) => question,
         other => panic!("{other:?}"),
     }
