@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use names::{Learn, Policy, Resolver, Settings};
+use names::{Learn, Policy, Resolver, Settings, Transport};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -63,6 +63,10 @@ struct Example;
 impl Policy for Example {
     fn has(&self, name: &str) -> bool {
         name.ends_with("example.com")
+    }
+
+    fn takes(&self, name: &str, _: Transport, _: u16) -> bool {
+        self.has(name)
     }
 }
 

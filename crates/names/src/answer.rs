@@ -193,11 +193,11 @@ fn positive(records: &[&Record], wanted: &Wanted, chain: &Chain) -> Result<Readi
     Ok(complete(Answer { records: taken, addresses, ttl, ..Answer::empty() }, blocked))
 }
 
-/// A client would go on to the name that the record has, and were that none of the policy's, ask for it and reach it in the clear.
-/// Mail (MX) is no signaling.
+/// A client would go on to the name that the record has, and were that none of the policy's, ask for it and reach it in the clear;
+/// and so it would a port that no rule takes. Mail (MX) is no signaling.
 fn leads_elsewhere(data: &RData, wanted: &Wanted) -> bool {
     let next = match data {
-        RData::SRV(service) => &service.target,
+        RData::SRV(record) => return !service::is_taken(record, wanted),
         // It makes a URI of what the client has, with any host (RFC 3402).
         RData::NAPTR(rule) if !rule.regexp.is_empty() => return true,
         RData::NAPTR(rule) => &rule.replacement,

@@ -20,7 +20,9 @@ pub enum Failure {
     #[error("all addresses of the name ({0}) are private or loopback")]
     Blocked(usize),
     /// SRV, NAPTR or URI.
-    #[error("all records of the name lead to names that are not the policy's; add those to `domains`")]
+    #[error(
+        "all records of the name lead to names that are not the policy's, or to ports that no rule takes; add those to `domains`, or to a rule"
+    )]
     Elsewhere,
     #[error("the name's CNAME records run in a circle, or are too many")]
     Chain,

@@ -36,7 +36,7 @@ mod wire;
 pub use address::is_public;
 pub use counters::Counts;
 pub use failure::{BindError, Failure};
-pub use policy::Policy;
+pub use policy::{Policy, Transport};
 pub use question::CANARIES;
 pub use resolver::{Handle, Learn, Resolver, Settings};
 pub use search::SearchList;

@@ -2,4 +2,12 @@
 pub trait Policy: Send + Sync {
     /// Whether a name is one of the policy's.
     fn has(&self, name: &str) -> bool;
+    /// Whether a name is one of the policy's, and what goes to this port of its addresses is led into the TUN.
+    fn takes(&self, name: &str, transport: Transport, port: u16) -> bool;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    Udp,
+    Tcp,
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::policy::Transport;
 use crate::race::Race;
 use crate::servers::Servers;
 use crate::sockets;
@@ -19,12 +20,6 @@ const DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Relay {
     pub servers: Servers,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    Udp,
-    Tcp,
 }
 
 impl Relay {

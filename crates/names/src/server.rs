@@ -9,8 +9,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::finder::Finder;
+use crate::policy::Transport;
 use crate::question::{Judgement, Question, judge};
-use crate::relay::{Relay, Transport};
+use crate::relay::Relay;
 use crate::search::SearchList;
 use crate::wire::{self, Header};
 use crate::{reply, sockets};

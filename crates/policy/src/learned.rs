@@ -247,6 +247,25 @@ domains = ["phones.mypurecloud.com"]
     }
 
     #[test]
+    fn the_ports_of_a_names_addresses_are_those_of_its_sets_rules() {
+        let snapshot = snapshot(
+            "[[rules]]\nname = \"web\"\nto = \"genesys-signaling\"\nprotocol = \"tcp\"\nports = [443, 8061]\npath = \"tunnel\"\n\
+             [[rules]]\nname = \"phones\"\nto = \"phones\"\nprotocol = \"udp\"\nports = [5060]\npath = \"reject\"\n",
+        );
+        for (name, protocol, port, is_taken) in [
+            ("api.MyPureCloud.com.", protocol::TCP, 443, true),
+            ("api.mypurecloud.com", protocol::TCP, 8443, false),
+            ("api.mypurecloud.com", protocol::UDP, 443, false),
+            ("api.mypurecloud.com", protocol::UDP, 5060, false),
+            ("sip.phones.mypurecloud.com", protocol::UDP, 5060, true),
+            ("sip.phones.mypurecloud.com", protocol::TCP, 443, false),
+            ("api.example.com", protocol::TCP, 443, false),
+        ] {
+            assert_eq!(snapshot.takes(name, protocol, port), is_taken, "{name} {protocol} {port}");
+        }
+    }
+
+    #[test]
     fn domains_of_a_set_that_no_rule_is_for_are_not_asked() {
         let snapshot = snapshot("");
         assert_eq!(snapshot.domains().collect::<Vec<_>>(), [("mypurecloud.com", "genesys-signaling")]);

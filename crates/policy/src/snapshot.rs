@@ -8,7 +8,7 @@ use packet::{Dscp, Packet, Transport, protocol};
 use serde::Serialize;
 
 use crate::{
-    Config, Content, Guarded, Learned, LearnedSet, Mark, Path, RuleId, Verdict,
+    Config, Content, Guarded, Learned, LearnedSet, Mark, Path, RuleId, Traffic, Verdict,
     capture::aggregate,
     domain,
     explain::Trace,
@@ -238,12 +238,15 @@ impl Snapshot {
 
     /// The longest domain that covers a name, and its set. Any case will do, and a dot at the end.
     pub fn set_for_name(&self, name: &str) -> Option<(&str, &str)> {
-        let name = domain::normal(name);
-        let at = domain::upward(&name).find_map(|above| {
-            self.compiled.domains.binary_search_by_key(&above, |(domain, _)| domain.as_str()).ok()
-        })?;
-        let (domain, set) = self.compiled.domains.get(at)?;
+        let (domain, set) = self.domain_of(name)?;
         Some((domain, self.set_name(*set)?))
+    }
+
+    /// Whether packets to this port are routed into the TUN at each address that a name leads to, once that is learned. The rest is
+    /// taken for a stranger's, and goes directly.
+    pub fn takes(&self, name: &str, protocol: u8, port: u16) -> bool {
+        let set = self.domain_of(name).and_then(|(_, set)| self.compiled.sets.get(*set as usize));
+        set.is_some_and(|set| Traffic::of(set.rules_in(&self.compiled.rules)).holds(protocol, Some(port)))
     }
 
     /// All sets, by name.
@@ -323,6 +326,14 @@ impl Snapshot {
         }
         trace.unmatched(self.compiled.unmatched);
         Verdict { path: self.compiled.unmatched, rule: RuleId(u16::MAX), mark: Mark::Keep }
+    }
+
+    fn domain_of(&self, name: &str) -> Option<&(String, u32)> {
+        let name = domain::normal(name);
+        let at = domain::upward(&name).find_map(|above| {
+            self.compiled.domains.binary_search_by_key(&above, |(domain, _)| domain.as_str()).ok()
+        })?;
+        self.compiled.domains.get(at)
     }
 
     fn owner(&self, address: IpAddr) -> Option<Owner> {

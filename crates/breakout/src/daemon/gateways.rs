@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use ::names::{self, Resolver, Settings};
+use ::names::{Policy, Resolver, Settings, Transport};
 use dataplane::{Failover, FailoverCause, FlowReport, GatewayEvent, Handle};
 use packet::protocol;
 use policy::{Endpoint, Gateway, Path};
@@ -222,9 +222,13 @@ async fn answer_for_the_dead(gateways: &[Gateway]) -> Option<Answering> {
 /// Has all names but these.
 struct AllBut(Vec<String>);
 
-impl names::Policy for AllBut {
+impl Policy for AllBut {
     fn has(&self, name: &str) -> bool {
         self.0.iter().all(|host| host != name)
+    }
+
+    fn takes(&self, _: &str, _: Transport, _: u16) -> bool {
+        false
     }
 }
 

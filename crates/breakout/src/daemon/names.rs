@@ -3,12 +3,13 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
 use control::LearnedAddress;
-use names::{CANARIES, Handle, Learn, Policy, Resolver, Settings};
+use names::{CANARIES, Handle, Learn, Policy, Resolver, Settings, Transport};
+use packet::protocol;
 use policy::Snapshot;
 use routes::dns;
 use tokio::{
@@ -127,7 +128,28 @@ impl Drop for Names {
 
 impl Policy for Policies {
     fn has(&self, name: &str) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).iter().any(|ours| ours.has(name))
+        self.read().iter().any(|ours| ours.has(name))
+    }
+
+    fn takes(&self, name: &str, transport: Transport, port: u16) -> bool {
+        let protocol = match transport {
+            Transport::Tcp => protocol::TCP,
+            Transport::Udp => protocol::UDP,
+        };
+        self.each_of(name, |policy| policy.takes(name, protocol, port))
+    }
+}
+
+impl Policies {
+    /// Whether it holds for a name by each policy that has it, and one has.
+    fn each_of(&self, name: &str, holds: impl Fn(&Snapshot) -> bool) -> bool {
+        let policies = self.read();
+        let mut its = policies.iter().filter(|ours| ours.has(name)).peekable();
+        its.peek().is_some() && its.all(|ours| holds(&ours.snapshot))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Vec<Ours>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

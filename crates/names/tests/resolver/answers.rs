@@ -356,18 +356,64 @@ async fn service_records_keep_clients_within_the_policy() {
     assert_eq!(scene.learner.addresses(), [ip("203.0.113.10")]);
 }
 
+/// What goes to a port that no rule takes would leave in the clear.
+#[tokio::test]
+async fn service_records_keep_clients_within_the_ports_of_the_tunnel() {
+    let server = DnsServer::answering(|asked| {
+        let service = |priority, target: &str, port: Option<u16>, alpn: &str| {
+            let port = port.map(|port| (SvcParamKey::Port, SvcParamValue::Port(port)));
+            let alpn = (SvcParamKey::Alpn, SvcParamValue::Alpn(Alpn(vec![alpn.to_owned()])));
+            let params = [alpn].into_iter().chain(port).collect();
+            RData::HTTPS(HTTPS(SVCB::new(priority, name(target), params)))
+        };
+        let reply = Reply::to(&asked.query);
+        let owner = reply.asked();
+        let records = match asked.name().as_str() {
+            "none.example.com." => vec![service(1, ".", Some(8443), "h2")],
+            _ => vec![
+                service(1, ".", Some(8443), "h2"),
+                service(2, ".", Some(5061), "h2"),
+                service(3, ".", Some(5061), "h3"),
+                service(4, "other.example.com.", Some(8443), "h2"),
+                service(5, "other.example.com.", Some(443), "h3"),
+                service(6, ".", None, "h3"),
+            ],
+        };
+        records.into_iter().fold(reply, |reply, data| reply.record(owner.clone(), 60, data)).bytes()
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let answer = scene.client().ask("api.example.com.", RecordType::HTTPS).await;
+    let left = answer.answers.iter().map(|record| match &record.data {
+        RData::HTTPS(HTTPS(service)) => service.svc_priority,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(left.collect::<Vec<_>>(), [2, 5, 6]);
+    // Without one, a client goes by the name's addresses.
+    let none = scene.client().ask("none.example.com.", RecordType::HTTPS).await;
+    assert_eq!((none.response_code, none.answers.len()), (ResponseCode::NoError, 0));
+}
+
 /// Their targets have to be asked for before they are used, and are learned then.
 #[tokio::test]
 async fn services_by_name_stay_within_the_policy_and_mail_does_not_have_to() {
     let server = DnsServer::answering(|asked| {
         let reply = Reply::to(&asked.query);
         let owner = reply.asked();
-        let srv = |target: &str| RData::SRV(SRV::new(1, 1, 5061, name(target)));
+        let srv_at = |target: &str, port| RData::SRV(SRV::new(1, 1, port, name(target)));
+        let srv = |target: &str| srv_at(target, 5061);
         match (asked.query_type(), asked.name().as_str()) {
             (RecordType::SRV, "_sips._tcp.example.com.") => reply
                 .record(owner.clone(), 60, srv("sip.example.com."))
                 .record(owner.clone(), 60, srv("sip.other.net."))
+                .record(owner.clone(), 60, srv_at("sip.example.com.", 5081))
                 .record(owner, 60, srv(".")),
+            (RecordType::SRV, "_sip._udp.example.com.") => reply
+                .record(owner.clone(), 60, srv("sip.example.com."))
+                .record(owner, 60, srv_at("sip.example.com.", 5060)),
+            (RecordType::SRV, "_sip._tcp.example.com." | "_sip._sctp.example.com.") => reply
+                .record(owner.clone(), 60, srv_at("sip.example.com.", 5060))
+                .record(owner, 60, srv_at("sip.example.com.", 5081)),
             (RecordType::SRV, _) => reply.record(owner, 60, srv("sip.other.net.")),
             (RecordType::NAPTR, _) => {
                 let naptr = |replacement: &str| {
@@ -399,8 +445,13 @@ async fn services_by_name_stay_within_the_policy_and_mail_does_not_have_to() {
     let srv = client.ask("_sips._tcp.example.com.", RecordType::SRV).await;
     let targets: Vec<_> = srv.answers.iter().map(|record| record.data.to_string()).collect();
     assert_eq!(targets, ["1 1 5061 sip.example.com.", "1 1 5061 ."]);
-    let none = client.ask("_sip._udp.example.com.", RecordType::SRV).await;
-    assert_eq!((none.response_code, extended(&none)), (ResponseCode::ServFail, Some(BLOCKED)));
+    let udp = client.ask("_SIP._UDP.example.com.", RecordType::SRV).await;
+    assert_eq!(udp.answers[0].data.to_string(), "1 1 5060 sip.example.com.");
+    assert_eq!(udp.answers.len(), 1, "5061 is led into the TUN by TCP");
+    for name in ["_sip._tls.example.com.", "_sip._tcp.example.com.", "_sip._sctp.example.com."] {
+        let none = client.ask(name, RecordType::SRV).await;
+        assert_eq!((none.response_code, extended(&none)), (ResponseCode::ServFail, Some(BLOCKED)), "{name}");
+    }
     assert_eq!(client.ask("example.com.", RecordType::NAPTR).await.answers.len(), 1);
     assert_eq!(client.ask("example.com.", RecordType::MX).await.answers.len(), 1);
     assert_eq!(client.ask("inside.example.com.", RecordType::CNAME).await.answers.len(), 1);

@@ -10,7 +10,7 @@ use hickory_proto::rr::Name;
 use names::answer::{self, Answer, Chain, Reading, Wanted};
 use names::exchange::{Exchange, Secret, Taken};
 use names::question::{Judgement, Question, judge};
-use names::{Failure, Policy, SearchList, reply};
+use names::{Failure, Policy, SearchList, Transport, reply};
 
 use plain::Reading as Plain;
 
@@ -28,12 +28,17 @@ const NAMES: [&str; 6] =
 const MAX_MESSAGES: usize = 4;
 const TTL: u32 = 77;
 
-/// Its names are `example.com` and all below.
+/// Its names are `example.com` and all below; TCP and UDP 443, TCP 5061 and UDP 5060 are led into the TUN.
 struct TestPolicy;
 
 impl Policy for TestPolicy {
     fn has(&self, name: &str) -> bool {
         name == "example.com" || name.ends_with(".example.com")
+    }
+
+    fn takes(&self, name: &str, transport: Transport, port: u16) -> bool {
+        let sip = if transport == Transport::Tcp { 5061 } else { 5060 };
+        self.has(name) && [443, sip].contains(&port)
     }
 }
 

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use names::{Handle, Policy, Resolver, Settings};
+use names::{Handle, Policy, Resolver, Settings, Transport};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -25,12 +25,17 @@ pub const SOON: Duration = Duration::from_secs(20);
 
 const BINDS: usize = 20;
 
-/// Its names are `example.com` and all below.
+/// Its names are `example.com` and all below; TCP and UDP 443, TCP 5061 and UDP 5060 are led into the TUN.
 pub struct TestPolicy;
 
 impl Policy for TestPolicy {
     fn has(&self, name: &str) -> bool {
         name == "example.com" || name.ends_with(".example.com")
+    }
+
+    fn takes(&self, name: &str, transport: Transport, port: u16) -> bool {
+        let sip = if transport == Transport::Tcp { 5061 } else { 5060 };
+        self.has(name) && [443, sip].contains(&port)
     }
 }
 
