@@ -12,7 +12,6 @@ use crate::name;
 use crate::policy::Policy;
 use crate::relay::Relay;
 use crate::server::{Listener, Server};
-use crate::servers::Servers;
 use crate::sockets;
 use crate::upstream::Upstream;
 
@@ -68,9 +67,8 @@ impl Resolver {
         let own = listening.iter().map(SocketAddr::ip).chain(settings.from.iter().copied()).collect();
         let upstream = Upstream::new(settings.upstreams, settings.from);
         let finder = Finder::new(upstream, settings.ipv6, policy, learn);
-        let relay = Relay { servers: Servers::new(Vec::new()) };
         let resolver = Self {
-            server: Arc::new(Server::new(finder, relay, own)),
+            server: Arc::new(Server::new(finder, Relay::default(), own)),
             listeners,
             listening: listening.into(),
         };
@@ -104,7 +102,7 @@ impl Handle {
     /// Where other names are asked for from now on. Our own addresses among them are left out: they would ask in a circle.
     pub fn set_forward(&self, mut servers: Vec<SocketAddr>) {
         servers.retain(|server| !self.listening.contains(server));
-        self.server.relay.servers.set(servers);
+        self.server.relay.set(servers);
     }
 
     /// What stub resolvers complete names with from now on. The policy's names are not passed on with any of these after them.

@@ -143,7 +143,7 @@ impl Server {
     }
 
     async fn pass_on(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        if self.relay.servers.is_empty() {
+        if self.relay.is_empty() {
             self.finder.counters.refused.add(1);
             return Header::read(query).map(|header| bare(header, query, wire::REFUSED));
         }

@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// DNS servers in the order to ask them: the one that answered last comes first, so that a dead one costs its second once.
+/// The DNS servers behind the tunnel in the order to ask them: the one that answered last comes first, so that a dead one costs its second once.
 #[derive(Debug)]
 pub struct Servers(Mutex<Vec<SocketAddr>>);
 
@@ -16,10 +16,6 @@ impl Servers {
 
     pub fn order(&self) -> Vec<SocketAddr> {
         self.lock().clone()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.lock().is_empty()
     }
 
     pub fn answered(&self, server: SocketAddr) {

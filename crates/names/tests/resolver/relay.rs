@@ -75,6 +75,35 @@ async fn the_next_server_is_asked_when_one_is_dead_or_fails() {
     assert_eq!(scene.handle.counts().failed, 0);
 }
 
+/// As the C library has it.
+#[tokio::test]
+async fn a_failure_leaves_the_first_server_the_first_one() {
+    let failing = DnsServer::answering(|asked| match asked.name().as_str() {
+        "broken.other.net." => Reply::to(&asked.query).code(ResponseCode::ServFail).bytes(),
+        _ => Reply::to(&asked.query).address("192.0.2.1", 60).bytes(),
+    })
+    .await;
+    let second = forward("192.0.2.2").await;
+    let scene = relaying(&[&failing, &second]);
+    let found = async |name: &str| scene.client().ask(name, RecordType::A).await.answers[0].data.ip_addr();
+    let (first, other) = (Some("192.0.2.1".parse().unwrap()), Some("192.0.2.2".parse().unwrap()));
+    assert_eq!(found("broken.other.net.").await, other);
+    for _ in 0..3 {
+        assert_eq!(found("www.other.net.").await, first);
+    }
+    assert_eq!((failing.asked().len(), second.asked().len()), (4, 1));
+}
+
+#[tokio::test]
+async fn a_silent_server_costs_its_time_once() {
+    let (dead, good) = (DnsServer::silent().await, forward("192.0.2.1").await);
+    let scene = relaying(&[&dead, &good]);
+    for _ in 0..4 {
+        assert_eq!(scene.client().ask("www.other.net.", RecordType::A).await.answers.len(), 1);
+    }
+    assert_eq!((dead.asked().len(), good.asked().len()), (1, 4));
+}
+
 #[tokio::test]
 async fn without_a_server_it_is_refused_and_without_an_answer_it_fails() {
     let scene = relaying(&[]);
