@@ -80,7 +80,7 @@ impl Resolver {
         Handle { server: self.server.clone(), listening: self.listening.clone() }
     }
 
-    /// Answers until it is dropped, and whatever it had begun with it.
+    /// Answers until it is dropped, and whatever it had begun with it. Ends by itself only if it cannot go on.
     pub async fn run(self) {
         self.server.run(self.listeners).await;
     }

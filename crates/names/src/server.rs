@@ -51,7 +51,7 @@ impl Server {
             tasks.spawn(self.clone().serve_udp(Arc::new(udp)));
             tasks.spawn(self.clone().serve_tcp(tcp));
         }
-        while tasks.join_next().await.is_some() {}
+        until_one_ends(tasks).await;
     }
 
     async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
@@ -161,6 +161,33 @@ impl Server {
     }
 }
 
+/// None of them does by itself. One that panics must not leave its address without an answer, and nobody told: all end with it.
+async fn until_one_ends(mut tasks: JoinSet<()>) {
+    tasks.join_next().await;
+}
+
 fn bare(header: Header, query: &[u8], code: u16) -> Vec<u8> {
     wire::bare(header, wire::question(query).unwrap_or_default(), code)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_that_panics_ends_the_others() {
+        let (held, mut released) = oneshot::channel::<()>();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async {
+            let _held = held;
+            pending().await
+        });
+        tasks.spawn(async { panic!("as a listener might") });
+        timeout(IDLE, until_one_ends(tasks)).await.expect("it has ended");
+        timeout(IDLE, &mut released).await.expect("it has ended").expect_err("nobody holds it");
+    }
 }
