@@ -6,8 +6,9 @@ use std::{fs, path::Path, sync::mpsc, thread};
 
 use common::Place;
 use control::{
-    Access, Command, Drops, Failover, Feature, Flow, Flows, Gateway, Interface, PathCount, Refusal,
-    RefusalKind, Reloaded, Reply, Rtp, Server, Status, Tunnel, Underlay, Voice,
+    Access, Command, DohServer, Drops, Failover, Feature, Flow, Flows, Gateway, Interface, LearnedAddress,
+    Names, PathCount, Refusal, RefusalKind, Reloaded, Reply, Resolver, Rtp, Server, Status, Tunnel, Underlay,
+    Voice,
 };
 use nix::fcntl::{Flock, FlockArg};
 
@@ -96,6 +97,31 @@ fn flows_are_shown_with_what_was_left_out() {
         assert!(shown.contains(part), "{part} in\n{shown}");
     }
     assert_eq!(place.run(&["flows", "--json"]).json()["flows"][0]["mapping"], "192.168.1.20:40000");
+}
+
+#[test]
+fn names_tell_who_is_asked_and_what_may_pass_by() {
+    let place = Place::new();
+    let plain = place.state();
+    let daemon = Daemon::start(&plain, |_| Reply::Names(names(&[])));
+    let shown = place.run(&["names"]).stdout;
+    for part in [
+        "resolver    by way of resolvconf: it keeps it; it listens on 127.51.82.53:53\n",
+        "our names   asked of 10.99.0.53:53 through the tunnel: 7 questions, 1 without an answer\n",
+        "others      asked of 192.0.2.53:53 as before: 9 questions\n",
+        "203.0.113.7  api.mypurecloud.com  genesys-signaling  3 min 20 s",
+    ] {
+        assert!(shown.contains(part), "{part} in\n{shown}");
+    }
+    assert!(!shown.contains("over HTTPS"), "{shown}");
+    drop(daemon);
+
+    let _daemon = Daemon::start(&plain, |_| Reply::Names(names(&[("dns.google", 3), ("doh.cox.net", 1)])));
+    let shown = place.run(&["names"]).stdout;
+    let told = "over HTTPS  these servers were asked for: dns.google (3), doh.cox.net (1); a program";
+    assert!(shown.contains(told) && shown.contains("docs/names.md"), "{shown}");
+    let json = place.run(&["names", "--json"]).json();
+    assert_eq!(json["resolver"]["doh"][0], serde_json::json!({"name": "dns.google", "questions": 3}));
 }
 
 #[test]
@@ -289,6 +315,31 @@ fn gateway(name: &str, endpoint: &str, used: bool) -> Gateway {
         path_mtu: 1480,
         path_mtu_known: "as a router on the way says".to_owned(),
         trouble: Some("is the key right?".to_owned()),
+    }
+}
+
+fn names(doh: &[(&str, u64)]) -> Names {
+    let doh =
+        doh.iter().map(|(name, questions)| DohServer { name: (*name).to_owned(), questions: *questions });
+    Names {
+        config: "agent.toml".into(),
+        resolver: Some(Resolver {
+            mode: "resolvconf".to_owned(),
+            why: "it keeps it".to_owned(),
+            listening: vec![([127, 51, 82, 53], 53).into()],
+            tunnel_dns: vec![([10, 99, 0, 53], 53).into()],
+            others: vec![([192, 0, 2, 53], 53).into()],
+            asked: 7,
+            failed: 1,
+            handed_on: 9,
+            doh: doh.collect(),
+        }),
+        addresses: vec![LearnedAddress {
+            address: [203, 0, 113, 7].into(),
+            name: "api.mypurecloud.com".to_owned(),
+            set: "genesys-signaling".to_owned(),
+            seconds_left: 200,
+        }],
     }
 }
 

@@ -12,8 +12,8 @@ mod server;
 
 pub use client::{Client, ClientError};
 pub use messages::{
-    Command, Drops, Failover, Feature, Flow, Flows, Gateway, Interface, LearnedAddress, Names, PathCount,
-    Refusal, RefusalKind, Reloaded, Reply, Resolver, Rtp, Status, Tunnel, Underlay, Voice,
+    Command, DohServer, Drops, Failover, Feature, Flow, Flows, Gateway, Interface, LearnedAddress, Names,
+    PathCount, Refusal, RefusalKind, Reloaded, Reply, Resolver, Rtp, Status, Tunnel, Underlay, Voice,
 };
 pub use server::{Access, BindError, Call, Server};
 

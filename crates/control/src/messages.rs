@@ -261,6 +261,14 @@ pub struct Resolver {
     pub failed: u64,
     /// Questions for other names, handed on.
     pub handed_on: u64,
+    /// The known servers of DNS over HTTPS among them: a program that asks for one may resolve by itself.
+    pub doh: Vec<DohServer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DohServer {
+    pub name: String,
+    pub questions: u64,
 }
 
 /// An address that is in a set because a name has it.

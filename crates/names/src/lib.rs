@@ -18,6 +18,7 @@ pub mod reply;
 
 mod address;
 mod counters;
+mod doh;
 mod failure;
 mod finder;
 mod name;

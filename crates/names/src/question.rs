@@ -4,6 +4,7 @@ use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{DNSClass, Name, RecordType};
 use hickory_proto::serialize::binary::BinDecodable;
 
+use crate::doh;
 use crate::policy::Policy;
 use crate::search::SearchList;
 use crate::wire::{self, Header};
@@ -26,8 +27,8 @@ pub enum Judgement {
     Reply { message: Vec<u8>, is_error: bool },
     /// One of the policy's names.
     Ours(Question),
-    /// Any other name: to be passed on as it is.
-    Relay,
+    /// Any other name: to be passed on as it is. Of a server of DNS over HTTPS, if it is one.
+    Relay { doh: Option<&'static str> },
 }
 
 /// A question for one of the policy's names.
@@ -84,7 +85,7 @@ pub fn judge(message: &[u8], policy: &dyn Policy, search: &SearchList) -> Judgem
     if is_canary(&name) || search.completes(&name, |name| is_canary(name) || policy.has(name)) {
         return Judgement::Reply { message: wire::bare(header, asking, wire::NXDOMAIN), is_error: false };
     }
-    Judgement::Relay
+    Judgement::Relay { doh: doh::server(&name) }
 }
 
 fn ours(message: &[u8], header: Header, asking: &[u8], query: Query, name: String) -> Judgement {

@@ -141,6 +141,11 @@ impl Handle {
         Ok(v4.addresses.iter().chain(&v6.addresses).copied().collect())
     }
 
+    /// The known servers of DNS over HTTPS that were asked for, by name, and how often. Their questions were passed on like others.
+    pub fn doh(&self) -> Vec<(&'static str, u64)> {
+        self.server.doh.list()
+    }
+
     pub fn counts(&self) -> Counts {
         let finder = &self.server.finder;
         let cache = finder.cache();

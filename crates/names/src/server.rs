@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::doh::Seen;
 use crate::finder::Finder;
 use crate::policy::Transport;
 use crate::question::{Judgement, Question, judge};
@@ -34,6 +35,7 @@ pub struct Server {
     pub finder: Arc<Finder>,
     pub relay: Relay,
     pub search: SearchList,
+    pub doh: Seen,
     relays: Semaphore,
     /// Addresses that only this machine itself sends from.
     own: Vec<IpAddr>,
@@ -41,8 +43,8 @@ pub struct Server {
 
 impl Server {
     pub fn new(finder: Finder, relay: Relay, own: Vec<IpAddr>) -> Self {
-        let (search, relays) = (SearchList::default(), Semaphore::new(MAX_RELAYED));
-        Self { finder: Arc::new(finder), relay, search, relays, own }
+        let (search, doh, relays) = (SearchList::default(), Seen::default(), Semaphore::new(MAX_RELAYED));
+        Self { finder: Arc::new(finder), relay, search, doh, relays, own }
     }
 
     pub async fn run(self: Arc<Self>, listeners: Vec<Listener>) {
@@ -123,7 +125,10 @@ impl Server {
                 Some(message)
             }
             Judgement::Ours(question) => Some(self.find(&question, transport).await),
-            Judgement::Relay => self.pass_on(query, transport).await,
+            Judgement::Relay { doh } => {
+                doh.into_iter().for_each(|server| self.doh.note(server));
+                self.pass_on(query, transport).await
+            }
         }
     }
 

@@ -1,5 +1,5 @@
 use clap::Args;
-use control::{Command, LearnedAddress, Reply, Resolver};
+use control::{Command, DohServer, LearnedAddress, Reply, Resolver};
 
 use super::{ask, format};
 use crate::{
@@ -45,17 +45,27 @@ fn table(names: &control::Names) -> String {
 }
 
 fn resolver_lines(resolver: &Resolver) -> String {
-    let Resolver { mode, why, listening, tunnel_dns, others, asked, failed, handed_on } = resolver;
+    let Resolver { mode, why, listening, tunnel_dns, others, asked, failed, handed_on, doh } = resolver;
     let list = |servers: &[std::net::SocketAddr]| match servers {
         [] => "nobody".to_owned(),
         servers => servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
     };
-    format!(
+    let out = format!(
         "resolver    by way of {mode}: {why}; it listens on {}\n\
          our names   asked of {} through the tunnel: {asked} questions, {failed} without an answer\n\
          others      asked of {} as before: {handed_on} questions\n",
         list(listening),
         list(tunnel_dns),
         list(others)
+    );
+    if doh.is_empty() {
+        return out;
+    }
+    let servers: Vec<String> =
+        doh.iter().map(|DohServer { name, questions }| format!("{name} ({questions})")).collect();
+    out + &format!(
+        "over HTTPS  these servers were asked for: {}; a program that resolves by itself there reaches\n            \
+         signaling directly: set the browser's policy (docs/names.md)\n",
+        servers.join(", ")
     )
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use control::LearnedAddress;
+use control::{DohServer, LearnedAddress};
 use names::{CANARIES, Handle, Learn, Policy, Resolver, Settings, Transport};
 use packet::protocol;
 use policy::Snapshot;
@@ -216,6 +216,7 @@ pub fn report(running: &Running) -> control::Names {
                 asked: counts.asked,
                 failed: counts.failed,
                 handed_on: counts.relayed,
+                doh: doh(names),
             }
         });
     let now = learned::now();
@@ -226,6 +227,31 @@ pub fn report(running: &Running) -> control::Names {
         seconds_left: found.until.saturating_sub(now).as_secs(),
     });
     control::Names { config: running.path.clone(), resolver, addresses: addresses.collect() }
+}
+
+/// Whether programs seem to ask the system at all, as a feature; `None`: it is not seen, or there is nothing to ask for.
+pub fn feature(running: &Running) -> Option<(&'static str, bool, String)> {
+    let (names, led) = running.names.as_ref().zip(running.machine.led())?;
+    let seen = doh(names);
+    let why = match led.report.mode {
+        _ if !seen.is_empty() => {
+            let servers: Vec<&str> = seen.iter().map(|server| server.name.as_str()).collect();
+            format!(
+                "{} was asked for: a program that resolves by itself, over HTTPS, reaches signaling directly; set the browser's policy (docs/names.md)",
+                servers.join(", ")
+            )
+        }
+        dns::Mode::Resolved => return None,
+        dns::Mode::Resolvconf | dns::Mode::File => {
+            "no known server of DNS over HTTPS was asked for".to_owned()
+        }
+    };
+    Some(("system-dns", seen.is_empty(), why))
+}
+
+fn doh(names: &Names) -> Vec<DohServer> {
+    let seen = names.resolver.doh().into_iter();
+    seen.map(|(name, questions)| DohServer { name: name.to_owned(), questions }).collect()
 }
 
 /// The names that the resolver is to be asked for: the policy's domains, and those that tell browsers to ask it at all.

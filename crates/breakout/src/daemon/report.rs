@@ -13,6 +13,7 @@ use policy::Path;
 
 use super::{
     gateways::told,
+    names,
     standing::{Standing, why},
     start::Running,
 };
@@ -78,6 +79,7 @@ pub fn status(running: &Running) -> Result<Status, PumpError> {
             .features()?
             .into_iter()
             .chain(running.machine.features())
+            .chain(names::feature(running))
             .map(|(name, on, why)| Feature { name: name.to_owned(), on, why })
             .collect(),
     })

@@ -124,8 +124,21 @@ fn without_a_tunnel_names_have_no_answer() {
     assert_none(&wire);
     assert!(!wire.records.iter().any(|record| record.destination.port() == 53), "a question in the clear");
     // Another name goes where it went before.
-    let (wire, _) = scene.on_wire(|| client(&scene, 1, &["www.example.net"]));
-    assert!(wire.records.iter().any(|record| record.destination == "192.0.2.53:53".parse().unwrap()));
+    let is_passed_on = |name| {
+        let (wire, _) = scene.on_wire(|| client(&scene, 1, &[name]));
+        wire.records.iter().any(|record| record.destination == "192.0.2.53:53".parse().unwrap())
+    };
+    let asks_the_system = || scene.status().features.into_iter().find(|feature| feature.name == "system-dns");
+    assert!(is_passed_on("www.example.net"));
+    assert!(asks_the_system().unwrap().on);
+
+    // So does that of a server of DNS over HTTPS, and is told of.
+    assert!(is_passed_on("dns.google"));
+    let told = asks_the_system().unwrap();
+    assert!(!told.on && told.why.contains("dns.google") && told.why.contains("docs/names.md"), "{told:?}");
+    assert_eq!(names(&scene).resolver.unwrap().doh[0].name, "dns.google");
+    let log = std::fs::read_to_string(scene.directory.file("daemon.log")).unwrap();
+    assert_eq!(log.matches("asks for a server of DNS over HTTPS").count(), 1, "{log}");
 }
 
 /// On a network that has an answer for all names, and completes them.

@@ -160,3 +160,17 @@ async fn a_name_of_the_policys_that_the_search_list_completes_is_not_passed_on()
     }
     assert_eq!(server.asked().len(), before + others.len());
 }
+
+/// A program that asks for one of these resolves by itself from then on, as far as anybody can tell.
+#[tokio::test]
+async fn a_server_of_dns_over_https_is_passed_on_and_counted() {
+    let server = forward("192.0.2.1").await;
+    let scene = relaying(&[&server]);
+    let client = scene.client();
+    assert!(scene.handle.doh().is_empty());
+    for name in ["dns.google.", "Mozilla.Cloudflare-DNS.com.", "dns.google.", "www.google."] {
+        assert_eq!(client.ask(name, RecordType::A).await.answers.len(), 1, "{name}");
+    }
+    assert_eq!(scene.handle.doh(), [("dns.google", 2), ("mozilla.cloudflare-dns.com", 1)]);
+    assert_eq!((server.asked().len(), scene.handle.counts().relayed), (4, 4));
+}
