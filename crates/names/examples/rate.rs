@@ -2,7 +2,7 @@
 //! from the cache, and with an exchange and new addresses for each.
 
 use std::error::Error;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -67,6 +67,10 @@ impl Policy for Example {
 
     fn takes(&self, name: &str, _: Transport, _: u16) -> bool {
         self.has(name)
+    }
+
+    fn expects(&self, _: &str, _: IpAddr) -> bool {
+        false
     }
 }
 

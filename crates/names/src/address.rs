@@ -1,7 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Whether a name behind the tunnel may have this address. A name that leads to the machine itself or into its own network
-/// would make the browser a bridge into it (DNS rebinding).
+/// would make the browser a bridge into it (DNS rebinding). What a name was to have all along is another matter.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),

@@ -32,9 +32,9 @@ pub struct Answer {
     pub records: Vec<RData>,
     /// Of a negative answer, if its zone holds the name asked.
     pub soa: Option<Record>,
-    /// Those in `records`, hints included: each is public.
+    /// Those in `records`, hints included: each is public, or expected.
     pub addresses: Vec<IpAddr>,
-    /// Those that the name has too and nobody is told, since the tunnel does not carry them: each is public. Applications may
+    /// Those that the name has too and nobody is told, since the tunnel does not carry them: the same holds. Applications may
     /// know them from before.
     pub withheld: Vec<IpAddr>,
     /// Whether it may have such that are not known yet.
@@ -71,6 +71,10 @@ impl Wanted<'_> {
     /// The answer to what needs no asking.
     pub fn at_once(&self) -> Option<Answer> {
         (self.query_type == RecordType::AAAA && !self.ipv6).then(Answer::empty)
+    }
+
+    pub(crate) fn may_have(&self, address: IpAddr) -> bool {
+        is_public(address) || self.policy.expects(&name::text(self.name), address)
     }
 }
 
@@ -161,7 +165,7 @@ fn positive(records: &[&Record], wanted: &Wanted, chain: &Chain) -> Result<Readi
         match &record.data {
             data @ (RData::A(_) | RData::AAAA(_)) => {
                 let Some(address) = data.ip_addr() else { continue };
-                if !is_public(address) {
+                if !wanted.may_have(address) {
                     blocked += 1;
                 } else if addresses.len() < MAX_ADDRESSES && (wanted.ipv6 || address.is_ipv4()) {
                     addresses.push(address);

@@ -17,7 +17,9 @@ pub enum Failure {
     #[error("the DNS server {0} sent an answer that cannot be read")]
     Malformed(SocketAddr),
     /// DNS rebinding. How many there are.
-    #[error("all addresses of the name ({0}) are private or loopback")]
+    #[error(
+        "all addresses of the name ({0}) are private or loopback, and no prefix in the `cidrs` of its set holds them"
+    )]
     Blocked(usize),
     /// SRV, NAPTR or URI.
     #[error(

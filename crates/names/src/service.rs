@@ -7,7 +7,6 @@ use hickory_proto::rr::rdata::svcb::{Mandatory, SVCB, SvcParamKey, SvcParamValue
 use hickory_proto::rr::rdata::{HTTPS, SRV};
 use hickory_proto::rr::{Name, RData};
 
-use crate::address::is_public;
 use crate::answer::Wanted;
 use crate::name;
 use crate::policy::Transport;
@@ -36,7 +35,7 @@ pub fn clean(data: &RData, owner: &Name, wanted: &Wanted, room: usize) -> Option
         return None;
     }
 
-    let mut hints = Hints { ipv6: wanted.ipv6, room, addresses: Vec::new(), blocked: 0 };
+    let mut hints = Hints { wanted, room, addresses: Vec::new(), blocked: 0 };
     let mut params = Vec::with_capacity(service.svc_params.len());
     let mut removed = Vec::new();
     for (key, value) in &service.svc_params {
@@ -107,14 +106,14 @@ fn mandatory(params: &[(SvcParamKey, SvcParamValue)]) -> &[SvcParamKey] {
         .unwrap_or_default()
 }
 
-struct Hints {
-    ipv6: bool,
+struct Hints<'a> {
+    wanted: &'a Wanted<'a>,
     room: usize,
     addresses: Vec<IpAddr>,
     blocked: usize,
 }
 
-impl Hints {
+impl Hints<'_> {
     /// `None` for a hint that holds nothing any more.
     fn clean(&mut self, value: &SvcParamValue) -> Option<SvcParamValue> {
         match value.clone() {
@@ -131,11 +130,11 @@ impl Hints {
     }
 
     fn take(&mut self, address: IpAddr) -> bool {
-        if !is_public(address) {
+        if !self.wanted.may_have(address) {
             self.blocked += 1;
             return false;
         }
-        let is_taken = self.addresses.len() < self.room && (self.ipv6 || address.is_ipv4());
+        let is_taken = self.addresses.len() < self.room && (self.wanted.ipv6 || address.is_ipv4());
         if is_taken {
             self.addresses.push(address);
         }

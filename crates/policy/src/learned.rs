@@ -266,6 +266,28 @@ domains = ["phones.mypurecloud.com"]
     }
 
     #[test]
+    fn an_address_is_expected_of_the_names_of_the_set_that_holds_it() {
+        let rules = "[sets.more]\ncidrs = [\"10.20.0.0/16\"]\ndomains = [\"more.example\"]\n\
+                     [sets.other]\ncidrs = [\"10.20.30.0/24\"]\n\
+                     [[rules]]\nname = \"all\"\nto = [\"genesys-signaling\", \"more\", \"other\", \"phones\"]\npath = \"tunnel\"\n";
+        let (config, _) = Config::parse(&format!("{CONFIG}{rules}"), "test").unwrap();
+        let snapshot = Snapshot::compile(&config);
+        for (name, address, is_expected) in [
+            ("api.more.example", "10.20.0.7", true),
+            ("API.more.example.", "10.20.0.7", true),
+            ("api.more.example", "10.20.30.7", false),
+            ("api.more.example", "10.21.0.7", false),
+            ("api.mypurecloud.com", "10.20.0.7", false),
+            ("api.mypurecloud.com", "203.0.113.9", true),
+            ("api.example", "10.20.0.7", false),
+        ] {
+            assert_eq!(snapshot.expects(name, address.parse().unwrap()), is_expected, "{name} {address}");
+        }
+        let learned = snapshot.with_learned(&[learned("198.51.100.7", "more")]);
+        assert!(!learned.expects("api.more.example", "198.51.100.7".parse().unwrap()), "by no configuration");
+    }
+
+    #[test]
     fn domains_of_a_set_that_no_rule_is_for_are_not_asked() {
         let snapshot = snapshot("");
         assert_eq!(snapshot.domains().collect::<Vec<_>>(), [("mypurecloud.com", "genesys-signaling")]);

@@ -249,6 +249,12 @@ impl Snapshot {
         set.is_some_and(|set| Traffic::of(set.rules_in(&self.compiled.rules)).holds(protocol, Some(port)))
     }
 
+    /// Whether a configured prefix of the set that a name is of holds an address, by longest prefix: somebody wants it there.
+    pub fn expects(&self, name: &str, address: IpAddr) -> bool {
+        let owner = self.owner(address).map(|owner| owner.set);
+        owner.is_some() && owner == self.domain_of(name).map(|(_, set)| *set)
+    }
+
     /// All sets, by name.
     pub fn sets(&self) -> impl Iterator<Item = SetView<'_>> {
         self.compiled.sets.iter().map(|set| SetView {

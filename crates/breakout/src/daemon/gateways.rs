@@ -230,6 +230,10 @@ impl Policy for AllBut {
     fn takes(&self, _: &str, _: Transport, _: u16) -> bool {
         false
     }
+
+    fn expects(&self, _: &str, _: IpAddr) -> bool {
+        false
+    }
 }
 
 struct Answering(AbortHandle);

@@ -138,6 +138,10 @@ impl Policy for Policies {
         };
         self.each_of(name, |policy| policy.takes(name, protocol, port))
     }
+
+    fn expects(&self, name: &str, address: IpAddr) -> bool {
+        self.each_of(name, |policy| policy.expects(name, address))
+    }
 }
 
 impl Policies {

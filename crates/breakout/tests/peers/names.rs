@@ -394,6 +394,32 @@ fn an_answer_that_leads_to_the_networks_own_dns_server_is_withheld() {
     });
 }
 
+/// As where signaling is reached by a private link.
+#[test]
+fn a_private_address_is_told_where_a_prefix_of_its_set_holds_it() {
+    let _turn = shared();
+    let Some(mut scene) = scene() else { return };
+    let private = Ipv4Addr::new(10, 20, 0, 7);
+    ok(scene.start_gateway(Gateway::Breakout, exe()));
+    let _dns = serve_dns(&scene, &scene.internet.gateway, (GATEWAY_TUNNEL, private), STILL);
+    let domains = "domains = [\"*.usw2.pure.cloud\"]";
+    start_daemon_as(&mut scene, false, |config| {
+        config.replace(domains, &format!("{domains}\ncidrs = [\"10.20.0.0/16\"]"))
+    });
+    eventually(PATIENCE, || match getent(&scene, NAMES[0]) {
+        found if found.starts_with(&private.to_string()) => Ok(()),
+        found => Err(found),
+    });
+    let (wire, _) = scene.on_wire(|| connect(&scene, (private, PORT)));
+    assert!(wire.records.iter().any(is_tunnel));
+    assert!(!wire.records.iter().any(|record| record.destination.ip() == private), "in the clear");
+
+    let config = std::fs::read_to_string(scene.directory.file("breakout.toml")).unwrap();
+    ok(scene.directory.write("breakout.toml", &config.replace("10.20.0.0/16", "10.21.0.0/16")));
+    said(&scene.breakout(&["reload"]));
+    assert_eq!(getent(&scene, NAMES[0]), "", "rebinding");
+}
+
 /// What a crash would forget is told to nobody.
 #[test]
 fn an_answer_that_cannot_be_written_down_is_withheld() {

@@ -303,6 +303,30 @@ async fn private_addresses_are_taken_out() {
 }
 
 #[tokio::test]
+async fn private_addresses_that_the_configuration_has_are_told() {
+    let server = DnsServer::answering(|asked| {
+        let reply = Reply::to(&asked.query);
+        let owner = reply.asked();
+        match asked.query_type() {
+            RecordType::HTTPS => {
+                let hint = IpHint(vec![A::new(10, 20, 0, 8), A::new(10, 21, 0, 8)]);
+                let params = vec![(SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(hint))];
+                reply.record(owner, 60, RData::HTTPS(HTTPS(SVCB::new(1, Name::root(), params))))
+            }
+            _ => reply.address("10.20.0.7", 60).address("10.21.0.7", 60),
+        }
+        .bytes()
+    })
+    .await;
+    let scene = Scene::asking(&[&server]);
+    let answer = scene.client().ask("api.example.com.", RecordType::A).await;
+    assert_eq!(addresses(&answer), [ip("10.20.0.7")]);
+    scene.client().ask("api.example.com.", RecordType::HTTPS).await;
+    assert_eq!(scene.learner.addresses(), [ip("10.20.0.7"), ip("10.20.0.8")]);
+    assert_eq!(scene.handle.counts().blocked, 2);
+}
+
+#[tokio::test]
 async fn service_records_keep_clients_within_the_policy() {
     let hints = || {
         vec![

@@ -4,7 +4,7 @@
 mod plain;
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::rr::Name;
 use names::answer::{self, Answer, Chain, Reading, Wanted};
@@ -28,7 +28,8 @@ const NAMES: [&str; 6] =
 const MAX_MESSAGES: usize = 4;
 const TTL: u32 = 77;
 
-/// Its names are `example.com` and all below; TCP and UDP 443, TCP 5061 and UDP 5060 are led into the TUN.
+/// Its names are `example.com` and all below; TCP and UDP 443, TCP 5061 and UDP 5060 are led into the TUN;
+/// 10.20.0.0/16 is expected.
 struct TestPolicy;
 
 impl Policy for TestPolicy {
@@ -39,6 +40,10 @@ impl Policy for TestPolicy {
     fn takes(&self, name: &str, transport: Transport, port: u16) -> bool {
         let sip = if transport == Transport::Tcp { 5061 } else { 5060 };
         self.has(name) && [443, sip].contains(&port)
+    }
+
+    fn expects(&self, name: &str, address: IpAddr) -> bool {
+        self.has(name) && matches!(address, IpAddr::V4(v4) if v4.octets().starts_with(&[10, 20]))
     }
 }
 
@@ -267,7 +272,7 @@ impl Built {
         NAMES[usize::from(self.data[0]) % NAMES.len()]
     }
 
-    fn address(&self) -> Option<std::net::IpAddr> {
+    fn address(&self) -> Option<IpAddr> {
         match self.kind {
             A => self.data.first_chunk::<4>().map(|four| Ipv4Addr::from(*four).into()),
             AAAA => Some(Ipv6Addr::from(self.data).into()),

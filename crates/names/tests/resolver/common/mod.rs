@@ -25,7 +25,8 @@ pub const SOON: Duration = Duration::from_secs(20);
 
 const BINDS: usize = 20;
 
-/// Its names are `example.com` and all below; TCP and UDP 443, TCP 5061 and UDP 5060 are led into the TUN.
+/// Its names are `example.com` and all below; TCP and UDP 443, TCP 5061 and UDP 5060 are led into the TUN;
+/// 10.20.0.0/16 is expected.
 pub struct TestPolicy;
 
 impl Policy for TestPolicy {
@@ -36,6 +37,10 @@ impl Policy for TestPolicy {
     fn takes(&self, name: &str, transport: Transport, port: u16) -> bool {
         let sip = if transport == Transport::Tcp { 5061 } else { 5060 };
         self.has(name) && [443, sip].contains(&port)
+    }
+
+    fn expects(&self, name: &str, address: IpAddr) -> bool {
+        self.has(name) && matches!(address, IpAddr::V4(v4) if v4.octets().starts_with(&[10, 20]))
     }
 }
 
