@@ -27,7 +27,16 @@ fn many_inputs_reach_every_end() {
         drop(named);
     }
     println!("{inputs} inputs: {reached:?}");
-    for end in [Reached::NoAnswer, Reached::Failed, Reached::Empty, Reached::Addresses, Reached::Records] {
+    let ends = [
+        Reached::NoAnswer,
+        Reached::Failed,
+        Reached::Elsewhere,
+        Reached::Empty,
+        Reached::Addresses,
+        Reached::Leads,
+        Reached::Records,
+    ];
+    for end in ends {
         assert!(reached.get(&end).is_some_and(|count| *count > inputs / 1000), "{end:?}: {reached:?}");
     }
 }

@@ -12,19 +12,32 @@ use names::exchange::{Exchange, Secret, Taken};
 use names::question::{Judgement, Question, judge};
 use names::{Failure, Policy, SearchList, Transport, reply};
 
-use plain::Reading as Plain;
+use plain::{Lead, Reading as Plain};
 
 const A: u16 = 1;
 const CNAME: u16 = 5;
 const SOA: u16 = 6;
+const MX: u16 = 15;
 const TXT: u16 = 16;
 const AAAA: u16 = 28;
+const SRV: u16 = 33;
+const NAPTR: u16 = 35;
 const SVCB: u16 = 64;
 const HTTPS: u16 = 65;
-const TYPES: [u16; 8] = [A, AAAA, HTTPS, A, CNAME, SVCB, TXT, SOA];
-/// The first is the one that is asked for.
-const NAMES: [&str; 6] =
-    ["api.example.com", "a.cdn.net", "b.cdn.net", "C.cdn.net", "www.example.com", "bank.test"];
+const URI: u16 = 256;
+const TYPES: [u16; 14] = [A, AAAA, HTTPS, A, CNAME, SVCB, TXT, SOA, SRV, NAPTR, URI, MX, SRV, HTTPS];
+/// The first three are those that are asked for.
+const NAMES: [&str; 8] = [
+    "api.example.com",
+    "_sips._tcp.example.com",
+    "_sip._udp.example.com",
+    "a.cdn.net",
+    "b.cdn.net",
+    "C.cdn.net",
+    "www.example.com",
+    "bank.test",
+];
+const PORTS: [u16; 5] = [443, 5061, 5060, 5081, 8443];
 const MAX_MESSAGES: usize = 4;
 const TTL: u32 = 77;
 
@@ -52,8 +65,12 @@ impl Policy for TestPolicy {
 pub enum Reached {
     NoAnswer,
     Failed,
+    /// All records led out of the policy.
+    Elsewhere,
     Empty,
     Addresses,
+    /// To names, and ports of theirs.
+    Leads,
     Records,
 }
 
@@ -68,7 +85,7 @@ pub fn run(bytes: &[u8]) -> Reached {
         Wanted { name: question.query_name(), query_type: question.query_type(), ipv6, policy: &TestPolicy };
     let mut chain = Chain::new(wanted.name);
     for _ in 0..MAX_MESSAGES {
-        let start = chain.current().to_ascii().to_lowercase();
+        let start = chain.current().to_ascii().to_lowercase().trim_end_matches('.').to_owned();
         let Some((built, message)) = upstream(&mut input, chain.current(), &wanted) else {
             return Reached::NoAnswer;
         };
@@ -76,12 +93,19 @@ pub fn run(bytes: &[u8]) -> Reached {
             Ok(Reading::Complete(answer, _)) => {
                 let plain = complete(&question, &answer, ipv6);
                 if let Some(built) = built {
-                    compare(&question, &plain, start.trim_end_matches('.'), &built, ipv6);
+                    compare(&question, &plain, &end_of(&built, &start, &question), ipv6);
                 }
                 return plain.reached();
             }
             Ok(Reading::Further) => continue,
-            Err(failure) => return failed(&question, &failure),
+            Err(failure) => {
+                let plain = failed(&question, &failure);
+                if let (Failure::Elsewhere, Some(built)) = (&failure, built) {
+                    compare(&question, &plain, &end_of(&built, &start, &question), ipv6);
+                    return Reached::Elsewhere;
+                }
+                return Reached::Failed;
+            }
         }
     }
     Reached::NoAnswer
@@ -108,22 +132,36 @@ fn any_query(bytes: &[u8]) {
     }
 }
 
-/// A proper question for the first of the names, in mixed case.
+/// A proper question for one of the first names, in mixed case. Completed it is none for anybody.
 fn question(input: &mut Input) -> Question {
     let query_type = TYPES[usize::from(input.byte()) % TYPES.len()];
+    let name = match query_type {
+        SRV => NAMES[1 + usize::from(input.byte()) % 2],
+        _ => NAMES[0],
+    };
     let edns = input.byte();
-    let mut message = vec![input.byte(), input.byte(), 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(edns > 64)];
-    let cased: String = NAMES[0]
+    let header = [input.byte(), input.byte(), 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(edns > 64)];
+    let cased: String = name
         .chars()
         .map(|letter| if input.byte() % 2 == 1 { letter.to_ascii_uppercase() } else { letter })
         .collect();
-    message.extend(plain::encoded(&cased));
-    message.extend(query_type.to_be_bytes());
-    message.extend([0, 1]);
-    if edns > 64 {
-        message.extend([0, 0, 41, edns >> 4, 0, 0, 0, 0, 0, 0, 0]);
+    let asking = |name: &str| {
+        let mut message =
+            [&header, plain::encoded(name).as_slice(), &query_type.to_be_bytes(), &[0, 1]].concat();
+        if edns > 64 {
+            message.extend([0, 0, 41, edns >> 4, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        message
+    };
+    let search = SearchList::default();
+    search.add(&["corp.test".to_owned()]);
+    match judge(&asking(&format!("{cased}.Corp.test")), &TestPolicy, &search) {
+        Judgement::Reply { message, .. } => {
+            assert_eq!(plain::read(&message).map(|plain| plain.code), Some(3))
+        }
+        other => panic!("{other:?}"),
     }
-    match judge(&message, &TestPolicy, &SearchList::default()) {
+    match judge(&asking(&cased), &TestPolicy, &search) {
         Judgement::Ours(question) => question,
         other => panic!("{other:?}"),
     }
@@ -148,7 +186,7 @@ fn upstream(
     let mut message = exchange.query()[..end].to_vec();
     message[2..4].copy_from_slice(&[0x81, 0x80 | if control & 0xc0 == 0xc0 { 3 } else { 0 }]);
     message[10..12].copy_from_slice(&[0, 0]);
-    let built = (control & 2 == 0).then(|| built(input));
+    let built = (control & 2 == 0).then(|| built(input, name, wanted.query_type.into()));
     match &built {
         Some(records) => {
             let (authorities, answers): (Vec<_>, Vec<_>) =
@@ -172,11 +210,11 @@ fn upstream(
     }
 }
 
-fn failed(question: &Question, failure: &Failure) -> Reached {
+fn failed(question: &Question, failure: &Failure) -> Plain {
     let told = reply::failed(question, failure, question.udp_limit());
     let plain = plain::read(&told).expect("it can be read");
     assert_eq!((plain.code, plain.records.len()), (2, 0));
-    Reached::Failed
+    plain
 }
 
 fn complete(question: &Question, answer: &Answer, ipv6: bool) -> Plain {
@@ -191,53 +229,94 @@ fn complete(question: &Question, answer: &Answer, ipv6: bool) -> Plain {
 
 /// What holds for every answer, whatever it was made of.
 fn check(question: &Question, answer: &Answer, plain: &Plain, ipv6: bool) {
-    assert_eq!(plain.question.as_deref(), Some(NAMES[0]), "the question that was asked");
+    assert_eq!(plain.question.as_ref(), Some(&question.name), "the question that was asked");
     assert!(matches!(plain.code, 0 | 2 | 3));
     let learned: HashSet<_> = answer.addresses.iter().copied().collect();
     for address in &plain.addresses {
-        assert!(plain::is_public(*address), "{address}");
+        assert!(may_have(question, *address), "{address}");
         assert!(ipv6 || address.is_ipv4(), "{address} without IPv6");
         assert!(learned.contains(address), "{address} was not learned");
     }
     for record in &plain.records {
-        assert_eq!(record.name, NAMES[0]);
+        assert_eq!(record.name, question.name);
         assert_eq!(record.kind, u16::from(question.query_type()));
         assert_eq!(record.ttl, TTL);
+        assert!(stays_within(question, record.kind, &record.lead), "{:?}", record.lead);
     }
 }
 
-/// The same addresses as by following the CNAMEs of one message by hand.
-fn compare(question: &Question, plain: &Plain, start: &str, built: &[Built], ipv6: bool) {
-    let kind = u16::from(question.query_type());
-    if !matches!(kind, A | AAAA) || plain.code != 0 {
-        return;
+/// Whether who follows a record asks for, and reaches, nothing in the clear.
+fn stays_within(question: &Question, kind: u16, lead: &Lead) -> bool {
+    let Lead { target, port, makes_uri, by_quic } = lead;
+    let is_known = |name: &str| name.is_empty() || TestPolicy.has(name);
+    let takes = |transport, port| {
+        let target = if target.is_empty() { &question.name } else { target };
+        TestPolicy.takes(target, transport, port)
+    };
+    let transport = if question.name.contains("._udp.") { Transport::Udp } else { Transport::Tcp };
+    match kind {
+        SRV => target.is_empty() || port.is_some_and(|port| takes(transport, port)),
+        NAPTR => !makes_uri && is_known(target),
+        CNAME => is_known(target),
+        URI => false,
+        HTTPS | SVCB => {
+            is_known(target)
+                && port.is_none_or(|port| takes(Transport::Tcp, port))
+                && (!by_quic || takes(Transport::Udp, port.unwrap_or(443)))
+        }
+        _ => true,
     }
+}
+
+fn may_have(question: &Question, address: IpAddr) -> bool {
+    plain::is_public(address) || TestPolicy.expects(&question.name, address)
+}
+
+/// The same as by following the CNAMEs of one message by hand, to these records.
+fn compare(question: &Question, plain: &Plain, end: &[&Built], ipv6: bool) {
+    let kind = u16::from(question.query_type());
+    if matches!(kind, A | AAAA) {
+        let may_be_told = |address: &IpAddr| may_have(question, *address) && (ipv6 || address.is_ipv4());
+        let expected: HashSet<_> =
+            end.iter().filter_map(|record| record.address()).filter(may_be_told).collect();
+        assert_eq!(plain.addresses.iter().copied().collect::<HashSet<_>>(), expected);
+    }
+    let leads = end.iter().map(|record| record.lead());
+    let mut expected: Vec<_> = leads.filter(|lead| stays_within(question, kind, lead)).collect();
+    let mut told: Vec<_> = plain.records.iter().map(|record| record.lead.clone()).collect();
+    if !matches!(kind, A | AAAA | SOA) {
+        told.sort();
+        expected.sort();
+        assert_eq!(told, expected);
+    }
+}
+
+/// The records of the type that is asked for, where a message's CNAMEs lead.
+fn end_of<'a>(built: &'a [Built], start: &str, question: &Question) -> Vec<&'a Built> {
+    let kind = u16::from(question.query_type());
     let mut owner = start.to_owned();
     for _ in 0..built.len() + 1 {
         let here = || built.iter().filter(|record| record.owner.eq_ignore_ascii_case(&owner));
-        let expected: HashSet<_> = here()
-            .filter(|record| record.kind == kind)
-            .filter_map(Built::address)
-            .filter(|address| plain::is_public(*address) && (ipv6 || address.is_ipv4()))
-            .collect();
-        if here().any(|record| record.kind == kind) {
-            let found: HashSet<_> = plain.addresses.iter().copied().collect();
-            assert_eq!(found, expected);
-            return;
+        let found: Vec<_> = here().filter(|record| record.kind == kind && kind != SOA).collect();
+        if !found.is_empty() {
+            return found;
         }
         match here().find(|record| record.kind == CNAME) {
             Some(record) => owner = record.target().to_lowercase(),
-            None => return assert!(plain.addresses.is_empty()),
+            None => break,
         }
     }
+    Vec::new()
 }
 
 impl Plain {
     fn reached(&self) -> Reached {
-        if !self.addresses.is_empty() {
-            return Reached::Addresses;
+        match self.records.first() {
+            _ if !self.addresses.is_empty() => Reached::Addresses,
+            None => Reached::Empty,
+            Some(record) if record.lead != Lead::default() => Reached::Leads,
+            Some(_) => Reached::Records,
         }
-        if self.records.is_empty() { Reached::Empty } else { Reached::Records }
     }
 }
 
@@ -249,20 +328,25 @@ struct Built {
     data: [u8; 16],
 }
 
-fn built(input: &mut Input) -> Vec<Built> {
-    (0..input.byte() % 12).map(|_| Built::take(input)).collect()
+/// Every other is of the type that is asked for, and every other at the name.
+fn built(input: &mut Input, name: &Name, kind: u16) -> Vec<Built> {
+    let name = name.to_ascii().to_lowercase();
+    let is_it = |known: &&&str| known.eq_ignore_ascii_case(name.trim_end_matches('.'));
+    let name = NAMES.iter().find(is_it).unwrap_or(&NAMES[0]);
+    (0..input.byte() % 12).map(|_| Built::take(input, name, kind)).collect()
 }
 
 impl Built {
-    fn take(input: &mut Input) -> Self {
-        let owner = NAMES[usize::from(input.byte()) % NAMES.len()];
-        let kind = TYPES[usize::from(input.byte()) % TYPES.len()];
+    fn take(input: &mut Input, name: &'static str, kind: u16) -> Self {
+        let (at, of) = (usize::from(input.byte()), usize::from(input.byte()));
+        let owner = if at < 128 { name } else { NAMES[at % NAMES.len()] };
+        let kind = if of < 128 { kind } else { TYPES[of % TYPES.len()] };
         let ttl = u32::from_be_bytes([input.byte(), 0, input.byte(), input.byte()]);
         let mut data = [0; 16];
         let ready = input.byte();
         match ready % 4 {
             0 => data[..4].copy_from_slice(&[203, 0, 113, ready]),
-            1 => data[..4].copy_from_slice(&[10, 0, 0, ready]),
+            1 => data[..4].copy_from_slice(&[10, 19 + ready / 4 % 3, 0, ready]),
             _ => data.iter_mut().for_each(|byte| *byte = input.byte()),
         }
         Self { owner, kind, ttl, data }
@@ -270,6 +354,47 @@ impl Built {
 
     fn target(&self) -> &'static str {
         NAMES[usize::from(self.data[0]) % NAMES.len()]
+    }
+
+    /// Empty is the root, which a record may have in place of a name.
+    fn target_or_root(&self) -> &'static str {
+        if self.data[15].is_multiple_of(4) { "" } else { self.target() }
+    }
+
+    fn port(&self) -> u16 {
+        PORTS[usize::from(self.data[13]) % PORTS.len()]
+    }
+
+    fn has_port(&self) -> bool {
+        !self.data[14].is_multiple_of(4)
+    }
+
+    fn is_by_quic(&self) -> bool {
+        self.data[12].is_multiple_of(3)
+    }
+
+    fn makes_uri(&self) -> bool {
+        self.data[11].is_multiple_of(3)
+    }
+
+    /// Where it leads, as an application is told.
+    fn lead(&self) -> Lead {
+        let target = self.target_or_root().to_lowercase();
+        match self.kind {
+            SRV => Lead { target, port: Some(self.port()), ..Lead::default() },
+            NAPTR => Lead { target, makes_uri: self.makes_uri(), ..Lead::default() },
+            CNAME | MX => Lead { target: self.target().to_lowercase(), ..Lead::default() },
+            HTTPS | SVCB => {
+                let is_itself = target.eq_ignore_ascii_case(self.owner);
+                Lead {
+                    target: if is_itself { String::new() } else { target },
+                    port: self.has_port().then_some(self.port()),
+                    by_quic: self.is_by_quic(),
+                    ..Lead::default()
+                }
+            }
+            _ => Lead::default(),
+        }
     }
 
     fn address(&self) -> Option<IpAddr> {
@@ -285,6 +410,17 @@ impl Built {
             A => self.data[..4].to_vec(),
             AAAA => self.data.to_vec(),
             CNAME => plain::encoded(self.target()),
+            MX => [vec![0, 1], plain::encoded(self.target())].concat(),
+            SRV => {
+                let fixed = [&[0, 1, 0, 1][..], &self.port().to_be_bytes()].concat();
+                [fixed, plain::encoded(self.target_or_root())].concat()
+            }
+            NAPTR => {
+                let expression: &[u8] = if self.makes_uri() { b"\x11!^.*$!sips:x.net!" } else { &[0] };
+                let fixed = [&[0, 1, 0, 1, 1, b's', 8][..], b"SIPS+D2T", expression].concat();
+                [fixed, plain::encoded(self.target_or_root())].concat()
+            }
+            URI => b"\0\x01\0\x01https://api.example.com/".to_vec(),
             TXT => [&[15][..], &self.data[..15]].concat(),
             SOA => {
                 [plain::encoded("ns.test"), plain::encoded("a.test"), self.data.to_vec(), vec![0, 0, 0, 60]]
@@ -302,8 +438,12 @@ impl Built {
 
     /// RFC 9460 §2.2, with both kinds of hints.
     fn service(&self) -> Vec<u8> {
-        let target = if self.data[15].is_multiple_of(2) { vec![0] } else { plain::encoded(self.target()) };
-        [&[0, 1][..], &target, &[0, 4, 0, 4], &self.data[..4], &[0, 6, 0, 16], &self.data].concat()
+        let id = if self.is_by_quic() { b"h3" } else { b"h2" };
+        let alpn = [&[0, 1, 0, 3, 2][..], id].concat();
+        let port = [&[0, 3, 0, 2][..], &self.port().to_be_bytes()].concat();
+        let hints = [&[0, 4, 0, 4][..], &self.data[..4], &[0, 6, 0, 16], &self.data].concat();
+        let port = if self.has_port() { port } else { Vec::new() };
+        [vec![0, 1], plain::encoded(self.target_or_root()), alpn, port, hints].concat()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{A, AAAA, HTTPS, SVCB};
+use super::{A, AAAA, CNAME, HTTPS, MX, NAPTR, SRV, SVCB};
 
 pub struct Reading {
     pub code: u8,
@@ -19,6 +19,18 @@ pub struct Record {
     pub name: String,
     pub kind: u16,
     pub ttl: u32,
+    pub lead: Lead,
+}
+
+/// Where a record leads who follows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lead {
+    /// Lowercase; empty: there is none, or it is the root.
+    pub target: String,
+    pub port: Option<u16>,
+    /// By a regular expression.
+    pub makes_uri: bool,
+    pub by_quic: bool,
 }
 
 pub fn read(message: &[u8]) -> Option<Reading> {
@@ -38,7 +50,7 @@ pub fn read(message: &[u8]) -> Option<Reading> {
         let length = usize::from(number(message, end + 8)?);
         let data = message.get(end + 10..end + 10 + length)?;
         reading.addresses.extend(addresses(kind, data)?);
-        reading.records.push(Record { name, kind, ttl });
+        reading.records.push(Record { name, kind, ttl, lead: lead(message, kind, end + 10, length)? });
         at = end + 10 + length;
     }
     Some(reading)
@@ -72,6 +84,42 @@ fn addresses(kind: u16, data: &[u8]) -> Option<Vec<IpAddr>> {
     }
 }
 
+/// Of the record whose data is `length` bytes at `at`.
+fn lead(message: &[u8], kind: u16, at: usize, length: usize) -> Option<Lead> {
+    let target = |at| Some(name(message, at)?.0);
+    Some(match kind {
+        CNAME => Lead { target: target(at)?, ..Lead::default() },
+        MX => Lead { target: target(at + 2)?, ..Lead::default() },
+        SRV => Lead { target: target(at + 6)?, port: Some(number(message, at + 4)?), ..Lead::default() },
+        NAPTR => {
+            let after = |at: usize| Some(at + 1 + usize::from(*message.get(at)?));
+            let expression = after(after(at + 4)?)?;
+            let makes_uri = *message.get(expression)? > 0;
+            Lead { target: target(after(expression)?)?, makes_uri, ..Lead::default() }
+        }
+        HTTPS | SVCB => {
+            let (target, params) = name(message, at + 2)?;
+            service(target, message.get(params..at + length)?)?
+        }
+        _ => Lead::default(),
+    })
+}
+
+fn service(target: String, mut params: &[u8]) -> Option<Lead> {
+    let mut lead = Lead { target, ..Lead::default() };
+    while !params.is_empty() {
+        let length = usize::from(number(params, 2)?);
+        let value = params.get(4..4 + length)?;
+        match number(params, 0)? {
+            1 => lead.by_quic = value.windows(3).any(|id| id == b"\x02h3"),
+            3 => lead.port = Some(number(value, 0)?),
+            _ => {}
+        }
+        params = params.get(4 + length..)?;
+    }
+    Some(lead)
+}
+
 fn hints(data: &[u8]) -> Option<Vec<IpAddr>> {
     let (_, mut at) = name(data, 2)?;
     let mut found = Vec::new();
@@ -102,7 +150,7 @@ fn number(message: &[u8], at: usize) -> Option<u16> {
 
 pub fn encoded(name: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for label in name.split('.') {
+    for label in name.split('.').filter(|label| !label.is_empty()) {
         bytes.push(label.len() as u8);
         bytes.extend(label.as_bytes());
     }
