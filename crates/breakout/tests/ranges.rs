@@ -3,9 +3,17 @@
 
 mod common;
 
-use std::fs;
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::Arc,
+    thread,
+};
 
-use common::{Place, mode, set_mode};
+use common::{Outcome, Place, mode, set_mode};
+use lab::service::Identity;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 const ANSWER: &str = r#"{"entities": [
     {"cidr": "192.0.2.0/25", "service": "api", "region": "us-west-2", "direction": "inbound"},
@@ -116,6 +124,77 @@ fn ranges_widen_what_a_region_says() {
 }
 
 #[test]
+fn an_answer_is_fetched_from_whom_the_system_trusts() {
+    let place = Place::new();
+    let identity = Identity::new(&[Ipv4Addr::LOCALHOST.into()]).unwrap();
+    let server = serve(identity.server);
+    let trusted = place.write("trusted.pem", &identity.certificate_pem);
+    let import = |path: &str| -> Outcome {
+        let trusted = ("SSL_CERT_FILE", trusted.to_str().unwrap());
+        let url = format!("https://{server}{path}");
+        place.run_with(&["ranges", "import", &url], &[trusted, ("NO_PROXY", "*")])
+    };
+    let fetched = import("/api/v2/ipranges");
+    fetched.assert(0, "note: 52.129.96.0/24 belongs to genesys-media; it was left out");
+    assert!(fetched.stdout.contains("\"192.0.2.0/24\",\n"), "{}", fetched.stdout);
+    import("/moved").assert(0, "");
+
+    import("/secret").assert(3, "http status: 401");
+    import("/leads-to-http").assert(3, "https only");
+    import("/circle").assert(3, "too many redirects");
+    import("/endless").assert(3, "larger than request limit: 16777216");
+    import("/cut").assert(3, "cannot fetch");
+    import("/page").assert(2, "is no list of Genesys's address ranges");
+
+    let stranger = Identity::new(&[Ipv4Addr::LOCALHOST.into()]).unwrap();
+    place.write("trusted.pem", &stranger.certificate_pem);
+    import("/api/v2/ipranges").assert(3, "invalid peer certificate");
+    place.write("trusted.pem", "");
+    import("/api/v2/ipranges").assert(3, "| breakout ranges import -`");
+}
+
+/// A server by HTTPS, one request for each connection.
+fn serve(tls: Arc<ServerConfig>) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let session = ServerConnection::new(tls.clone()).unwrap();
+            // Whoever trusts another one goes away.
+            let _ = answer(StreamOwned::new(session, stream));
+        }
+    });
+    address
+}
+
+fn answer(stream: StreamOwned<ServerConnection, std::net::TcpStream>) -> std::io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut asking = String::new();
+    stream.read_line(&mut asking)?;
+    let mut line = String::new();
+    while stream.read_line(&mut line)? > "\r\n".len() {
+        line.clear();
+    }
+    let stream = stream.get_mut();
+    let (status, header, body) = match asking.split(' ').nth(1) {
+        Some("/api/v2/ipranges") => ("200 OK", "", ANSWER),
+        Some("/moved") => ("302 Found", "Location: /api/v2/ipranges\r\n", ""),
+        Some("/leads-to-http") => ("302 Found", "Location: http://127.0.0.1:1/\r\n", ""),
+        Some("/circle") => ("302 Found", "Location: /circle\r\n", ""),
+        Some("/endless") => ("200 OK", "Transfer-Encoding: chunked\r\n", ""),
+        Some("/cut") => ("200 OK", "Content-Length: 99999\r\n", "{"),
+        Some("/page") => ("200 OK", "", "<html></html>"),
+        _ => ("401 Unauthorized", "", "{}"),
+    };
+    write!(stream, "HTTP/1.1 {status}\r\n{header}Connection: close\r\n\r\n{body}")?;
+    while header.starts_with("Transfer-Encoding") {
+        write!(stream, "10000\r\n{}\r\n", " ".repeat(0x1_0000))?;
+    }
+    stream.conn.send_close_notify();
+    stream.flush()
+}
+
+#[test]
 fn what_is_no_such_answer_changes_nothing() {
     for (text, found) in [
         ("", "is no list of Genesys's address ranges"),
@@ -138,8 +217,8 @@ fn what_is_no_such_answer_changes_nothing() {
     }
     let place = Place::new();
     place.run(&["ranges", "import", "none.json"]).assert(2, "cannot read none.json");
-    let url = "https://api.mypurecloud.de/api/v2/ipranges";
-    place.run(&["ranges", "import", url]).assert(2, "| breakout ranges import -");
+    let url = "http://api.mypurecloud.de/api/v2/ipranges";
+    place.run(&["ranges", "import", url]).assert(2, "give a URL with https");
     place.run(&["ranges", "import", "-"]).assert(2, "standard input is no list");
 }
 

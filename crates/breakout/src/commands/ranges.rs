@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::{
     configuration,
     exit::{self, Exit},
-    failure::Failure,
+    failure::{Failure, Problem},
     output,
     ranges::{self, Selected},
 };
@@ -36,15 +36,15 @@ enum Command {
 
 /// Widen signaling by what Genesys's API lists
 ///
-/// Reads a saved answer of `GET https://api.DOMAIN/api/v2/ipranges` and takes from it the ranges of the service `api` that
-/// others connect to, aggregated. Prints them as a section of a configuration, or adds them to one. Media is not in that
-/// list, and what another set holds, such as media's, is never taken. Nothing is fetched:
-/// `curl … | breakout ranges import -` takes an answer at once.
+/// Reads an answer of `GET https://api.DOMAIN/api/v2/ipranges`, saved or fetched, and takes from it the ranges of the service
+/// `api` that others connect to, aggregated. Prints them as a section of a configuration, or adds them to one. Media is not in
+/// that list, and what another set holds, such as media's, is never taken.
 #[derive(Args, Debug)]
 #[command(after_help = exit::HELP)]
 struct Import {
-    /// The saved answer; `-` for standard input
-    file: PathBuf,
+    /// The saved answer, `-` for standard input, or an https URL, which is fetched: 16 MiB at most, within 30 s
+    #[arg(value_name = "FILE|URL")]
+    from: PathBuf,
     /// Add the prefixes to [sets.genesys-signaling] of this configuration; the rest of it stays as it is written
     #[arg(long, value_name = "CONFIG")]
     into: Option<PathBuf>,
@@ -95,16 +95,20 @@ impl Import {
     }
 
     fn read(&self) -> Result<(String, String), Failure> {
-        let name = self.file.display().to_string();
-        if name.starts_with("https://") || name.starts_with("http://") {
-            return Err(Failure::usage(format!("{name} is not a file, and nothing is fetched"))
-                .remedy(format!("curl --fail --silent --show-error {name} | breakout ranges import -"))
+        let name = self.from.display().to_string();
+        if name.starts_with("https://") {
+            let text = ranges::fetch(&name, MAX_LENGTH).map_err(|error| not_fetched(&name, error))?;
+            return Ok((name, text));
+        }
+        if name.contains("://") {
+            return Err(Failure::usage(format!("{name} is fetched by nobody"))
+                .remedy("give a URL with https, so that nobody on the way can add ranges; or a file")
                 .into());
         }
         let (name, text) = if name == "-" {
             ("standard input".to_owned(), read_text(io::stdin().lock()))
         } else {
-            let text = fs::File::open(&self.file).and_then(read_text);
+            let text = fs::File::open(&self.from).and_then(read_text);
             (name, text)
         };
         let text = text.map_err(|error| Failure::usage(format!("cannot read {name}")).because(error))?;
@@ -158,6 +162,12 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
             let _ = fs::remove_file(&new);
         }
     })
+}
+
+fn not_fetched(url: &str, error: ureq::Error) -> Problem {
+    Failure::system(format!("cannot fetch {url}")).because(error).remedy(format!(
+        "save the answer by other means, or `curl --fail --silent --show-error {url} | breakout ranges import -`"
+    ))
 }
 
 fn read_text(from: impl Read) -> io::Result<String> {

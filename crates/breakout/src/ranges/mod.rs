@@ -2,6 +2,8 @@
 
 mod answer;
 mod edit;
+mod fetch;
 
 pub use answer::{Selected, select};
 pub use edit::{add, section};
+pub use fetch::fetch;

@@ -57,11 +57,17 @@ impl Place {
 
     /// Runs `breakout` here.
     pub fn run(&self, arguments: &[&str]) -> Outcome {
+        self.run_with(arguments, &[])
+    }
+
+    /// With these variables in its environment.
+    pub fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Outcome {
         let output = Command::new(env!("CARGO_BIN_EXE_breakout"))
             .args(arguments)
             .current_dir(self.0.path())
             .env("BREAKOUT_STATE_DIR", self.state())
             .env_remove("RUST_LOG")
+            .envs(variables.iter().copied())
             .output()
             .unwrap();
         Outcome {
