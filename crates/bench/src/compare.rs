@@ -86,7 +86,7 @@ fn moved(before: &Report, after: &Report, was_met: bool) -> Vec<String> {
 }
 
 fn judge(before: &Metric, after: &Metric) -> Verdict {
-    let rounds = before.rounds.len().min(after.rounds.len());
+    let rounds = before.values().count().min(after.values().count());
     let gap = (after.min() - before.max()).max(before.min() - after.max());
     let needed = if rounds < ENOUGH_ROUNDS {
         (before.max() - before.min()).max(after.max() - after.min())
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     fn metric(better: Better, rounds: &[f64]) -> Metric {
-        Metric { unit: "x".into(), better, rounds: rounds.to_vec() }
+        Metric { unit: "x".into(), better, rounds: rounds.iter().copied().map(Some).collect() }
     }
 
     fn verdict(better: Better, before: &[f64], after: &[f64]) -> Verdict {

@@ -12,7 +12,7 @@ use crate::plan::{Plan, Section};
 use crate::progress::Progress;
 use crate::report::{Better, Key, Mode, Path, Report, SCHEMA, judge};
 use crate::scenario::Scenario;
-use crate::schedule::{Lane, Sites, Step, schedule};
+use crate::schedule::{Lane, Sites, Step, Turn, schedule};
 use crate::site::{Client, Site};
 use crate::throughput::{Protocol, Transfer};
 use crate::usage::{Usage, peak_memory, reset_peak_memory};
@@ -60,14 +60,16 @@ pub fn run(options: &Options) -> Result<Report, BenchError> {
     };
     report.notes = notes(&report, sites);
 
-    let steps = schedule(plan, sites);
-    let mut progress = Progress::new(steps.len(), steps.iter().map(|step| step.length(plan)).sum());
-    let mut bench = Bench { plan, sites, all, report, quiet: 0.0 };
-    for step in &steps {
+    let turns = schedule(plan, sites);
+    let mut progress = Progress::new(turns.len(), turns.iter().map(|turn| turn.step.length(plan)).sum());
+    let mut bench = Bench { plan, sites, all, report, round: 0, quiet: 0.0 };
+    for Turn { round, step } in &turns {
         progress.step(&bench.name(step), step.length(plan));
+        bench.round = *round;
         bench.take(step)?;
     }
     let mut report = bench.report;
+    report.fill_rounds();
     report.seconds = begun.elapsed().as_secs_f64();
     report.bars = judge(&report);
     Ok(report)
@@ -92,6 +94,8 @@ pub(crate) struct Bench<'a> {
     pub(crate) sites: Sites,
     pub(crate) all: Vec<Site>,
     pub(crate) report: Report,
+    /// That is being measured.
+    pub(crate) round: usize,
     /// CPU seconds that the machine spends in a second by itself.
     pub(crate) quiet: f64,
 }
@@ -154,7 +158,7 @@ impl Bench<'_> {
     fn ceiling(&mut self) {
         let rate = ceiling::cipher_ceiling(self.plan.transfer()) / GIGA;
         let key = Key::new(Section::Ceiling, "chacha20-poly1305");
-        self.report.record(&key, metric::RATE, "Gbit/s", Better::Higher, rate);
+        self.report.record(self.round, &key, metric::RATE, "Gbit/s", Better::Higher, rate);
     }
 
     fn transfer(&mut self, section: Section, scenario: &Scenario, lane: Lane) -> Result<(), BenchError> {
@@ -173,8 +177,9 @@ impl Bench<'_> {
         let moved = thread.join().map_err(|_| "its thread panicked".to_owned()).during(what)?.during(what)?;
         let after = pid.map(Usage::of).transpose().during(what)?;
 
-        let mut record =
-            |name: &str, unit: &str, better, value| self.report.record(&key, name, unit, better, value);
+        let mut record = |name: &str, unit: &str, better, value| {
+            self.report.record(self.round, &key, name, unit, better, value)
+        };
         let rate_matters = if rate.is_some() { Better::Neither } else { Better::Higher };
         record(metric::RATE, "Gbit/s", rate_matters, moved.bit_rate() / GIGA);
         if protocol != Protocol::Tcp {
@@ -198,16 +203,16 @@ impl Bench<'_> {
         let key = self.key(Section::Forwarding, "ping-pong", lane);
         for (name, part) in [(metric::RTT_P50, 0.5), (metric::RTT_P99, 0.99)] {
             let us = trips.value_at_quantile(part) as f64 / 1e3;
-            self.report.record(&key, name, "µs", Better::Lower, us);
+            self.report.record(self.round, &key, name, "µs", Better::Lower, us);
         }
-        self.report.record_delays(&key, metric::ROUND_TRIP, &trips);
+        self.report.record_delays(self.round, &key, metric::ROUND_TRIP, &trips);
         Ok(())
     }
 
     fn packet_rate(&mut self, lane: Lane) -> Result<(), BenchError> {
         let rate = forwarding::packet_rate(&self.way(lane)?)?;
         let key = self.key(Section::Forwarding, "packet-rate", lane);
-        self.report.record(&key, metric::PACKETS, "1000/s", Better::Higher, rate / 1e3);
+        self.report.record(self.round, &key, metric::PACKETS, "1000/s", Better::Higher, rate / 1e3);
         Ok(())
     }
 
@@ -233,7 +238,7 @@ impl Bench<'_> {
         for (site, idle) in all.into_iter().enumerate() {
             let key = self.key(Section::Idle, "idle", Lane { site, path: Path::Tunnel });
             let mut record = |name: &str, unit: &str, value| {
-                self.report.record(&key, name, unit, Better::Lower, value);
+                self.report.record(self.round, &key, name, unit, Better::Lower, value);
             };
             record(metric::WAKEUPS_PER_SECOND, "1/s", idle.wakeups_per_second);
             record(metric::CPU_PER_SECOND, "ms/s", idle.cpu_ms_per_second);
@@ -245,7 +250,7 @@ impl Bench<'_> {
     fn roaming(&mut self, lane: Lane) -> Result<(), BenchError> {
         let gap = roaming::measure(self.site(lane.site)?, lane.path)?;
         let key = self.key(Section::Roaming, "roaming-gap", lane);
-        self.report.record(&key, metric::MILLISECONDS, "ms", Better::Lower, gap);
+        self.report.record(self.round, &key, metric::MILLISECONDS, "ms", Better::Lower, gap);
         Ok(())
     }
 
@@ -253,7 +258,9 @@ impl Bench<'_> {
         let key = self.key(Section::Startup, "start-up", lane);
         let Some(site) = self.all.get_mut(lane.site) else { return Ok(()) };
         match startup::measure(site, lane.path)? {
-            Some(took) => self.report.record(&key, metric::MILLISECONDS, "ms", Better::Lower, took),
+            Some(took) => {
+                self.report.record(self.round, &key, metric::MILLISECONDS, "ms", Better::Lower, took)
+            }
             None => self.report.notes.push(format!(
                 "{} did not carry a packet by {} within 10 s of a start.",
                 key.client, lane.path

@@ -57,6 +57,14 @@ pub enum Step {
     Startup(Lane),
 }
 
+/// A step in its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Turn {
+    /// From 0; 0 too for what is measured once.
+    pub round: usize,
+    pub step: Step,
+}
+
 /// Up to this many calls on each lane, lanes are measured at the same time: packets are still a fraction of a millisecond apart.
 const MOST_AT_ONCE: u16 = 10;
 
@@ -97,24 +105,25 @@ impl Sites {
 }
 
 /// All steps in their order.
-pub fn schedule(plan: &Plan, sites: Sites) -> Vec<Step> {
-    let mut steps = Vec::new();
+pub fn schedule(plan: &Plan, sites: Sites) -> Vec<Turn> {
+    let mut turns = Vec::new();
     for section in Section::ALL.into_iter().filter(|section| plan.has(*section)) {
         match section {
             // In the rounds of throughput, where there are any.
             Section::Ceiling if plan.has(Section::Throughput) => {}
-            Section::Voice => steps.push(Step::Quiet),
+            Section::Voice => turns.push(Turn { round: 0, step: Step::Quiet }),
             Section::Idle => {
-                steps.push(Step::Idle);
+                turns.push(Turn { round: 0, step: Step::Idle });
                 continue;
             }
             _ => {}
         }
         for round in 0..plan.rounds as usize {
-            steps.extend(one_round(plan, sites, section, round));
+            let steps = one_round(plan, sites, section, round);
+            turns.extend(steps.into_iter().map(|step| Turn { round, step }));
         }
     }
-    steps
+    turns
 }
 
 fn one_round(plan: &Plan, sites: Sites, section: Section, round: usize) -> Vec<Step> {
@@ -248,7 +257,7 @@ mod tests {
     const BOTH_TIERS: Sites = Sites { clients: 3, has_fast_path: true };
 
     fn length(plan: &Plan, sites: Sites) -> Duration {
-        schedule(plan, sites).iter().map(|step| step.length(plan)).sum()
+        schedule(plan, sites).iter().map(|turn| turn.step.length(plan)).sum()
     }
 
     #[test]
@@ -267,8 +276,8 @@ mod tests {
         let plan = Plan::full();
         for sites in [TODAY, BOTH_TIERS] {
             let mut cells = std::collections::BTreeMap::new();
-            for step in schedule(&plan, sites) {
-                let Step::Voice { load, talks, .. } = step else { continue };
+            for turn in schedule(&plan, sites) {
+                let Step::Voice { load, talks, .. } = turn.step else { continue };
                 for talk in talks {
                     for lane in talk.lanes {
                         let packets = talk.packets * u32::from(talk.calls);

@@ -37,7 +37,7 @@ impl Bench<'_> {
         let path =
             Some(if loaded == self.sites.without_fast_path() { Path::BypassPump } else { Path::Tunnel });
         let key = Key { load: Some(load), path, client, ..Key::new(Section::Voice, "load") };
-        self.report.record(&key, metric::LOAD_RATE, "Gbit/s", Better::Neither, rate / GIGA);
+        self.report.record(self.round, &key, metric::LOAD_RATE, "Gbit/s", Better::Neither, rate / GIGA);
         Ok(())
     }
 
@@ -55,22 +55,23 @@ impl Bench<'_> {
         let after = pids.iter().map(usage).collect::<Result<Vec<_>, _>>().during(what)?;
         for (index, (lane, heard)) in talk.lanes.iter().zip(&heard).enumerate() {
             let key = self.voice_key(*lane, load, talk.calls);
-            record_quality(&mut self.report, &key, &Quality::new(heard, 0));
+            record_quality(&mut self.report, self.round, &key, &Quality::new(heard, 0));
             if load != Load::Idle || heard.sent == 0 {
                 continue;
             }
             let sent = heard.sent as f64;
             if let (Some(Some(before)), Some(Some(after))) = (before.get(index), after.get(index)) {
                 let switches = (*after - *before).switches() as f64;
-                let mut record =
-                    |name, unit, value| self.report.record(&key, name, unit, Better::Lower, value);
+                let mut record = |name, unit, value| {
+                    self.report.record(self.round, &key, name, unit, Better::Lower, value)
+                };
                 record(metric::SWITCHES_PER_PACKET, "1/packet", switches / sent);
                 record(metric::SWITCHES_PER_SECOND, "1/s", switches / seconds);
             }
             // Of lanes that talk at once, nobody can say which one it was.
             if talk.lanes.len() == 1 {
                 let micros = (used - self.quiet * seconds).max(0.0) * 1e6 / sent;
-                self.report.record(&key, metric::MACHINE_CPU, "µs/packet", Better::Lower, micros);
+                self.report.record(self.round, &key, metric::MACHINE_CPU, "µs/packet", Better::Lower, micros);
             }
         }
         Ok(())
@@ -111,13 +112,14 @@ fn talk_at_once(lanes: &[OpenCalls], calls: u16) -> std::io::Result<Vec<Heard>> 
 }
 
 /// Records what some calls sounded like.
-pub fn record_quality(report: &mut Report, key: &Key, quality: &Quality) {
+pub fn record_quality(report: &mut Report, round: usize, key: &Key, quality: &Quality) {
     use Better::{Higher, Lower, Neither};
     let us = |ns: u64| ns as f64 / 1e3;
     let (round_trip, one_way) = (&quality.delays.round_trip, &quality.delays.one_way);
     let late = &quality.delays.late;
     let at = |histogram: &hdrhistogram::Histogram<u64>, part| us(histogram.value_at_quantile(part));
-    let mut record = |name: &str, unit: &str, better, value| report.record(key, name, unit, better, value);
+    let mut record =
+        |name: &str, unit: &str, better, value| report.record(round, key, name, unit, better, value);
     // Of packets that never came back there is no delay, not one of 0.
     if !round_trip.is_empty() {
         record(metric::RTT_P50, "µs", Lower, at(round_trip, 0.5));
@@ -137,6 +139,6 @@ pub fn record_quality(report: &mut Report, key: &Key, quality: &Quality) {
     record(metric::REORDERED, "packets", Lower, quality.reordered as f64);
     record(metric::MOS, "", Higher, quality.mos);
     record(metric::GENESYS_MOS, "", Higher, quality.genesys_mos);
-    report.record_delays(key, metric::ROUND_TRIP, round_trip);
-    report.record_delays(key, metric::ONE_WAY, one_way);
+    report.record_delays(round, key, metric::ROUND_TRIP, round_trip);
+    report.record_delays(round, key, metric::ONE_WAY, one_way);
 }

@@ -50,8 +50,8 @@ fn voice(path: Path, calls: u16, load: Load) -> Key {
 }
 
 fn record(report: &mut Report, key: &Key, name: &str, value: f64) {
-    for _ in 0..ROUNDS {
-        report.record(key, name, "x", Better::Lower, value);
+    for round in 0..ROUNDS {
+        report.record(round, key, name, "x", Better::Lower, value);
     }
 }
 
@@ -59,8 +59,10 @@ fn hear(report: &mut Report, key: &Key, packets: u64, us: f64) {
     record(report, key, "rtt-p50", us);
     record(report, key, "rtt-p99", us);
     let mut delays = Histogram::<u64>::new(3).unwrap();
-    delays.record_n((us * 1e3) as u64, packets).unwrap();
-    report.record_delays(key, "round-trip", &delays);
+    delays.record_n((us * 1e3) as u64, packets / ROUNDS as u64).unwrap();
+    for round in 0..ROUNDS {
+        report.record_delays(round, key, "round-trip", &delays);
+    }
 }
 
 fn find<'a>(bars: &'a [Bar], words: &str) -> &'a Bar {
@@ -107,7 +109,7 @@ fn cost_is_only_judged_of_clients_that_carried_the_load() {
     assert_eq!((bars.len(), bars[0].measured, bars[0].met), (1, 0.25, Some(true)));
     for cell in &mut report.cells {
         if cell.key.client == "boringtun-cli" {
-            cell.metrics.get_mut("rate").unwrap().rounds = vec![0.2; ROUNDS];
+            cell.metrics.get_mut("rate").unwrap().rounds = vec![Some(0.2); ROUNDS];
         }
     }
     let bars = judge(&report);
@@ -136,7 +138,7 @@ fn voice_is_judged_beside_direct_and_only_with_enough_packets() {
 
     report.contenders[0].realtime = false;
     let lost = voice(Path::BypassFastPath, 50, Load::Upload);
-    report.record(&lost, "loss", "%", Better::Lower, 0.01);
+    report.record(ROUNDS - 1, &lost, "loss", "%", Better::Lower, 0.01);
     let few = voice(Path::BypassPump, 50, Load::Idle);
     hear(&mut report, &few, 3000, 100.0);
     hear(&mut report, &voice(Path::Direct, 50, Load::Idle), 30_000, 100.0);
@@ -150,10 +152,28 @@ fn voice_is_judged_beside_direct_and_only_with_enough_packets() {
 }
 
 #[test]
+fn a_round_in_which_nothing_came_back_does_not_move_the_others() {
+    let mut report = report("breakout");
+    let (direct, bypass) = (voice(Path::Direct, 10, Load::Idle), voice(Path::BypassPump, 10, Load::Idle));
+    for round in 0..ROUNDS {
+        let us = 100.0 * (1 + round) as f64;
+        report.record(round, &direct, "rtt-p50", "µs", Better::Lower, us);
+        if round != 1 {
+            report.record(round, &bypass, "rtt-p50", "µs", Better::Lower, 2.0 * us);
+        }
+    }
+    let bars = judge(&report);
+    let bar = find(&bars, "bypass (pump), 10 calls idle");
+    assert_eq!(bar.rounds, [Some(2.0), None, Some(2.0), Some(2.0), Some(2.0)]);
+    assert_eq!(bar.measured, 2.0);
+    assert_eq!(bar.note, "not judged: fewer than 5 rounds");
+}
+
+#[test]
 fn a_daemon_that_is_woken_by_packets_is_told_from_one_that_is_not() {
     let mut report = report("breakout");
     let idle = tunnel(Section::Idle, "idle", "breakout");
-    report.record(&idle, "wakeups-per-second", "1/s", Better::Lower, 0.5);
+    report.record(0, &idle, "wakeups-per-second", "1/s", Better::Lower, 0.5);
     let one = voice(Path::BypassFastPath, 1, Load::Idle);
     // 50 packets and half a wake-up in a second.
     record(&mut report, &one, "switches-per-packet", 0.01);
@@ -164,7 +184,7 @@ fn a_daemon_that_is_woken_by_packets_is_told_from_one_that_is_not() {
 
     for (name, value) in [("switches-per-packet", 1.01), ("switches-per-second", 50.5)] {
         let cell = report.cells.iter_mut().find(|cell| cell.key == one).unwrap();
-        cell.metrics.get_mut(name).unwrap().rounds = vec![value; ROUNDS];
+        cell.metrics.get_mut(name).unwrap().rounds = vec![Some(value); ROUNDS];
     }
     let bars = judge(&report);
     let bar = find(&bars, "wake-ups of the daemon");
@@ -177,6 +197,7 @@ fn few_rounds_are_reported_and_bars_are_shown_and_compared() {
     let mut before = report("breakout");
     for (client, rate) in [("breakout", 3.0), ("boringtun-cli", 0.9)] {
         before.record(
+            0,
             &tunnel(Section::Throughput, "tcp-up-1", client),
             "rate",
             "Gbit/s",
@@ -193,7 +214,7 @@ fn few_rounds_are_reported_and_bars_are_shown_and_compared() {
     let mut after = before.clone();
     let slower = tunnel(Section::Throughput, "tcp-up-1", "breakout");
     after.cells.iter_mut().find(|cell| cell.key == slower).unwrap().metrics.get_mut("rate").unwrap().rounds =
-        vec![2.0; 6];
+        vec![Some(2.0); ROUNDS];
     after.bars = judge(&after);
     let said = compare(&before, &after).to_string();
     assert!(

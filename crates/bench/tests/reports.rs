@@ -42,14 +42,14 @@ fn report(rates: &[f64]) -> Report {
         };
         let (load, path) = (Some(Load::Upload), Some(Path::Tunnel));
         let voice = Key { load, path, client, ..Key::new(Section::Voice, "calls-10") };
-        for rate in rates {
-            report.record(&throughput, "rate", "Gbit/s", Better::Higher, rate * factor);
+        for (round, rate) in rates.iter().enumerate() {
+            report.record(round, &throughput, "rate", "Gbit/s", Better::Higher, rate * factor);
             let mut delays = Histogram::<u64>::new(3).unwrap();
             for delay in 1..=100 {
                 delays.record(delay * 1000).unwrap();
             }
-            report.record_delays(&voice, "round-trip", &delays);
-            report.record(&voice, "rtt-p99", "µs", Better::Lower, 99.0);
+            report.record_delays(round, &voice, "round-trip", &delays);
+            report.record(round, &voice, "rtt-p99", "µs", Better::Lower, 99.0);
         }
     }
     report
@@ -75,10 +75,10 @@ fn a_report_survives_its_file() {
 fn what_is_no_report_is_refused_with_a_reason() {
     for (content, reason) in [
         ("no", "is no JSON"),
-        ("{}", "has the schema none, not 2"),
-        ("{\"schema\": 99}", "has the schema 99, not 2"),
-        ("{\"schema\": 1}", "has the schema 1, not 2: measure again"),
-        ("{\"schema\": 2}", "is no report of the bench: missing field"),
+        ("{}", "has the schema none, not 3"),
+        ("{\"schema\": 99}", "has the schema 99, not 3"),
+        ("{\"schema\": 2}", "has the schema 2, not 3: measure again"),
+        ("{\"schema\": 3}", "is no report of the bench: missing field"),
     ] {
         let path = std::env::temp_dir().join(format!("breakout-bench-test-{}-bad.json", std::process::id()));
         std::fs::write(&path, content).unwrap();

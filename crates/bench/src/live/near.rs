@@ -68,15 +68,15 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
         bars: Vec::new(),
     };
     let mut worst_error = 0;
-    for _ in 0..rounds {
+    for round in 0..rounds {
         for transfer in TRANSFERS.iter().take(transfers) {
-            transfer_once(live, *transfer, &mut report, &mut progress)?;
+            transfer_once(live, *transfer, round, &mut report, &mut progress)?;
         }
         for calls in plan.calls.iter().take(talks) {
             for load in &plan.loads {
                 progress
                     .step(&format!("voice, {calls} calls, load {load}"), talk_length(plan, *calls, *load));
-                worst_error = worst_error.max(talk(live, *calls, *load, &mut report)?);
+                worst_error = worst_error.max(talk(live, *calls, *load, round, &mut report)?);
             }
         }
     }
@@ -93,6 +93,7 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
             worst_error as f64 / 1e3
         ));
     }
+    report.fill_rounds();
     report.seconds = begun.elapsed().as_secs_f64();
     Ok(report)
 }
@@ -100,6 +101,7 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
 fn transfer_once(
     live: &Live,
     (name, protocol, direction, streams): (&str, Protocol, Direction, u16),
+    round: usize,
     report: &mut Report,
     progress: &mut Progress,
 ) -> Result<(), BenchError> {
@@ -110,12 +112,12 @@ fn transfer_once(
         .run()
         .during(|| format!("{name} with {}", live.target))?;
     let key = key(Section::Throughput, name, None);
-    report.record(&key, metric::RATE, "Gbit/s", Better::Higher, moved.bit_rate() / 1e9);
+    report.record(round, &key, metric::RATE, "Gbit/s", Better::Higher, moved.bit_rate() / 1e9);
     Ok(())
 }
 
 /// Returns by how much its one-way delays may be wrong, in nanoseconds.
-fn talk(live: &Live, calls: u16, load: Load, report: &mut Report) -> Result<u64, BenchError> {
+fn talk(live: &Live, calls: u16, load: Load, round: usize, report: &mut Report) -> Result<u64, BenchError> {
     let packets = live.plan.packets_live(calls);
     // Opening the calls and waiting for the last answers takes time too.
     let most = INTERVAL * packets + SPARE;
@@ -126,11 +128,11 @@ fn talk(live: &Live, calls: u16, load: Load, report: &mut Report) -> Result<u64,
     let key = key(Section::Voice, &format!("calls-{calls}"), Some(load));
     if let Some(loading) = loading {
         let rate = loading.finish()?;
-        report.record(&key, metric::LOAD_RATE, "Gbit/s", Better::Neither, rate / 1e9);
+        report.record(round, &key, metric::LOAD_RATE, "Gbit/s", Better::Neither, rate / 1e9);
     }
     let heard = heard?;
     let (offset, error) = clock_offset(&heard.samples).unwrap_or_default();
-    record_quality(report, &key, &Quality::new(&heard, offset));
+    record_quality(report, round, &key, &Quality::new(&heard, offset));
     Ok(error)
 }
 

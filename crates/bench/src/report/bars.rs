@@ -15,7 +15,7 @@ pub struct Bar {
     pub unit: String,
     /// The median of the rounds; where a single exception counts, the worst.
     pub measured: f64,
-    pub rounds: Vec<f64>,
+    pub rounds: Vec<Option<f64>>,
     /// `None`: reported, not judged; the note says why.
     pub met: Option<bool>,
     pub note: String,
@@ -155,7 +155,8 @@ fn idle(report: &Report) -> Vec<Bar> {
         loaded.filter(|cell| cell.key.client == OURS).filter_map(|cell| cell.metrics.get(metric::MEMORY));
     let peaks: Vec<f64> = ours.map(Metric::max).collect();
     if !peaks.is_empty() {
-        let found = Metric { unit: "MiB".to_owned(), better: Better::Lower, rounds: peaks };
+        let rounds = peaks.into_iter().map(Some).collect();
+        let found = Metric { unit: "MiB".to_owned(), better: Better::Lower, rounds };
         let what = "peak resident memory under full load".to_owned();
         bars.push(Bar { measured: found.max(), ..Bar::whole(what, AtMost, 48.0, &found) }.judged());
     }
@@ -206,10 +207,12 @@ fn wakeups(report: &Report) -> Option<Bar> {
         (cell.metrics.get(metric::SWITCHES_PER_PACKET)?, cell.metrics.get(metric::SWITCHES_PER_SECOND)?);
     let idle =
         report.of_client(Section::Idle, "idle", OURS)?.metrics.get(metric::WAKEUPS_PER_SECOND)?.median();
-    let rounds = all.rounds.iter().zip(&seconds.rounds).map(|(packet, second)| {
-        if *second > 0.0 { (packet * (second - idle) / second).max(0.0) } else { 0.0 }
-    });
-    let found = Metric { unit: "per packet".to_owned(), better: Better::Lower, rounds: rounds.collect() };
+    let beyond_idle = |(packet, second): (&Option<f64>, &Option<f64>)| {
+        let (packet, second) = ((*packet)?, (*second)?);
+        Some(if second > 0.0 { (packet * (second - idle) / second).max(0.0) } else { 0.0 })
+    };
+    let rounds = all.rounds.iter().zip(&seconds.rounds).map(beyond_idle).collect();
+    let found = Metric { unit: "per packet".to_owned(), better: Better::Lower, rounds };
     let what = "fast path, one call: wake-ups of the daemon, beyond those when idle".to_owned();
     Some(Bar::new(what, AtMost, NONE, found))
 }
@@ -272,7 +275,7 @@ impl Bar {
     /// Judged by the median of rounds, of which there must be enough.
     fn new(what: String, limit: Limit, bar: f64, found: Metric) -> Self {
         let mut this = Self::whole(what, limit, bar, &found);
-        if found.rounds.len() < ROUNDS {
+        if found.values().count() < ROUNDS {
             this.only_report(&format!("fewer than {ROUNDS} rounds"));
         }
         this

@@ -49,8 +49,8 @@ pub fn delays(lines: &[(String, &Distribution)]) -> String {
         let mut seen = 0;
         let mut points = String::new();
         let mut drawn = f64::NEG_INFINITY;
-        for (ns, count) in &distribution.ns {
-            let x = across((*ns).max(1) as f64 / 1e3);
+        for (ns, count) in distribution.pooled() {
+            let x = across(ns.max(1) as f64 / 1e3);
             let before = up(seen as f64 / all);
             seen += count;
             // A step that is narrower than what can be seen joins the next one; the last is always drawn.
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn every_line_and_bar_is_drawn_and_named() {
-        let line = Distribution { ns: vec![(10_000, 99), (1_000_000, 1)] };
+        let line = Distribution { ns: vec![(10_000, vec![99]), (1_000_000, vec![1])] };
         let svg = delays(&[("direct".into(), &line), ("a<b".into(), &line)]);
         assert_eq!(svg.matches("<polyline").count(), 2);
         assert!(svg.contains("a&lt;b: p50 10.0 µs, p99 10.0 µs, max 1.00 ms"), "{svg}");

@@ -2,6 +2,7 @@
 
 mod bars;
 mod chart;
+mod distribution;
 pub mod html;
 mod sentences;
 mod sheet;
@@ -17,9 +18,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::{Plan, Section};
 pub use bars::{Bar, Limit, judge};
+pub use distribution::Distribution;
 
 /// The version of the schema; a reader refuses others.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// Everything of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -127,7 +129,6 @@ pub struct Cell {
     #[serde(flatten)]
     pub key: Key,
     pub metrics: BTreeMap<String, Metric>,
-    /// Of all rounds together.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub distributions: BTreeMap<String, Distribution>,
 }
@@ -137,7 +138,8 @@ pub struct Cell {
 pub struct Metric {
     pub unit: String,
     pub better: Better,
-    pub rounds: Vec<f64>,
+    /// `None`: that round has no figure, such as the delay of packets none of which came back.
+    pub rounds: Vec<Option<f64>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,12 +149,6 @@ pub enum Better {
     Lower,
     /// Not compared.
     Neither,
-}
-
-/// A histogram of nanoseconds with three significant digits: each value that occurred, and how often.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Distribution {
-    pub ns: Vec<(u64, u64)>,
 }
 
 impl Report {
@@ -177,19 +173,30 @@ impl Report {
         self.contenders.iter().map(|contender| contender.client.as_str())
     }
 
-    /// Adds a round's figure.
-    pub fn record(&mut self, key: &Key, name: &str, unit: &str, better: Better, value: f64) {
+    /// Sets a round's figure.
+    pub fn record(&mut self, round: usize, key: &Key, name: &str, unit: &str, better: Better, value: f64) {
         let metric = self.cell_mut(key).metrics.entry(name.to_owned()).or_insert_with(|| Metric {
             unit: unit.to_owned(),
             better,
             rounds: Vec::new(),
         });
-        metric.rounds.push(value);
+        metric.rounds.resize(metric.rounds.len().max(round + 1), None);
+        if let Some(figure) = metric.rounds.get_mut(round) {
+            *figure = Some(value);
+        }
     }
 
     /// Adds a round's histogram of nanoseconds.
-    pub fn record_delays(&mut self, key: &Key, name: &str, delays: &Histogram<u64>) {
-        self.cell_mut(key).distributions.entry(name.to_owned()).or_default().add(delays);
+    pub fn record_delays(&mut self, round: usize, key: &Key, name: &str, delays: &Histogram<u64>) {
+        self.cell_mut(key).distributions.entry(name.to_owned()).or_default().add(round, delays);
+    }
+
+    /// Gives every figure as many rounds as the plan has.
+    pub(crate) fn fill_rounds(&mut self) {
+        let rounds = self.plan.rounds as usize;
+        for metric in self.cells.iter_mut().flat_map(|cell| cell.metrics.values_mut()) {
+            metric.rounds.resize(rounds, None);
+        }
     }
 
     fn cell_mut(&mut self, key: &Key) -> &mut Cell {
@@ -210,65 +217,43 @@ impl Key {
 }
 
 impl Metric {
+    /// The figures of the rounds that have one.
+    pub fn values(&self) -> impl Iterator<Item = f64> {
+        self.rounds.iter().copied().flatten()
+    }
+
     pub fn median(&self) -> f64 {
-        median(&self.rounds)
+        median(self.values())
     }
 
     pub fn min(&self) -> f64 {
-        self.rounds.iter().copied().fold(f64::INFINITY, f64::min)
+        self.values().fold(f64::INFINITY, f64::min)
     }
 
     pub fn max(&self) -> f64 {
-        self.rounds.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+        self.values().fold(f64::NEG_INFINITY, f64::max)
     }
 
     /// By how much this is larger than `other`, round by round: what was measured at the same time is set against each other.
+    /// `None` if no round has both.
     pub fn ratio(&self, other: &Self) -> Option<Metric> {
-        let rounds: Vec<f64> = self
-            .rounds
-            .iter()
-            .zip(&other.rounds)
-            .filter(|(_, other)| **other != 0.0)
-            .map(|(this, other)| this / other)
-            .collect();
-        (!rounds.is_empty()).then(|| Metric { unit: "×".to_owned(), better: Better::Neither, rounds })
+        let by = |(this, other): (&Option<f64>, &Option<f64>)| {
+            let (this, other) = ((*this)?, other.filter(|other| *other != 0.0)?);
+            Some(this / other)
+        };
+        let rounds: Vec<Option<f64>> = self.rounds.iter().zip(&other.rounds).map(by).collect();
+        let (unit, better) = ("×".to_owned(), Better::Neither);
+        rounds.iter().any(Option::is_some).then_some(Metric { unit, better, rounds })
     }
 }
 
 /// 0 if there is nothing.
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.into_iter().collect();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     let at = |index: usize| sorted.get(index).copied().unwrap_or(0.0);
     if sorted.len() % 2 == 1 { at(middle) } else { (at(middle.saturating_sub(1)) + at(middle)) / 2.0 }
-}
-
-impl Distribution {
-    fn add(&mut self, delays: &Histogram<u64>) {
-        let mut counts: BTreeMap<u64, u64> = self.ns.iter().copied().collect();
-        for recorded in delays.iter_recorded() {
-            *counts.entry(recorded.value_iterated_to()).or_default() += recorded.count_at_value();
-        }
-        self.ns = counts.into_iter().collect();
-    }
-
-    pub fn count(&self) -> u64 {
-        self.ns.iter().map(|(_, count)| count).sum()
-    }
-
-    /// The smallest value that at least this part (0 to 1) of all does not exceed, in nanoseconds; 0 if there is none.
-    pub fn quantile(&self, part: f64) -> u64 {
-        let wanted = (self.count() as f64 * part).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        for (value, count) in &self.ns {
-            seen += count;
-            if seen >= wanted {
-                return *value;
-            }
-        }
-        self.ns.last().map_or(0, |(value, _)| *value)
-    }
 }
 
 impl Path {
@@ -326,16 +311,22 @@ mod tests {
 
     #[test]
     fn medians_of_odd_even_and_no_values() {
-        assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0, 2.0, 3.0]), median(&[])), (2.0, 2.5, 0.0));
+        assert_eq!((median([3.0, 1.0, 2.0]), median([4.0, 1.0, 2.0, 3.0]), median([])), (2.0, 2.5, 0.0));
     }
 
     #[test]
     fn ratios_are_taken_round_by_round() {
-        let metric =
-            |rounds: &[f64]| Metric { unit: "s".into(), better: Better::Lower, rounds: rounds.to_vec() };
-        let ratio = metric(&[2.0, 9.0, 5.0]).ratio(&metric(&[1.0, 3.0, 0.0])).unwrap();
-        assert_eq!(ratio.rounds, [2.0, 3.0]);
-        assert!(metric(&[1.0]).ratio(&metric(&[])).is_none());
+        let metric = |rounds: &[Option<f64>]| Metric {
+            unit: "s".into(),
+            better: Better::Lower,
+            rounds: rounds.to_vec(),
+        };
+        let this = metric(&[Some(2.0), Some(9.0), None, Some(5.0), Some(8.0)]);
+        let other = metric(&[Some(1.0), None, Some(3.0), Some(0.0), Some(2.0)]);
+        let ratio = this.ratio(&other).unwrap();
+        assert_eq!(ratio.rounds, [Some(2.0), None, None, None, Some(4.0)]);
+        assert_eq!((ratio.median(), ratio.min(), ratio.max()), (3.0, 2.0, 4.0));
+        assert!(metric(&[Some(1.0)]).ratio(&metric(&[None])).is_none());
     }
 
     #[test]
@@ -345,22 +336,5 @@ mod tests {
             assert_eq!(serde_json::to_value(load).unwrap(), load.name());
         }
         assert!("full".parse::<Load>().is_err());
-    }
-
-    #[test]
-    fn quantiles_agree_with_the_histogram() {
-        let mut histogram = Histogram::<u64>::new(3).unwrap();
-        for value in 1..=1000_u64 {
-            histogram.record(value * 1000).unwrap();
-        }
-        let mut distribution = Distribution::default();
-        distribution.add(&histogram);
-        assert_eq!(distribution.count(), 1000);
-        for part in [0.0, 0.5, 0.99, 0.999, 1.0] {
-            assert_eq!(distribution.quantile(part), histogram.value_at_quantile(part), "{part}");
-        }
-        distribution.add(&histogram);
-        assert_eq!(distribution.count(), 2000);
-        assert_eq!(Distribution::default().quantile(0.5), 0);
     }
 }

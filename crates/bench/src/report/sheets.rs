@@ -27,8 +27,8 @@ fn bars(report: &Report) -> Sheet {
         &["what", "bar", "measured", "met?", ""],
     );
     for bar in &report.bars {
-        let low = bar.rounds.iter().copied().fold(bar.measured, f64::min);
-        let high = bar.rounds.iter().copied().fold(bar.measured, f64::max);
+        let low = bar.rounds.iter().copied().flatten().fold(bar.measured, f64::min);
+        let high = bar.rounds.iter().copied().flatten().fold(bar.measured, f64::max);
         sheet.rows.push(vec![
             bar.what.clone(),
             format!("{} {} {}", bar.limit.sign(), number(bar.bar), bar.unit),
