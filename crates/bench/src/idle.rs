@@ -15,11 +15,16 @@ pub struct Idle {
     pub memory_bytes: u64,
 }
 
-/// Watches all sites at once for `duration`: none of them does anything that could disturb the others.
-pub fn measure(sites: &mut [Site], duration: Duration) -> Result<Vec<Idle>, LabError> {
+/// Watches all sites at once for `duration`, divided into windows: none of them does anything that could disturb the others. Each
+/// window's figures, in the order of the sites.
+pub fn measure(sites: &mut [Site], duration: Duration, windows: u32) -> Result<Vec<Vec<Idle>>, LabError> {
     let pids: Vec<u32> = sites.iter_mut().filter_map(Site::pid).collect();
+    (0..windows).map(|_| watch(&pids, duration / windows)).collect()
+}
+
+fn watch(pids: &[u32], duration: Duration) -> Result<Vec<Idle>, LabError> {
     let usage = |pid: &u32| Usage::of(*pid).during(|| format!("read what process {pid} has used"));
-    for pid in &pids {
+    for pid in pids {
         reset_peak_memory(*pid).during(|| format!("reset the peak memory of process {pid}"))?;
     }
     let before: Vec<Usage> = pids.iter().map(usage).collect::<Result<_, _>>()?;

@@ -94,7 +94,7 @@ pub struct Plan {
     /// How many calls at once.
     pub calls: Vec<u16>,
     pub loads: Vec<Load>,
-    /// How long an idle client is watched, in seconds.
+    /// How long an idle client is watched, in seconds: all rounds together.
     pub idle_seconds: f64,
 }
 

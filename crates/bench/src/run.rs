@@ -234,15 +234,16 @@ impl Bench<'_> {
         std::thread::sleep(Duration::from_secs(1));
         let duration = Duration::from_secs_f64(self.plan.idle_seconds);
         let watched = self.all.get_mut(..clients).unwrap_or_default();
-        let all = idle::measure(watched, duration)?;
-        for (site, idle) in all.into_iter().enumerate() {
-            let key = self.key(Section::Idle, "idle", Lane { site, path: Path::Tunnel });
-            let mut record = |name: &str, unit: &str, value| {
-                self.report.record(self.round, &key, name, unit, Better::Lower, value);
-            };
-            record(metric::WAKEUPS_PER_SECOND, "1/s", idle.wakeups_per_second);
-            record(metric::CPU_PER_SECOND, "ms/s", idle.cpu_ms_per_second);
-            record(metric::MEMORY, "MiB", idle.memory_bytes as f64 / MEBIBYTE);
+        for (window, all) in idle::measure(watched, duration, self.plan.rounds)?.into_iter().enumerate() {
+            for (site, idle) in all.into_iter().enumerate() {
+                let key = self.key(Section::Idle, "idle", Lane { site, path: Path::Tunnel });
+                let mut record = |name: &str, unit: &str, value| {
+                    self.report.record(window, &key, name, unit, Better::Lower, value);
+                };
+                record(metric::WAKEUPS_PER_SECOND, "1/s", idle.wakeups_per_second);
+                record(metric::CPU_PER_SECOND, "ms/s", idle.cpu_ms_per_second);
+                record(metric::MEMORY, "MiB", idle.memory_bytes as f64 / MEBIBYTE);
+            }
         }
         Ok(())
     }

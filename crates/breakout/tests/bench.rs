@@ -20,7 +20,7 @@ fn measures_a_real_daemon_and_tells_a_slower_run_from_a_like_one() {
     }
     let directory = tempfile::tempdir().unwrap();
     let (json, html) = (directory.path().join("a.json"), directory.path().join("a.html"));
-    let sections = "fixed-load,forwarding,startup";
+    let sections = "fixed-load,forwarding,idle,startup";
     let output = breakout(&[
         "bench",
         "--quick",
@@ -50,6 +50,7 @@ fn measures_a_real_daemon_and_tells_a_slower_run_from_a_like_one() {
     for (scenario, path, metric) in [
         ("start-up", "tunnel", "milliseconds"),
         ("start-up", "bypass-", "milliseconds"),
+        ("idle", "tunnel", "memory"),
         ("ping-pong", "direct", "rtt-p50"),
         ("ping-pong", "bypass-", "rtt-p50"),
         ("packet-rate", "direct", "packets"),

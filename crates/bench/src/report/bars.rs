@@ -13,12 +13,23 @@ pub struct Bar {
     pub limit: Limit,
     pub bar: f64,
     pub unit: String,
-    /// The median of the rounds; where a single exception counts, the worst.
     pub measured: f64,
+    /// How `measured` comes of the rounds.
+    pub by: Judged,
     pub rounds: Vec<Option<f64>>,
     /// `None`: reported, not judged; the note says why.
     pub met: Option<bool>,
     pub note: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Judged {
+    Median,
+    /// Of a time that is only divided into rounds.
+    Mean,
+    /// A single exception counts.
+    Worst,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,12 +148,17 @@ fn idle(report: &Report) -> Vec<Bar> {
     let mut bars = Vec::new();
     if let Some(cell) = report.of_client(Section::Idle, "idle", OURS) {
         let long_enough = report.plan.idle_seconds >= 60.0;
-        for (name, what, most) in [
-            (metric::WAKEUPS_PER_SECOND, "idle with a live session and keepalive 25: wake-ups", 1.0),
-            (metric::MEMORY, "idle with a live session: resident memory", 16.0),
+        for (name, what, by, most) in [
+            (
+                metric::WAKEUPS_PER_SECOND,
+                "idle with a live session and keepalive 25: wake-ups",
+                Judged::Mean,
+                1.0,
+            ),
+            (metric::MEMORY, "idle with a live session: resident memory", Judged::Worst, 16.0),
         ] {
             let Some(found) = cell.metrics.get(name) else { continue };
-            let mut bar = Bar::whole(what.to_owned(), AtMost, most, found);
+            let mut bar = Bar::whole(what.to_owned(), AtMost, most, found, by);
             if !long_enough {
                 bar.only_report("watched for less than 60 s");
             }
@@ -158,7 +174,7 @@ fn idle(report: &Report) -> Vec<Bar> {
         let rounds = peaks.into_iter().map(Some).collect();
         let found = Metric { unit: "MiB".to_owned(), better: Better::Lower, rounds };
         let what = "peak resident memory under full load".to_owned();
-        bars.push(Bar { measured: found.max(), ..Bar::whole(what, AtMost, 48.0, &found) }.judged());
+        bars.push(Bar::whole(what, AtMost, 48.0, &found, Judged::Worst));
     }
     bars
 }
@@ -205,8 +221,7 @@ fn wakeups(report: &Report) -> Option<Bar> {
     let cell = report.cell(&voice_key(Path::BypassFastPath, 1, Load::Idle, OURS))?;
     let (all, seconds) =
         (cell.metrics.get(metric::SWITCHES_PER_PACKET)?, cell.metrics.get(metric::SWITCHES_PER_SECOND)?);
-    let idle =
-        report.of_client(Section::Idle, "idle", OURS)?.metrics.get(metric::WAKEUPS_PER_SECOND)?.median();
+    let idle = report.of_client(Section::Idle, "idle", OURS)?.metrics.get(metric::WAKEUPS_PER_SECOND)?.mean();
     let beyond_idle = |(packet, second): (&Option<f64>, &Option<f64>)| {
         let (packet, second) = ((*packet)?, (*second)?);
         Some(if second > 0.0 { (packet * (second - idle) / second).max(0.0) } else { 0.0 })
@@ -242,7 +257,7 @@ fn voice(report: &Report, path: Path, calls: u16, load: Load, name: &str, most: 
 fn loss(report: &Report, path: Path, calls: u16, load: Load) -> Option<Bar> {
     let found = report.cell(&voice_key(path, calls, load, OURS))?.metrics.get(metric::LOSS)?;
     let what = format!("voice by {path}, {calls} calls during {}: loss in the worst round", during(load));
-    Some(Bar { measured: found.max(), ..Bar::whole(what, AtMost, 0.0, found) }.judged())
+    Some(Bar::whole(what, AtMost, 0.0, found, Judged::Worst))
 }
 
 fn during(load: Load) -> &'static str {
@@ -274,7 +289,7 @@ fn ratio(this: Option<&Metric>, other: Option<&Metric>) -> Option<Metric> {
 impl Bar {
     /// Judged by the median of rounds, of which there must be enough.
     fn new(what: String, limit: Limit, bar: f64, found: Metric) -> Self {
-        let mut this = Self::whole(what, limit, bar, &found);
+        let mut this = Self::whole(what, limit, bar, &found, Judged::Median);
         if found.values().count() < ROUNDS {
             this.only_report(&format!("fewer than {ROUNDS} rounds"));
         }
@@ -282,18 +297,19 @@ impl Bar {
     }
 
     /// Judged however few the rounds are.
-    fn whole(what: String, limit: Limit, bar: f64, found: &Metric) -> Self {
-        let (unit, measured, rounds) = (found.unit.clone(), found.median(), found.rounds.clone());
-        Self { what, limit, bar, unit, measured, rounds, met: Some(false), note: String::new() }.judged()
-    }
-
-    fn judged(mut self) -> Self {
-        let holds = match self.limit {
-            AtLeast => self.measured >= self.bar,
-            AtMost => self.measured <= self.bar,
+    fn whole(what: String, limit: Limit, bar: f64, found: &Metric, by: Judged) -> Self {
+        let measured = match (by, limit) {
+            (Judged::Median, _) => found.median(),
+            (Judged::Mean, _) => found.mean(),
+            (Judged::Worst, AtLeast) => found.min(),
+            (Judged::Worst, AtMost) => found.max(),
         };
-        self.met = self.met.map(|_| holds);
-        self
+        let holds = match limit {
+            AtLeast => measured >= bar,
+            AtMost => measured <= bar,
+        };
+        let (unit, rounds) = (found.unit.clone(), found.rounds.clone());
+        Self { what, limit, bar, unit, measured, by, rounds, met: Some(holds), note: String::new() }
     }
 
     fn only_report(&mut self, why: &str) {

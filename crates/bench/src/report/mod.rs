@@ -17,8 +17,9 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Plan, Section};
-pub use bars::{Bar, Limit, judge};
+pub use bars::{Bar, Judged, Limit, judge};
 pub use distribution::Distribution;
+pub(crate) use sheets::headline;
 
 /// The version of the schema; a reader refuses others.
 pub const SCHEMA: u32 = 3;
@@ -224,6 +225,11 @@ impl Metric {
 
     pub fn median(&self) -> f64 {
         median(self.values())
+    }
+
+    /// 0 if there is nothing.
+    pub fn mean(&self) -> f64 {
+        self.values().sum::<f64>() / self.values().count().max(1) as f64
     }
 
     pub fn min(&self) -> f64 {

@@ -75,8 +75,8 @@ fn idle(report: &Report) -> Option<String> {
     let cell = report.of_client(Section::Idle, "idle", OURS)?;
     Some(format!(
         "With nothing to do it wakes up {} times a second and holds {} MiB.",
-        number(cell.metrics.get(metric::WAKEUPS_PER_SECOND)?.median()),
-        number(cell.metrics.get(metric::MEMORY)?.median())
+        number(cell.metrics.get(metric::WAKEUPS_PER_SECOND)?.mean()),
+        number(cell.metrics.get(metric::MEMORY)?.max())
     ))
 }
 

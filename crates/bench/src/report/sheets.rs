@@ -208,17 +208,17 @@ fn forwarding(report: &Report) -> Sheet {
 fn idle(report: &Report) -> Sheet {
     let mut sheet = Sheet::new(
         "Idle",
-        "a live session with keepalive 25 and nothing to do; a wake-up is whenever a thread is put on a processor",
+        "a live session with keepalive 25 and nothing to do; means (ranges) of windows, memory's is the peak; a wake-up is whenever a thread is put on a processor",
         &["client", "wake-ups/s", "CPU ms/s", "MiB"],
     );
     for cell in report.section(Section::Idle) {
-        let of = |name: &str| cell_of(cell.metrics.get(name));
-        sheet.rows.push(vec![
-            cell.key.client.clone(),
-            of(metric::WAKEUPS_PER_SECOND),
-            of(metric::CPU_PER_SECOND),
-            of(metric::MEMORY),
-        ]);
+        let mean = |name: &str| {
+            let mean = |metric: &Metric| spread_of(metric.mean(), metric.min(), metric.max());
+            cell.metrics.get(name).map_or_else(|| "–".to_owned(), mean)
+        };
+        let peak = cell.metrics.get(metric::MEMORY).map_or_else(|| "–".to_owned(), |peak| number(peak.max()));
+        let client = cell.key.client.clone();
+        sheet.rows.push(vec![client, mean(metric::WAKEUPS_PER_SECOND), mean(metric::CPU_PER_SECOND), peak]);
     }
     sheet
 }

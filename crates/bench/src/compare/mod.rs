@@ -1,15 +1,26 @@
+//! What differs between two reports, and whether that is more than chance.
+
+mod figures;
+mod statistics;
+
 use std::fmt;
 use std::fs;
 use std::path::Path as File;
 
 use crate::error::BenchError;
-use crate::report::{Bar, Better, Key, Metric, Report, SCHEMA};
+use crate::report::{Bar, Better, Judged, Metric, Report, SCHEMA};
+use figures::{Figure, cipher_ceiling, counted, figures, what};
+use statistics::{chance_of_larger, largest_finding};
 
 /// What counts as a difference.
-pub const RULE: &str = "A figure is better or worse if the ranges of its rounds do not touch and its medians differ by more than 5 %; \
-with fewer than five rounds the ranges must lie further apart than the wider of them is, with a single round nothing is said.";
+pub const RULE: &str = "Counted are what bars are about, our own throughput, CPU at 300 Mbit/s, p99s of barred voice, memory and wake-ups when \
+idle, start-up and roaming. One of them is worse or better if its medians differ by more than 5 % and a t test over its rounds says so, with a \
+rate of false findings of 5 % over all of them. A bar of which a single round decides counts as soon as it is no longer met. Any other figure \
+has moved if the ranges of its rounds do not touch and its medians differ by more than 5 %.";
 
+/// Smaller differences of medians, as a part, are none.
 const LEAST: f64 = 0.05;
+const FALSE_FINDINGS: f64 = 0.05;
 const ENOUGH_ROUNDS: usize = 5;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,69 +34,120 @@ pub enum Verdict {
 /// One figure that both reports have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    pub key: Key,
-    pub name: String,
+    pub what: String,
     pub unit: String,
+    /// Medians.
     pub before: f64,
     pub after: f64,
     pub verdict: Verdict,
 }
 
+/// A bar that was met before and is not, or the other way round.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Turned {
+    pub said: String,
+    /// A single round decides about it.
+    pub by_worst: bool,
+}
+
 /// What differs between two reports.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
-    pub changes: Vec<Change>,
+    /// What decides.
+    pub counted: Vec<Change>,
+    /// What does not: others' figures, and those that swing.
+    pub others: Vec<Change>,
     /// Figures that only one of the two has.
     pub unmatched: usize,
     /// What the two were measured on or with differs in this.
     pub cautions: Vec<String>,
-    /// Bars that were met before and are not, and the other way round.
-    pub lost: Vec<String>,
-    pub won: Vec<String>,
+    pub lost: Vec<Turned>,
+    pub won: Vec<Turned>,
 }
 
 /// Sets `after` against `before`, by [`RULE`].
 pub fn compare(before: &Report, after: &Report) -> Comparison {
-    let mut changes = Vec::new();
+    let mut others = Vec::new();
     let mut matched = 0;
+    let ours = after.clients().next().unwrap_or_default();
     for cell in &after.cells {
         let Some(old) = before.cell(&cell.key) else { continue };
+        let counts = if cell.key.client == ours { counted(&after.plan, &cell.key) } else { Vec::new() };
         for (name, metric) in &cell.metrics {
             let Some(was) = old.metrics.get(name) else { continue };
             matched += 1;
-            if metric.better == Better::Neither {
+            if metric.better == Better::Neither || counts.contains(&name.as_str()) {
                 continue;
             }
-            changes.push(Change {
-                key: cell.key.clone(),
-                name: name.clone(),
+            others.push(Change {
+                what: what(&cell.key, name),
                 unit: metric.unit.clone(),
                 before: was.median(),
                 after: metric.median(),
-                verdict: judge(was, metric),
+                verdict: by_ranges(was, metric),
             });
         }
     }
     let count = |report: &Report| report.cells.iter().map(|cell| cell.metrics.len()).sum::<usize>();
     let unmatched = count(before) + count(after) - 2 * matched;
-    let (lost, won) = (moved(before, after, true), moved(before, after, false));
-    Comparison { changes, unmatched, cautions: cautions(before, after), lost, won }
+    let (lost, won) = (turned(before, after, true), turned(before, after, false));
+    let counted = by_chance(before, after);
+    Comparison { counted, others, unmatched, cautions: cautions(before, after), lost, won }
 }
 
-/// Bars that were met (or not) before, and are the opposite after.
-fn moved(before: &Report, after: &Report, was_met: bool) -> Vec<String> {
-    let old = |bar: &Bar| before.bars.iter().find(|old| old.what == bar.what);
-    let is_moved =
-        |bar: &&Bar| bar.met == Some(!was_met) && old(bar).is_some_and(|old| old.met == Some(was_met));
-    let say = |bar: &Bar| {
-        let was = old(bar).map_or(0.0, |old| old.measured);
-        let sign = bar.limit.sign();
-        format!("{}: {was:.3} → {:.3}, the bar is {sign} {} {}", bar.what, bar.measured, bar.bar, bar.unit)
+/// The verdicts on all figures that count, by how likely chance alone makes them.
+fn by_chance(before: &Report, after: &Report) -> Vec<Change> {
+    let pairs = pairs(before, after);
+    let most = |verdict: Verdict| {
+        let chances: Vec<f64> = pairs.iter().filter_map(|pair| pair.chance_of(verdict)).collect();
+        largest_finding(&chances, FALSE_FINDINGS)
     };
-    after.bars.iter().filter(is_moved).map(say).collect()
+    let (most_worse, most_better) = (most(Verdict::Worse), most(Verdict::Better));
+    let change = |pair: &Pair| {
+        let (before, after) = (pair.was.median(), pair.is.median());
+        let towards = direction(pair.is.better, before, after);
+        let most = if towards == Verdict::Worse { most_worse } else { most_better };
+        let counts = pair.chance_of(towards).is_some_and(|chance| chance <= most);
+        let verdict = if counts { towards } else { Verdict::Same };
+        let (what, unit) = (pair.is.what.clone(), pair.is.unit.clone());
+        Change { what, unit, before, after, verdict }
+    };
+    pairs.iter().map(change).collect()
 }
 
-fn judge(before: &Metric, after: &Metric) -> Verdict {
+/// A figure that counts, of both runs.
+struct Pair {
+    was: Figure,
+    is: Figure,
+    /// How likely chance alone makes it so much larger; `None`: there are too few rounds to say.
+    larger: Option<f64>,
+}
+
+fn pairs(before: &Report, after: &Report) -> Vec<Pair> {
+    let by_ceiling = cipher_ceiling(before).is_some() && cipher_ceiling(after).is_some();
+    let mut old = figures(before, by_ceiling);
+    let pair = |is: Figure| {
+        let was = old.swap_remove(old.iter().position(|was| was.what == is.what)?);
+        let larger = chance_of_larger(&was.values, &is.values);
+        Some(Pair { was, is, larger })
+    };
+    figures(after, by_ceiling).into_iter().filter_map(pair).collect()
+}
+
+impl Pair {
+    /// How likely chance alone moves it as far towards the verdict.
+    fn chance_of(&self, verdict: Verdict) -> Option<f64> {
+        match (verdict, self.is.better) {
+            (Verdict::Better, Better::Higher) | (Verdict::Worse, Better::Lower) => self.larger,
+            (Verdict::Worse, Better::Higher) | (Verdict::Better, Better::Lower) => {
+                self.larger.map(|larger| 1.0 - larger)
+            }
+            _ => None,
+        }
+    }
+}
+
+fn by_ranges(before: &Metric, after: &Metric) -> Verdict {
     let rounds = before.values().count().min(after.values().count());
     let gap = (after.min() - before.max()).max(before.min() - after.max());
     let needed = if rounds < ENOUGH_ROUNDS {
@@ -93,12 +155,34 @@ fn judge(before: &Metric, after: &Metric) -> Verdict {
     } else {
         0.0
     };
-    let difference = after.median() - before.median();
-    if rounds < 2 || gap <= needed || difference.abs() <= LEAST * before.median().abs() {
+    if rounds < 2 || gap <= needed {
         return Verdict::Same;
     }
-    let is_better = (after.better == Better::Higher) == (difference > 0.0);
-    if is_better { Verdict::Better } else { Verdict::Worse }
+    direction(after.better, before.median(), after.median())
+}
+
+fn direction(better: Better, before: f64, after: f64) -> Verdict {
+    if (after - before).abs() <= LEAST * before.abs() {
+        return Verdict::Same;
+    }
+    if (better == Better::Higher) == (after > before) { Verdict::Better } else { Verdict::Worse }
+}
+
+/// Bars that were met (or not) before, and are the opposite after.
+fn turned(before: &Report, after: &Report, was_met: bool) -> Vec<Turned> {
+    let old = |bar: &Bar| before.bars.iter().find(|old| old.what == bar.what);
+    let has_turned =
+        |bar: &&Bar| bar.met == Some(!was_met) && old(bar).is_some_and(|old| old.met == Some(was_met));
+    let say = |bar: &Bar| {
+        let was = old(bar).map_or(0.0, |old| old.measured);
+        let sign = bar.limit.sign();
+        let said = format!(
+            "{}: {was:.3} → {:.3}, the bar is {sign} {} {}",
+            bar.what, bar.measured, bar.bar, bar.unit
+        );
+        Turned { said, by_worst: bar.by == Judged::Worst }
+    };
+    after.bars.iter().filter(has_turned).map(say).collect()
 }
 
 fn cautions(before: &Report, after: &Report) -> Vec<String> {
@@ -129,8 +213,10 @@ fn cautions(before: &Report, after: &Report) -> Vec<String> {
 }
 
 impl Comparison {
+    /// Whether a figure that counts is worse, or a bar of which a single round decides is no longer met.
     pub fn is_worse(&self) -> bool {
-        self.changes.iter().any(|change| change.verdict == Verdict::Worse)
+        self.counted.iter().any(|change| change.verdict == Verdict::Worse)
+            || self.lost.iter().any(|bar| bar.by_worst)
     }
 }
 
@@ -139,23 +225,29 @@ impl fmt::Display for Comparison {
         for caution in &self.cautions {
             writeln!(f, "caution: {caution}")?;
         }
-        let of = |verdict: Verdict| self.changes.iter().filter(move |change| change.verdict == verdict);
         for (title, bars) in [("no longer met", &self.lost), ("met now", &self.won)] {
             for bar in bars {
-                writeln!(f, "{title}: {bar}")?;
+                writeln!(f, "{title}: {}", bar.said)?;
             }
         }
+        let counted = |verdict: Verdict| self.counted.iter().filter(move |change| change.verdict == verdict);
         for (title, verdict) in [("worse", Verdict::Worse), ("better", Verdict::Better)] {
-            for change in of(verdict) {
+            for change in counted(verdict) {
                 writeln!(f, "{title:<7} {change}")?;
             }
         }
+        let moved = || self.others.iter().filter(|change| change.verdict != Verdict::Same);
+        for change in moved() {
+            writeln!(f, "{:<7} {change}", "moved")?;
+        }
         writeln!(
             f,
-            "{} worse, {} better, {} within the noise, {} in one report only",
-            of(Verdict::Worse).count(),
-            of(Verdict::Better).count(),
-            of(Verdict::Same).count(),
+            "{} worse, {} better, {} within the noise; not counted: {} moved, {} within the noise; {} in one report only",
+            counted(Verdict::Worse).count(),
+            counted(Verdict::Better).count(),
+            counted(Verdict::Same).count(),
+            moved().count(),
+            self.others.len() - moved().count(),
             self.unmatched
         )?;
         writeln!(f, "{RULE}")
@@ -164,13 +256,8 @@ impl fmt::Display for Comparison {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Key { section, scenario, load, path, client } = &self.key;
-        let mut place = vec![section.to_string(), scenario.clone()];
-        place.extend(load.map(|load| load.to_string()));
-        place.extend(path.map(|path| path.to_string()));
-        place.extend(Some(client.clone()).filter(|client| !client.is_empty()));
         let (before, after) = (self.before, self.after);
-        write!(f, "{}: {} {before:.3} → {after:.3} {}", place.join(" / "), self.name, self.unit)?;
+        write!(f, "{} {before:.3} → {after:.3} {}", self.what, self.unit)?;
         // Nothing is so many percent of nothing.
         if before == 0.0 {
             return Ok(());
@@ -206,7 +293,7 @@ mod tests {
     }
 
     fn verdict(better: Better, before: &[f64], after: &[f64]) -> Verdict {
-        judge(&metric(better, before), &metric(better, after))
+        by_ranges(&metric(better, before), &metric(better, after))
     }
 
     #[test]
