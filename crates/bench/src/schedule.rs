@@ -98,6 +98,23 @@ impl Sites {
         (0..self.clients).map(|site| Lane { site, path: Path::Tunnel })
     }
 
+    /// Whose tunnels are filled, in turn.
+    fn loaded(self) -> impl Iterator<Item = usize> {
+        (0..self.clients).chain(self.has_fast_path.then(|| self.without_fast_path()))
+    }
+
+    /// The tier that a site's daemon has; another's client has none.
+    pub fn tier(self, site: usize) -> Option<Path> {
+        self.bypasses().into_iter().find(|lane| lane.site == site).map(|lane| lane.path)
+    }
+
+    /// What is heard beside the full tunnel of a site: a tier, and at the same moment what it is judged by.
+    fn beside_load(self, loaded: usize, is_barred: bool) -> Vec<Lane> {
+        let Some(path) = self.tier(loaded) else { return Vec::new() };
+        let again = is_barred.then(|| self.direct_again());
+        [self.direct(), Lane { site: loaded, path }].into_iter().chain(again).collect()
+    }
+
     /// What no tunnel carries.
     fn beside(self) -> Vec<Lane> {
         [self.direct()].into_iter().chain(self.bypasses()).chain([self.direct_again()]).collect()
@@ -172,23 +189,20 @@ fn voice(plan: &Plan, sites: Sites, round: usize) -> Vec<Step> {
     for load in &plan.loads {
         if *load == Load::Idle {
             for calls in &plan.calls {
-                let beside = rotated(sites.beside(), round);
-                let mut talks: Vec<Talk> = if *calls <= MOST_AT_ONCE {
-                    vec![talk(*calls, *load, beside)]
-                } else {
-                    beside.into_iter().map(|lane| talk(*calls, *load, vec![lane])).collect()
-                };
-                talks.extend(sites.tunnels().map(|lane| talk(*calls, *load, vec![lane])));
-                let each = |talk| Step::Voice { load: *load, loaded: 0, talks: vec![talk] };
-                steps.extend(talks.into_iter().map(each));
+                let beside = together(*calls, rotated(sites.beside(), round));
+                let each = beside.into_iter().chain(sites.tunnels().map(|lane| vec![lane]));
+                let talks = each.map(|lanes| vec![talk(*calls, *load, lanes)]);
+                steps.extend(talks.map(|talks| Step::Voice { load: *load, loaded: 0, talks }));
             }
             continue;
         }
-        for loaded in (0..sites.clients).chain(sites.has_fast_path.then(|| sites.without_fast_path())) {
+        for loaded in sites.loaded() {
             let mut talks = Vec::new();
             for calls in &plan.calls {
-                let lanes = beside_load(sites, loaded, plan.is_barred(*calls, *load, Path::DirectAgain));
-                talks.extend(rotated(lanes, round).into_iter().map(|lane| talk(*calls, *load, vec![lane])));
+                let is_barred = plan.is_barred(*calls, *load, Path::DirectAgain);
+                let mut each = together(*calls, rotated(sites.beside_load(loaded, is_barred), round));
+                each.extend(sites.tunnels().filter(|lane| lane.site == loaded).map(|lane| vec![lane]));
+                talks.extend(rotated(each, round).into_iter().map(|lanes| talk(*calls, *load, lanes)));
             }
             steps.push(Step::Voice { load: *load, loaded, talks });
         }
@@ -196,13 +210,12 @@ fn voice(plan: &Plan, sites: Sites, round: usize) -> Vec<Step> {
     steps
 }
 
-/// What is heard while the tunnel of a site is full.
-fn beside_load(sites: Sites, loaded: usize, is_barred: bool) -> Vec<Lane> {
-    let bypass = sites.bypasses().into_iter().filter(|lane| lane.site == loaded);
-    let tunnel = sites.tunnels().filter(|lane| lane.site == loaded);
-    let direct = (loaded == 0).then(|| sites.direct());
-    let again = (loaded == 0 && is_barred).then(|| sites.direct_again());
-    direct.into_iter().chain(bypass).chain(tunnel).chain(again).collect()
+/// Which lanes talk at the same time.
+fn together(calls: u16, lanes: Vec<Lane>) -> Vec<Vec<Lane>> {
+    if lanes.is_empty() || calls > MOST_AT_ONCE {
+        return lanes.into_iter().map(|lane| vec![lane]).collect();
+    }
+    vec![lanes]
 }
 
 /// What clients carry: ours beside its tunnel too.
@@ -211,11 +224,11 @@ fn carried(sites: Sites) -> impl Iterator<Item = Lane> {
     ours.chain(sites.tunnels())
 }
 
-/// No lane always follows the same one.
-fn rotated(mut lanes: Vec<Lane>, by: usize) -> Vec<Lane> {
-    let by = by % lanes.len().max(1);
-    lanes.rotate_left(by);
-    lanes
+/// Nothing always follows the same.
+fn rotated<T>(mut all: Vec<T>, by: usize) -> Vec<T> {
+    let by = by % all.len().max(1);
+    all.rotate_left(by);
+    all
 }
 
 impl Step {
@@ -277,21 +290,43 @@ mod tests {
         for sites in [TODAY, BOTH_TIERS] {
             let mut cells = std::collections::BTreeMap::new();
             for turn in schedule(&plan, sites) {
-                let Step::Voice { load, talks, .. } = turn.step else { continue };
+                let Step::Voice { load, loaded, talks } = turn.step else { continue };
                 for talk in talks {
                     for lane in talk.lanes {
                         let packets = talk.packets * u32::from(talk.calls);
-                        *cells.entry((load, talk.calls, lane.path, lane.site)).or_insert(0) += packets;
+                        let cell = (load, talk.calls, lane.path, lane.site, loaded);
+                        *cells.entry(cell).or_insert(0) += packets;
                     }
                 }
             }
             let barred =
-                cells.iter().filter(|((load, calls, path, _), _)| plan.is_barred(*calls, *load, *path));
+                cells.iter().filter(|((load, calls, path, ..), _)| plan.is_barred(*calls, *load, *path));
             let counts: Vec<u32> = barred.map(|(_, packets)| *packets).collect();
             let (tiers, tunnels) = (sites.bypasses().len(), 3);
-            assert_eq!(counts.len(), 3 * (2 + tiers) + 2 * (2 + tiers + tunnels));
+            assert_eq!(counts.len(), 3 * (2 + tiers) + 2 * (3 * tiers + tunnels));
             assert!(counts.iter().all(|packets| *packets >= 30_000), "{cells:?}");
-            assert_eq!(cells.len(), 3 * (2 + tiers + tunnels) + 2 * (3 * (1 + tiers + tunnels) + 1));
+            assert_eq!(cells.len(), 3 * (2 + tiers + tunnels) + 2 * (3 * (2 * tiers + tunnels) + tiers));
+        }
+    }
+
+    #[test]
+    fn each_tier_is_heard_beside_the_direct_path_that_it_is_judged_by() {
+        for sites in [TODAY, BOTH_TIERS] {
+            let mut tiers = Vec::new();
+            for turn in schedule(&Plan::full(), sites) {
+                let Step::Voice { load, loaded, talks } = turn.step else { continue };
+                let tier = sites.tier(loaded).filter(|_| load != Load::Idle);
+                let Some(tier) = tier else { continue };
+                for calls in [1, 10, 50] {
+                    let of = |talk: &&Talk| talk.calls == calls;
+                    let heard = talks.iter().filter(of).flat_map(|talk| talk.lanes.clone());
+                    let paths: Vec<Path> = heard.map(|lane| lane.path).collect();
+                    assert!([tier, Path::Direct].iter().all(|path| paths.contains(path)), "{paths:?}");
+                    assert_eq!(paths.contains(&Path::DirectAgain), calls == 50, "{paths:?}");
+                }
+                tiers.push((turn.round, load, tier));
+            }
+            assert_eq!(tiers.len(), 5 * 2 * sites.bypasses().len());
         }
     }
 

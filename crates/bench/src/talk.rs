@@ -29,8 +29,9 @@ impl Bench<'_> {
         let site = self.site(loaded)?;
         let client = site.client().name().to_owned();
         let running = load::start(Some(&site.agent), site.bulk(Path::Tunnel), load, length + SPARE)?;
+        let tier = self.sites.tier(loaded).filter(|_| load != Load::Idle);
         for talk in talks {
-            self.talk(load, talk)?;
+            self.talk(load, tier, talk)?;
         }
         let Some(running) = running else { return Ok(()) };
         let rate = running.finish()?;
@@ -41,7 +42,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn talk(&mut self, load: Load, talk: &Talk) -> Result<(), BenchError> {
+    /// `tier`: whose tunnel is full.
+    fn talk(&mut self, load: Load, tier: Option<Path>, talk: &Talk) -> Result<(), BenchError> {
         let what = || format!("talk, {} calls, load {load}", talk.calls);
         let open = talk.lanes.iter().map(|lane| self.open(*lane, talk)).collect::<Result<Vec<_>, _>>()?;
         let pids: Vec<Option<u32>> = talk.lanes.iter().map(|lane| self.carrier(*lane)).collect();
@@ -55,6 +57,8 @@ impl Bench<'_> {
         let after = pids.iter().map(usage).collect::<Result<Vec<_>, _>>().during(what)?;
         for (index, (lane, heard)) in talk.lanes.iter().zip(&heard).enumerate() {
             let key = self.voice_key(*lane, load, talk.calls);
+            let beside = tier.filter(|_| matches!(lane.path, Path::Direct | Path::DirectAgain));
+            let key = Key { beside, ..key };
             record_quality(&mut self.report, self.round, &key, &Quality::new(heard, 0));
             if load != Load::Idle || heard.sent == 0 {
                 continue;

@@ -49,6 +49,11 @@ fn voice(path: Path, calls: u16, load: Load) -> Key {
     Key { load: Some(load), path: Some(path), client, ..Key::new(Section::Voice, format!("calls-{calls}")) }
 }
 
+/// The bare path beside the load of a tier's daemon.
+fn bare(path: Path, beside: Path, calls: u16, load: Load) -> Key {
+    Key { beside: Some(beside), client: String::new(), ..voice(path, calls, load) }
+}
+
 fn record(report: &mut Report, key: &Key, name: &str, value: f64) {
     for round in 0..ROUNDS {
         report.record(round, key, name, "x", Better::Lower, value);
@@ -124,7 +129,11 @@ fn voice_is_judged_beside_direct_and_only_with_enough_packets() {
         for calls in [1, 10] {
             hear(&mut report, &voice(path, calls, Load::Idle), 30_000, us);
         }
+        if path == Path::Direct {
+            continue;
+        }
         let loaded = voice(path, 50, Load::Upload);
+        hear(&mut report, &bare(Path::Direct, path, 50, Load::Upload), 30_000, 100.0);
         hear(&mut report, &loaded, 30_000, us);
         record(&mut report, &loaded, "loss", 0.0);
     }
@@ -167,6 +176,71 @@ fn a_round_in_which_nothing_came_back_does_not_move_the_others() {
     assert_eq!(bar.rounds, [Some(2.0), None, Some(2.0), Some(2.0), Some(2.0)]);
     assert_eq!(bar.measured, 2.0);
     assert_eq!(bar.note, "not judged: fewer than 5 rounds");
+}
+
+/// Hears 6000 packets in each round: 100 µs, and of every thousand so many of 1 ms.
+fn hear_slow(report: &mut Report, key: &Key, slow: [u64; ROUNDS]) {
+    for (round, slow) in slow.into_iter().enumerate() {
+        let mut delays = Histogram::<u64>::new(3).unwrap();
+        delays.record_n(100_000, 6 * (1000 - slow)).unwrap();
+        delays.record_n(1_000_000, 6 * slow).unwrap();
+        let p99 = delays.value_at_quantile(0.99) as f64 / 1e3;
+        report.record(round, key, "rtt-p99", "µs", Better::Lower, p99);
+        report.record_delays(round, key, "round-trip", &delays);
+    }
+}
+
+#[test]
+fn a_p99_is_that_of_all_rounds_packets_and_says_how_far_it_swings() {
+    let mut report = report("breakout");
+    let (pump, direct) =
+        (voice(Path::BypassPump, 50, Load::Upload), bare(Path::Direct, Path::BypassPump, 50, Load::Upload));
+    hear_slow(&mut report, &direct, [0; ROUNDS]);
+    // Two bad rounds of five: the median of five p99s does not know them.
+    hear_slow(&mut report, &pump, [0, 40, 0, 40, 0]);
+    let bars = judge(&report);
+    let bar = find(&bars, "bypass (pump), 50 calls during a saturating upload: round trip's p99");
+    assert!((bar.measured - 10.0).abs() < 0.1, "{bar:?}");
+    assert_eq!((bar.met, bar.rounds[0]), (Some(false), Some(1.0)));
+    let [low, high] = bar.interval.unwrap();
+    assert!(low == 1.0 && high > 9.9, "without the bad rounds it is direct's: {low} to {high}");
+}
+
+#[test]
+fn each_tier_is_judged_by_what_was_heard_beside_its_own_load() {
+    let mut report = report("breakout");
+    for (tier, direct, ours) in [(Path::BypassFastPath, 100.0, 110.0), (Path::BypassPump, 300.0, 330.0)] {
+        hear(&mut report, &bare(Path::Direct, tier, 50, Load::Upload), 30_000, direct);
+        hear(&mut report, &voice(tier, 50, Load::Upload), 30_000, ours);
+    }
+    let bars = judge(&report);
+    for tier in ["fast path", "pump"] {
+        let bar = find(&bars, &format!("bypass ({tier}), 50 calls during a saturating upload"));
+        assert!((bar.measured - 1.1).abs() < 0.01, "{bar:?}");
+        assert_eq!(bar.met, Some(true));
+    }
+}
+
+#[test]
+fn what_direct_is_by_itself_stands_beside_a_bar_and_may_be_more_than_it_allows() {
+    for (again, met, note) in [
+        (105.0, Some(true), ""),
+        (120.0, Some(true), "direct differs from itself by 1.20 ×: more than lies between figure and bar"),
+        (131.0, None, "not judged: direct differs from itself by 1.31 ×"),
+        (75.0, None, "not judged: direct differs from itself by 1.33 ×"),
+    ] {
+        let mut report = report("breakout");
+        let tier = Path::BypassFastPath;
+        hear(&mut report, &bare(Path::Direct, tier, 50, Load::Upload), 30_000, 100.0);
+        hear(&mut report, &bare(Path::DirectAgain, tier, 50, Load::Upload), 30_000, again);
+        hear(&mut report, &voice(tier, 50, Load::Upload), 30_000, 115.0);
+        report.bars = judge(&report);
+        let bar =
+            find(&report.bars, "bypass (fast path), 50 calls during a saturating upload: round trip's p99");
+        assert_eq!((bar.met, bar.note.as_str()), (met, note));
+        assert!((bar.again.unwrap() - again / 100.0).abs() < 0.01, "{bar:?}");
+        assert!(report.to_string().contains("direct again"), "{report}");
+    }
 }
 
 #[test]

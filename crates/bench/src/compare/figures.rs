@@ -41,11 +41,9 @@ pub fn cipher_ceiling(report: &Report) -> Option<&Metric> {
 
 /// A cell's figure in words.
 pub fn what(key: &Key, name: &str) -> String {
-    let Key { section, scenario, load, path, client } = key;
-    let mut place = vec![section.to_string(), scenario.clone()];
-    place.extend(load.map(|load| load.to_string()));
-    place.extend(path.map(|path| path.to_string()));
-    place.extend(Some(client.clone()).filter(|client| !client.is_empty()));
+    let load = key.load.map(|load| load.to_string()).unwrap_or_default();
+    let place = [key.section.to_string(), key.scenario.clone(), load, key.way(), key.client.clone()];
+    let place: Vec<String> = place.into_iter().filter(|part| !part.is_empty()).collect();
     format!("{}: {name}", place.join(" / "))
 }
 

@@ -7,7 +7,8 @@ use super::html::escape;
 use super::sheet::number;
 
 /// One for each line or bar, told apart without red and green side by side.
-const COLOURS: [&str; 7] = ["#0b6e99", "#d9730d", "#6940a5", "#64748b", "#ad1a72", "#3f8f5f", "#8a6d3b"];
+const COLOURS: [&str; 9] =
+    ["#0b6e99", "#d9730d", "#6940a5", "#64748b", "#ad1a72", "#3f8f5f", "#8a6d3b", "#00a3a3", "#3b3b98"];
 
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 64.0;

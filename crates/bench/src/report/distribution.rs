@@ -23,7 +23,7 @@ impl Distribution {
     }
 
     /// Each value with how often it occurred in all rounds together.
-    pub fn pooled(&self) -> impl Iterator<Item = (u64, u64)> {
+    pub fn pooled(&self) -> impl Iterator<Item = (u64, u64)> + Clone {
         self.ns.iter().map(|(value, counts)| (*value, counts.iter().sum()))
     }
 
@@ -33,16 +33,40 @@ impl Distribution {
 
     /// The smallest value that at least this part (0 to 1) of all rounds' does not exceed, in nanoseconds; 0 if there is none.
     pub fn quantile(&self, part: f64) -> u64 {
-        let wanted = (self.count() as f64 * part).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        for (value, count) in self.pooled() {
-            seen += count;
-            if seen >= wanted {
-                return value;
-            }
-        }
-        self.ns.last().map_or(0, |(value, _)| *value)
+        quantile(self.pooled(), part)
     }
+
+    /// As [`Distribution::quantile`], as if each round had been heard so many times.
+    pub fn weighted_quantile(&self, part: f64, times: &[u64]) -> u64 {
+        let weighted =
+            |counts: &[u64]| counts.iter().zip(times).map(|(count, times)| count * times).sum::<u64>();
+        quantile(self.ns.iter().map(|(value, counts)| (*value, weighted(counts))), part)
+    }
+
+    /// Only these rounds of it, in this order.
+    pub fn of_rounds(&self, rounds: &[usize]) -> Self {
+        let only = |counts: &[u64]| -> Vec<u64> {
+            rounds.iter().map(|round| counts.get(*round).copied().unwrap_or(0)).collect()
+        };
+        let ns = self.ns.iter().map(|(value, counts)| (*value, only(counts)));
+        Self { ns: ns.filter(|(_, counts)| counts.iter().any(|count| *count > 0)).collect() }
+    }
+
+    /// Whether a round heard anything.
+    pub fn has_round(&self, round: usize) -> bool {
+        self.ns.iter().any(|(_, counts)| counts.get(round).is_some_and(|count| *count > 0))
+    }
+}
+
+fn quantile(all: impl Iterator<Item = (u64, u64)> + Clone, part: f64) -> u64 {
+    let count: u64 = all.clone().map(|(_, count)| count).sum();
+    let wanted = (count as f64 * part).ceil().max(1.0) as u64;
+    let mut seen = 0;
+    let mut reaches = all.filter(|(_, count)| *count > 0).map(|(value, count)| {
+        seen += count;
+        (value, seen >= wanted)
+    });
+    reaches.find(|(_, is_enough)| *is_enough).map_or(0, |(value, _)| value)
 }
 
 #[cfg(test)]
@@ -63,6 +87,15 @@ mod tests {
         }
         distribution.add(2, &histogram);
         assert_eq!((distribution.count(), &distribution.ns[0].1), (2000, &vec![1, 0, 1]));
+        assert_eq!([0, 1, 2].map(|round| distribution.has_round(round)), [true, false, true]);
+        histogram.reset();
+        histogram.record_n(5_000_000, 1000).unwrap();
+        distribution.add(1, &histogram);
+        let p50 = |times: &[u64]| distribution.weighted_quantile(0.5, times);
+        assert_eq!((p50(&[1, 0, 0]), p50(&[0, 1, 0])), (500_223, 5_001_215));
+        assert_eq!(p50(&[1, 1, 1]), distribution.quantile(0.5));
+        assert_eq!(p50(&[0, 0, 0]), 0);
+        assert_eq!(distribution.of_rounds(&[1]).ns, [(5_001_215, vec![1000])]);
         assert_eq!(Distribution::default().quantile(0.5), 0);
     }
 }

@@ -163,7 +163,7 @@ fn line_name(cell: &Cell) -> String {
     match cell.key.path {
         Some(Path::Tunnel) => format!("inside {}'s tunnel", cell.key.client),
         Some(path @ (Path::BypassPump | Path::BypassFastPath)) => format!("Breakout's {path}"),
-        Some(path) => path.to_string(),
+        Some(_) => cell.key.way(),
         None => cell.key.client.clone(),
     }
 }

@@ -1,6 +1,7 @@
 //! What was measured: the schema of `--json`, and how it is shown.
 
 mod bars;
+mod bootstrap;
 mod chart;
 mod distribution;
 pub mod html;
@@ -120,6 +121,9 @@ pub struct Key {
     pub load: Option<Load>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub path: Option<Path>,
+    /// Of the bare path under load: the tier of the daemon whose tunnel is full, and which is judged by this.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub beside: Option<Path>,
     /// Empty where it is no client's figure.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub client: String,
@@ -212,8 +216,22 @@ impl Report {
 }
 
 impl Key {
+    /// Its path and what that was heard beside, in words; empty where nobody knows it.
+    pub fn way(&self) -> String {
+        let path = self.path.map(Path::name).unwrap_or_default();
+        let beside = self.beside.map(|tier| format!(" beside {tier}")).unwrap_or_default();
+        format!("{path}{beside}")
+    }
+
     pub fn new(section: Section, scenario: impl Into<String>) -> Self {
-        Self { section, scenario: scenario.into(), load: None, path: None, client: String::new() }
+        Self {
+            section,
+            scenario: scenario.into(),
+            load: None,
+            path: None,
+            beside: None,
+            client: String::new(),
+        }
     }
 }
 

@@ -38,15 +38,15 @@ fn cost(report: &Report) -> Option<String> {
 
 fn voice(report: &Report) -> Option<String> {
     let scenario = busiest(report)?;
-    let p99 = |path: Path, load: Load| {
-        let client = if path == Path::Direct { "" } else { OURS }.to_owned();
-        let key =
-            Key { load: Some(load), path: Some(path), client, ..Key::new(Section::Voice, scenario.clone()) };
-        Some(report.cell(&key)?.metrics.get(metric::RTT_P99)?.median() / 1e3)
+    let p99 = |key: Key| Some(report.cell(&key)?.metrics.get(metric::RTT_P99)?.median() / 1e3);
+    let of = |path: Path| {
+        let (load, client) = (Some(Load::Upload), OURS.to_owned());
+        Key { load, path: Some(path), client, ..Key::new(Section::Voice, scenario.clone()) }
     };
-    let bypass = p99(Path::BypassFastPath, Load::Upload).or_else(|| p99(Path::BypassPump, Load::Upload))?;
-    let direct = p99(Path::Direct, Load::Upload)?;
-    let inside = p99(Path::Tunnel, Load::Upload)?;
+    let tiers = [Path::BypassFastPath, Path::BypassPump].into_iter();
+    let (tier, bypass) = tiers.filter_map(|tier| Some((tier, p99(of(tier))?))).next()?;
+    let direct = p99(Key { beside: Some(tier), client: String::new(), ..of(Path::Direct) })?;
+    let inside = p99(of(Path::Tunnel))?;
     Some(format!(
         "While an upload fills the tunnel, 99 of 100 voice packets that break out are back within {} ms; without any VPN it is {} ms, inside the tunnel {} ms.",
         number(bypass),

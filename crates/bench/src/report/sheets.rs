@@ -23,16 +23,18 @@ pub fn sheets(report: &Report) -> Vec<Sheet> {
 fn bars(report: &Report) -> Sheet {
     let mut sheet = Sheet::new(
         "Bars",
-        "what must hold; medians (ranges) of the rounds, ratios taken round by round",
-        &["what", "bar", "measured", "met?", ""],
+        "what must hold; medians (ranges) of the rounds, ratios taken round by round; p99s of all rounds' packets together (where nine of ten such runs lie)",
+        &["what", "bar", "measured", "direct again", "met?", ""],
     );
     for bar in &report.bars {
-        let low = bar.rounds.iter().copied().flatten().fold(bar.measured, f64::min);
-        let high = bar.rounds.iter().copied().flatten().fold(bar.measured, f64::max);
+        let rounds = || bar.rounds.iter().copied().flatten();
+        let range = [rounds().fold(bar.measured, f64::min), rounds().fold(bar.measured, f64::max)];
+        let [low, high] = bar.interval.unwrap_or(range);
         sheet.rows.push(vec![
             bar.what.clone(),
             format!("{} {} {}", bar.limit.sign(), number(bar.bar), bar.unit),
             spread_of(bar.measured, low, high),
+            bar.again.map_or_else(String::new, number),
             bar.verdict().to_owned(),
             bar.note.clone(),
         ]);
@@ -140,12 +142,18 @@ fn voice(report: &Report) -> Sheet {
                 .filter(|cell| cell.key.scenario == scenario && cell.key.load == load)
                 .filter(|cell| cell.distributions.contains_key(metric::ROUND_TRIP))
                 .collect();
-            cells.sort_by_key(|cell| cell.key.path);
-            let direct = cells.iter().find(|cell| cell.key.path == Some(Path::Direct)).copied();
-            sheet.rows.extend(cells.iter().map(|cell| voice_row(cell, direct)));
+            cells.sort_by_key(|cell| (cell.key.path, cell.key.beside));
+            sheet.rows.extend(cells.iter().map(|cell| voice_row(cell, direct_of(&cells, cell))));
         }
     }
     sheet
+}
+
+/// Direct's cell that was heard beside the same load: of a tunnel the one of our first daemon's.
+fn direct_of<'a>(cells: &[&'a Cell], cell: &Cell) -> Option<&'a Cell> {
+    let beside = cell.key.beside.or(cell.key.path);
+    let directs = || cells.iter().copied().filter(|cell| cell.key.path == Some(Path::Direct));
+    directs().find(|direct| direct.key.beside == beside).or_else(|| directs().next_back())
 }
 
 fn voice_row(cell: &Cell, direct: Option<&Cell>) -> Vec<String> {
@@ -159,7 +167,7 @@ fn voice_row(cell: &Cell, direct: Option<&Cell>) -> Vec<String> {
     vec![
         cell.key.scenario.trim_start_matches("calls-").to_owned(),
         cell.key.load.map_or_else(|| "–".to_owned(), |load| load.to_string()),
-        cell.key.path.map_or_else(|| "–".to_owned(), |path| path.to_string()),
+        Some(cell.key.way()).filter(|way| !way.is_empty()).unwrap_or_else(|| "–".to_owned()),
         cell.key.client.clone(),
         middle(metric::RTT_P50),
         middle(metric::RTT_P99),

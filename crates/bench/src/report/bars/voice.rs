@@ -1,0 +1,173 @@
+//! What voice feels, beside the tunnel and in it.
+
+use super::Limit::{AtLeast, AtMost};
+use super::{Bar, Found, Limit, OURS};
+use crate::metric;
+use crate::plan::Section;
+use crate::report::{Better, Distribution, Key, Load, Metric, Path, Report};
+
+/// Packets in a voice cell that is judged.
+const SAMPLES: u64 = 30_000;
+
+pub fn pump(report: &Report) -> Vec<Bar> {
+    let path = Path::BypassPump;
+    let mut bars = Vec::new();
+    for (calls, most) in [(1, 2.0), (10, 2.6), (50, 2.6)] {
+        bars.extend(median(report, path, calls, most));
+    }
+    let calls = loaded_calls(report);
+    let realtime = report.contenders.first().is_some_and(|ours| ours.realtime);
+    for load in [Load::Upload, Load::Download] {
+        let mut found = p99(report, path, calls, load, 2.0);
+        if let Some(bar) = found.as_mut().filter(|_| !realtime) {
+            bar.only_report("no thread of the client runs real-time");
+        }
+        bars.extend(found);
+        bars.extend(loss(report, path, calls, load));
+    }
+    bars
+}
+
+pub fn in_tunnel(report: &Report) -> Vec<Bar> {
+    let calls = loaded_calls(report);
+    let bar = |load: Load, client: &str| {
+        let [ours, theirs] = [OURS, client].map(|client| key(Path::Tunnel, calls, load, client));
+        let what =
+            format!("voice inside the tunnel, {calls} calls during {}: p99 by {client}'s", during(load));
+        let mut bar = Bar::new(what, AtMost, 0.25, Found::pooled_p99(report, &ours, &theirs)?);
+        bar.want_samples(report, &ours);
+        Some(bar)
+    };
+    let loads = [Load::Upload, Load::Download].into_iter();
+    loads.flat_map(|load| ["wireguard-go", "gotatun"].map(|client| bar(load, client))).flatten().collect()
+}
+
+pub fn fast_path(report: &Report) -> Vec<Bar> {
+    let (path, calls) = (Path::BypassFastPath, loaded_calls(report));
+    let mut bars = Vec::new();
+    bars.extend(median(report, path, 1, 1.25));
+    bars.extend(p99(report, path, 1, Load::Idle, 1.3));
+    let forwarding = |scenario: &str| {
+        let client = OURS.to_owned();
+        Key { path: Some(path), client, ..Key::new(Section::Forwarding, scenario) }
+    };
+    let ratio = |name: &'static str| move |this: &Key, other: &Key| Found::ratio(report, name, this, other);
+    let what = "fast path, back-to-back round trips: median by direct's".to_owned();
+    bars.extend(by_direct(what, AtMost, 1.10, &forwarding("ping-pong"), ratio(metric::RTT_P50)));
+    for load in [Load::Upload, Load::Download] {
+        bars.extend(p99(report, path, calls, load, 1.3));
+        bars.extend(loss(report, path, calls, load));
+    }
+    bars.extend(wakeups(report));
+    let what = format!("fast path, {calls} calls: CPU of the whole machine per packet, by direct's");
+    let idle = key(path, calls, Load::Idle, OURS);
+    bars.extend(by_direct(what, AtMost, 1.25, &idle, ratio(metric::MACHINE_CPU)));
+    let what = "fast path: 200 B packets per second on one core, by direct's".to_owned();
+    bars.extend(by_direct(what, AtLeast, 0.85, &forwarding("packet-rate"), ratio(metric::PACKETS)));
+    bars
+}
+
+/// The idle round trip's median by direct's.
+fn median(report: &Report, path: Path, calls: u16, most: f64) -> Option<Bar> {
+    let ours = key(path, calls, Load::Idle, OURS);
+    let what = format!("voice by {path}, {} idle: round trip's median by direct's", count(calls));
+    let found = |this: &Key, other: &Key| Found::ratio(report, metric::RTT_P50, this, other);
+    let mut bar = by_direct(what, AtMost, most, &ours, found)?;
+    bar.want_samples(report, &ours);
+    bar.want_samples(report, &bare(&ours, Path::Direct));
+    Some(bar)
+}
+
+/// The round trip's p99 by direct's.
+fn p99(report: &Report, path: Path, calls: u16, load: Load, most: f64) -> Option<Bar> {
+    let ours = key(path, calls, load, OURS);
+    let when = if load == Load::Idle { "idle".to_owned() } else { format!("during {}", during(load)) };
+    let what = format!("voice by {path}, {} {when}: round trip's p99 by direct's", count(calls));
+    let found = |this: &Key, other: &Key| Found::pooled_p99(report, this, other);
+    let mut bar = by_direct(what, AtMost, most, &ours, found)?;
+    bar.want_samples(report, &ours);
+    bar.want_samples(report, &bare(&ours, Path::Direct));
+    if load != Load::Idle && !report.realtime {
+        bar.only_report("voice endpoints were not permitted to run real-time");
+    }
+    Some(bar)
+}
+
+/// What `found` makes of a cell and direct's, with what it makes of direct and direct again beside it.
+fn by_direct(
+    what: String,
+    limit: Limit,
+    bar: f64,
+    ours: &Key,
+    found: impl Fn(&Key, &Key) -> Option<Found>,
+) -> Option<Bar> {
+    let [direct, again] = [Path::Direct, Path::DirectAgain].map(|path| bare(ours, path));
+    let mut bar = Bar::new(what, limit, bar, found(ours, &direct)?);
+    bar.weigh(found(&again, &direct).map(|again| again.measured));
+    Some(bar)
+}
+
+fn loss(report: &Report, path: Path, calls: u16, load: Load) -> Option<Bar> {
+    let found = report.cell(&key(path, calls, load, OURS))?.metrics.get(metric::LOSS)?;
+    let what = format!("voice by {path}, {calls} calls during {}: loss in the worst round", during(load));
+    Some(Bar::new(what, AtMost, 0.0, Found::worst(found)))
+}
+
+/// How often the daemon ran while it carried one call, beyond what it does when idle.
+fn wakeups(report: &Report) -> Option<Bar> {
+    /// Timers fall differently into each round: this many are none.
+    const NONE: f64 = 0.005;
+    let cell = report.cell(&key(Path::BypassFastPath, 1, Load::Idle, OURS))?;
+    let (all, seconds) =
+        (cell.metrics.get(metric::SWITCHES_PER_PACKET)?, cell.metrics.get(metric::SWITCHES_PER_SECOND)?);
+    let idle = report.of_client(Section::Idle, "idle", OURS)?.metrics.get(metric::WAKEUPS_PER_SECOND)?.mean();
+    let beyond_idle = |(packet, second): (&Option<f64>, &Option<f64>)| {
+        let (packet, second) = ((*packet)?, (*second)?);
+        Some(if second > 0.0 { (packet * (second - idle) / second).max(0.0) } else { 0.0 })
+    };
+    let rounds = all.rounds.iter().zip(&seconds.rounds).map(beyond_idle).collect();
+    let found = Metric { unit: "per packet".to_owned(), better: Better::Lower, rounds };
+    let what = "fast path, one call: wake-ups of the daemon, beyond those when idle".to_owned();
+    Some(Bar::new(what, AtMost, NONE, Found::median(found)))
+}
+
+fn during(load: Load) -> &'static str {
+    match load {
+        Load::Idle => "silence",
+        Load::Upload => "a saturating upload",
+        Load::Download => "a saturating download",
+    }
+}
+
+fn count(calls: u16) -> String {
+    if calls == 1 { "1 call".to_owned() } else { format!("{calls} calls") }
+}
+
+fn key(path: Path, calls: u16, load: Load, client: &str) -> Key {
+    let (load, path, client) = (Some(load), Some(path), client.to_owned());
+    Key { load, path, client, ..Key::new(Section::Voice, format!("calls-{calls}")) }
+}
+
+/// What a cell is judged by: the bare path in the same load, at the same moment.
+fn bare(ours: &Key, path: Path) -> Key {
+    let is_loaded = ours.load.is_some_and(|load| load != Load::Idle);
+    let beside = ours.path.filter(|_| is_loaded);
+    Key { path: Some(path), beside, client: String::new(), ..ours.clone() }
+}
+
+/// The number of calls that is judged under load.
+fn loaded_calls(report: &Report) -> u16 {
+    report.plan.calls.iter().copied().max().unwrap_or(0)
+}
+
+impl Bar {
+    fn want_samples(&mut self, report: &Report, key: &Key) {
+        let all = report.cell(key).and_then(|cell| cell.distributions.get(metric::ROUND_TRIP));
+        // A lost packet has no delay; it is loss, which has a bar of its own.
+        let heard = all.map_or(0, Distribution::count);
+        let wanted = (SAMPLES as f64 * 0.9) as u64;
+        if heard < wanted {
+            self.only_report(&format!("{heard} packets came back, too few"));
+        }
+    }
+}
