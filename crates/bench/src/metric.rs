@@ -31,6 +31,8 @@ pub const ONE_WAY_MAX: &str = "one-way-max";
 pub const THERE_P50: &str = "there-p50";
 /// RFC 3550, in microseconds.
 pub const JITTER: &str = "jitter";
+/// Packets of all calls.
+pub const SENT: &str = "sent";
 /// In percent.
 pub const LOSS: &str = "loss";
 pub const REORDERED: &str = "reordered";

@@ -139,6 +139,7 @@ pub fn record_quality(report: &mut Report, round: usize, key: &Key, quality: &Qu
     }
     record(metric::LATE_P50, "µs", Neither, at(late, 0.5));
     record(metric::LATE_P99, "µs", Neither, at(late, 0.99));
+    record(metric::SENT, "packets", Neither, quality.sent as f64);
     record(metric::LOSS, "%", Lower, quality.loss * 100.0);
     record(metric::REORDERED, "packets", Lower, quality.reordered as f64);
     record(metric::MOS, "", Higher, quality.mos);

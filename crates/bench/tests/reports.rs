@@ -121,6 +121,34 @@ fn another_machine_or_peer_is_pointed_out() {
 }
 
 #[test]
+fn tables_show_all_rounds_packets_together_and_every_lost_one() {
+    let mut report = report(&[1.0]);
+    let (load, path, client) = (Some(Load::Upload), Some(Path::Tunnel), "breakout".to_owned());
+    let key = Key { load, path, client, ..Key::new(Section::Voice, "calls-50") };
+    for round in 0..5 {
+        let is_bad = round == 3;
+        let mut delays = Histogram::<u64>::new(3).unwrap();
+        delays.record_n(100_000, 900).unwrap();
+        delays.record_n(if is_bad { 9_000_000 } else { 100_000 }, 96).unwrap();
+        report.record_delays(round, &key, "round-trip", &delays);
+        let p99 = if is_bad { 9000.0 } else { 100.0 };
+        report.record(round, &key, "rtt-p99", "µs", Better::Lower, p99);
+        report.record(round, &key, "sent", "packets", Better::Neither, if is_bad { 1000.0 } else { 996.0 });
+        report.record(round, &key, "reordered", "packets", Better::Lower, if is_bad { 7.0 } else { 0.0 });
+    }
+    let text = report.to_string();
+    let row = text.lines().find(|line| line.trim_start().starts_with("50 ")).unwrap();
+    let shown: Vec<&str> = row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+    let of = |column: &str| {
+        let heads = text.lines().find(|line| line.contains("rtt p50")).unwrap();
+        let at = heads.split("  ").map(str::trim).filter(|head| !head.is_empty());
+        shown[at.clone().position(|head| head == column).unwrap()]
+    };
+    assert_eq!((of("rtt p50"), of("p99")), ("100", "9003"), "{text}");
+    assert_eq!((of("lost"), of("reordered"), of("sent")), ("4 (0.080 %)", "7", "4984"), "{text}");
+}
+
+#[test]
 fn the_page_is_whole_and_safe() {
     let page = html::page(&report(&[1.0, 1.1]));
     assert!(page.starts_with("<!doctype html>") && page.ends_with("</body></html>\n"));

@@ -17,6 +17,7 @@ use std::str::FromStr;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::metric;
 use crate::plan::{Plan, Section};
 pub use bars::{Bar, Judged, Limit, judge};
 pub use distribution::Distribution;
@@ -235,6 +236,26 @@ impl Key {
     }
 }
 
+impl Cell {
+    /// The quantile of a distribution, all rounds together, in microseconds.
+    pub fn quantile_us(&self, name: &str, part: f64) -> Option<f64> {
+        Some(self.distributions.get(name)?.quantile(part) as f64 / 1e3)
+    }
+
+    /// Packets that never came back, and packets that were sent, in all rounds.
+    pub fn lost(&self) -> Option<(u64, u64)> {
+        let sent = self.metrics.get(metric::SENT)?.sum() as u64;
+        let came = self.distributions.get(metric::ROUND_TRIP).map_or(0, Distribution::count);
+        Some((sent.saturating_sub(came), sent))
+    }
+
+    /// The part of them that is lost, 0 to 1.
+    pub fn loss(&self) -> Option<f64> {
+        let (lost, sent) = self.lost()?;
+        (sent > 0).then(|| lost as f64 / sent as f64)
+    }
+}
+
 impl Metric {
     /// The figures of the rounds that have one.
     pub fn values(&self) -> impl Iterator<Item = f64> {
@@ -245,9 +266,13 @@ impl Metric {
         median(self.values())
     }
 
+    pub fn sum(&self) -> f64 {
+        self.values().sum()
+    }
+
     /// 0 if there is nothing.
     pub fn mean(&self) -> f64 {
-        self.values().sum::<f64>() / self.values().count().max(1) as f64
+        self.sum() / self.values().count().max(1) as f64
     }
 
     pub fn min(&self) -> f64 {

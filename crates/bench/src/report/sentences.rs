@@ -38,7 +38,7 @@ fn cost(report: &Report) -> Option<String> {
 
 fn voice(report: &Report) -> Option<String> {
     let scenario = busiest(report)?;
-    let p99 = |key: Key| Some(report.cell(&key)?.metrics.get(metric::RTT_P99)?.median() / 1e3);
+    let p99 = |key: Key| Some(report.cell(&key)?.quantile_us(metric::ROUND_TRIP, 0.99)? / 1e3);
     let of = |path: Path| {
         let (load, client) = (Some(Load::Upload), OURS.to_owned());
         Key { load, path: Some(path), client, ..Key::new(Section::Voice, scenario.clone()) }
@@ -58,14 +58,13 @@ fn voice(report: &Report) -> Option<String> {
 fn in_tunnel(report: &Report) -> Option<String> {
     let scenario = busiest(report)?;
     let p99 = |client: &str| {
-        let (load, path) = (Some(Load::Upload), Some(Path::Tunnel));
-        let client = client.to_owned();
-        report
-            .cell(&Key { load, path, client, ..Key::new(Section::Voice, scenario.clone()) })?
-            .metrics
-            .get(metric::RTT_P99)
+        let (load, path, client) = (Some(Load::Upload), Some(Path::Tunnel), client.to_owned());
+        let key = Key { load, path, client, ..Key::new(Section::Voice, scenario.clone()) };
+        report.cell(&key)?.quantile_us(metric::ROUND_TRIP, 0.99).filter(|us| *us > 0.0)
     };
-    let others = against(report, p99(OURS)?, p99, "what it is with");
+    let ours = p99(OURS)?;
+    let ratio = |client: &str| Some(format!("{} × what it is with {client}", number(ours / p99(client)?)));
+    let others: Vec<String> = report.clients().filter(|client| *client != OURS).filter_map(ratio).collect();
     (!others.is_empty()).then(|| {
         finish("Voice that has to stay inside the tunnel beside that upload has a p99".to_owned(), &others)
     })

@@ -4,6 +4,7 @@ use super::sheet::{Sheet, number};
 use super::{Cell, Key, Load, Metric, Path, Report};
 use crate::metric;
 use crate::plan::Section;
+use crate::voice::{e_model_mos, genesys_mos};
 
 /// All that was measured, as tables; sections that were left out have none.
 pub fn sheets(report: &Report) -> Vec<Sheet> {
@@ -111,7 +112,7 @@ fn cost(report: &Report) -> Sheet {
 fn voice(report: &Report) -> Sheet {
     let mut sheet = Sheet::new(
         "Voice",
-        "RTP of 172 B, 50 packets/s for each call; µs from when a packet was due; × is the round trip by direct's in the same round",
+        "RTP of 172 B, 50 packets/s for each call; µs from when a packet was due; all rounds' packets together, × is the round trip by direct's in the same load (range of the rounds)",
         &[
             "calls",
             "tunnel's load",
@@ -126,11 +127,11 @@ fn voice(report: &Report) -> Sheet {
             "one-way p50",
             "p99",
             "jitter",
-            "loss %",
+            "lost",
             "reordered",
             "MOS",
             "Genesys MOS",
-            "packets",
+            "sent",
             "switches/packet",
             "machine µs/packet",
         ],
@@ -157,41 +158,58 @@ fn direct_of<'a>(cells: &[&'a Cell], cell: &Cell) -> Option<&'a Cell> {
 }
 
 fn voice_row(cell: &Cell, direct: Option<&Cell>) -> Vec<String> {
-    let middle = |name: &str| cell.metrics.get(name).map_or_else(|| "–".to_owned(), |m| number(m.median()));
-    let ratio = |name: &str| {
-        let ratio = cell.metrics.get(name).zip(direct?.metrics.get(name)).and_then(|(this, d)| this.ratio(d));
-        Some(cell_of(ratio.as_ref()))
+    let dash = || "–".to_owned();
+    let middle = |name: &str| cell.metrics.get(name).map_or_else(dash, |metric| number(metric.median()));
+    let us = |name: &str, part: f64| cell.quantile_us(name, part).map_or_else(dash, number);
+    let ratio = |name: &str, part: f64| {
+        let pooled = cell.quantile_us(metric::ROUND_TRIP, part)?
+            / direct?.quantile_us(metric::ROUND_TRIP, part).filter(|us| *us > 0.0)?;
+        let rounds = cell.metrics.get(name)?.ratio(direct?.metrics.get(name)?)?;
+        Some(spread_of(pooled, rounds.min(), rounds.max()))
     };
-    let all = cell.distributions.get(metric::ROUND_TRIP);
-    let whole = |part: f64| all.map_or_else(|| "–".to_owned(), |all| number(all.quantile(part) as f64 / 1e3));
+    let (loss, jitter_us) = (cell.loss().unwrap_or(0.0), cell.metrics.get(metric::JITTER).map(Metric::mean));
+    let mos = cell.quantile_us(metric::ONE_WAY, 0.99).map(|us| e_model_mos(us / 1e3, loss));
+    let genesys_mos = cell
+        .quantile_us(metric::ROUND_TRIP, 0.5)
+        .zip(jitter_us)
+        .map(|(us, jitter)| genesys_mos(us / 1e3, jitter / 1e3, loss));
     vec![
         cell.key.scenario.trim_start_matches("calls-").to_owned(),
-        cell.key.load.map_or_else(|| "–".to_owned(), |load| load.to_string()),
-        Some(cell.key.way()).filter(|way| !way.is_empty()).unwrap_or_else(|| "–".to_owned()),
+        cell.key.load.map_or_else(dash, |load| load.to_string()),
+        Some(cell.key.way()).filter(|way| !way.is_empty()).unwrap_or_else(dash),
         cell.key.client.clone(),
-        middle(metric::RTT_P50),
-        middle(metric::RTT_P99),
-        whole(0.999),
-        whole(1.0),
-        ratio(metric::RTT_P50).unwrap_or_else(|| "–".to_owned()),
-        ratio(metric::RTT_P99).unwrap_or_else(|| "–".to_owned()),
-        middle(metric::ONE_WAY_P50),
-        middle(metric::ONE_WAY_P99),
-        middle(metric::JITTER),
-        middle(metric::LOSS),
-        middle(metric::REORDERED),
-        middle(metric::MOS),
-        middle(metric::GENESYS_MOS),
-        all.map_or(0, super::Distribution::count).to_string(),
+        us(metric::ROUND_TRIP, 0.5),
+        us(metric::ROUND_TRIP, 0.99),
+        us(metric::ROUND_TRIP, 0.999),
+        us(metric::ROUND_TRIP, 1.0),
+        ratio(metric::RTT_P50, 0.5).unwrap_or_else(dash),
+        ratio(metric::RTT_P99, 0.99).unwrap_or_else(dash),
+        us(metric::ONE_WAY, 0.5),
+        us(metric::ONE_WAY, 0.99),
+        jitter_us.map_or_else(dash, number),
+        cell.lost().map_or_else(dash, |(lost, sent)| lost_of(lost, sent)),
+        cell.metrics.get(metric::REORDERED).map_or_else(dash, |all| format!("{:.0}", all.sum())),
+        mos.map_or_else(dash, number),
+        genesys_mos.map_or_else(dash, number),
+        cell.lost().map_or_else(dash, |(_, sent)| sent.to_string()),
         middle(metric::SWITCHES_PER_PACKET),
         middle(metric::MACHINE_CPU),
     ]
 }
 
+/// `3 (0.010 %)`.
+fn lost_of(lost: u64, sent: u64) -> String {
+    if lost == 0 {
+        "0".to_owned()
+    } else {
+        format!("{lost} ({} %)", number(lost as f64 * 100.0 / sent as f64))
+    }
+}
+
 fn forwarding(report: &Report) -> Sheet {
     let mut sheet = Sheet::new(
         "Beside the tunnel, packet by packet",
-        "back-to-back round trips in µs; 1000 packets/s of 200 B on one core; × is by direct's in the same round",
+        "back-to-back round trips in µs, all rounds together (range of the rounds); 1000 packets/s of 200 B on one core; × is by direct's in the same round",
         &["what", "path", "p50 or 1000/s", "×", "p99"],
     );
     for scenario in scenarios(report, Section::Forwarding) {
@@ -201,12 +219,16 @@ fn forwarding(report: &Report) -> Sheet {
         let direct = cells.iter().find(|cell| cell.key.path == Some(Path::Direct)).copied();
         for cell in cells {
             let ratio = cell.metrics.get(name).zip(direct.and_then(|direct| direct.metrics.get(name)));
+            let pooled = |name: &str, part: f64| {
+                let (metric, us) = (cell.metrics.get(name)?, cell.quantile_us(metric::ROUND_TRIP, part)?);
+                Some(spread_of(us, metric.min(), metric.max()))
+            };
             sheet.rows.push(vec![
                 scenario.to_owned(),
                 cell.key.path.map(|path| path.to_string()).unwrap_or_default(),
-                cell_of(cell.metrics.get(name)),
+                pooled(metric::RTT_P50, 0.5).unwrap_or_else(|| cell_of(cell.metrics.get(name))),
                 cell_of(ratio.and_then(|(this, direct)| this.ratio(direct)).as_ref()),
-                cell_of(cell.metrics.get(metric::RTT_P99)),
+                pooled(metric::RTT_P99, 0.99).unwrap_or_else(|| "–".to_owned()),
             ]);
         }
     }
