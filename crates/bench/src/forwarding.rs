@@ -13,7 +13,7 @@ use socket2::SockRef;
 
 use crate::clock;
 use crate::scheduling::{Pinned, pin_this_thread, take_realtime};
-use crate::voice::{self, Delays, EF_TOS, Packet};
+use crate::voice::{self, Delays, Packet};
 
 /// How long round trips are made.
 pub const PING_PONG: Duration = Duration::from_millis(500);
@@ -41,34 +41,44 @@ pub struct Way<'a> {
     pub far: &'a Host,
     /// An address of the far host; nobody may have the port.
     pub to: SocketAddr,
+    /// The type-of-service byte that packets are sent with; without one they have to arrive marked EF.
+    pub tos: u8,
     /// The process that carries packets, if it is one.
     pub carrier: Option<u32>,
 }
 
+/// What was found, and the port that it was found from.
+#[derive(Clone, Debug)]
+pub struct Sent<T> {
+    pub found: T,
+    pub port: u16,
+    pub packets: u64,
+}
+
 /// Sends a voice packet each time the one before has come back, and returns the round trips in nanoseconds.
-pub fn ping_pong(way: &Way<'_>) -> Result<Histogram<u64>, LabError> {
+pub fn ping_pong(way: &Way<'_>) -> Result<Sent<Histogram<u64>>, LabError> {
     let what = || format!("send packets to {} and back", way.to);
     let _bound = way.pin().during(what)?;
-    let to = way.to;
+    let (to, tos) = (way.to, way.tos);
     let socket = way.far.run(move || voice::open(to))?.during(what)?;
     let mut stop = StopSource::new().during(what)?;
     let token = stop.token();
     let echo = way.far.thread("echo", move || {
         pin_this_thread(PROCESSOR)?;
-        voice::echo(&socket, &token, false);
+        voice::echo(&socket, &token, tos == 0);
         Ok::<_, io::Error>(())
     })?;
-    let trips = way.near.thread("ping-pong", move || round_trips(to))?.join();
+    let trips = way.near.thread("ping-pong", move || round_trips(to, tos))?.join();
     stop.stop();
     let panicked = |_| "its thread panicked".to_owned();
     echo.join().map_err(panicked).during(what)?.during(what)?;
     trips.map_err(panicked).during(what)?.during(what)
 }
 
-fn round_trips(to: SocketAddr) -> io::Result<Histogram<u64>> {
+fn round_trips(to: SocketAddr, tos: u8) -> io::Result<Sent<Histogram<u64>>> {
     pin_this_thread(PROCESSOR)?;
     take_realtime();
-    let socket = socket_to(to)?;
+    let socket = socket_to(to, tos)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     let mut delays = Delays::default().round_trip;
     let mut buffer = [0; 2048];
@@ -97,29 +107,32 @@ fn round_trips(to: SocketAddr) -> io::Result<Histogram<u64>> {
     if delays.is_empty() {
         return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing came back"));
     }
-    Ok(delays)
+    let (packets, port) = (delays.len(), socket.local_addr()?.port());
+    Ok(Sent { found: delays, port, packets })
 }
 
 /// Packets per second of [`PAYLOAD`] bytes that arrive on the far host's wire. Nobody reads them there, so that only sending and carrying
 /// them is work.
-pub fn packet_rate(way: &Way<'_>) -> Result<f64, LabError> {
+pub fn packet_rate(way: &Way<'_>) -> Result<Sent<f64>, LabError> {
     let what = || format!("send small packets to {}", way.to);
     let _bound = way.pin().during(what)?;
-    let to = way.to;
+    let (to, tos) = (way.to, way.tos);
     // Without it each packet would be answered by an ICMP error.
     let _sink = way.far.run(move || UdpSocket::bind(to))?.during(what)?;
-    let sender = way.near.thread("flood", move || flood(to))?;
+    let sender = way.near.thread("flood", move || flood(to, tos))?;
     sleep(OPENING + WARM_UP);
     let before = (arrived(way.far).during(what)?, Instant::now());
     sleep(WINDOW);
     let after = (arrived(way.far).during(what)?, Instant::now());
-    sender.join().map_err(|_| "its thread panicked".to_owned()).during(what)?.during(what)?;
-    Ok(after.0.saturating_sub(before.0) as f64 / (after.1 - before.1).as_secs_f64())
+    let port = sender.join().map_err(|_| "its thread panicked".to_owned()).during(what)?.during(what)?;
+    let packets = after.0.saturating_sub(before.0);
+    Ok(Sent { found: packets as f64 / (after.1 - before.1).as_secs_f64(), port, packets })
 }
 
-fn flood(to: SocketAddr) -> io::Result<()> {
+/// Returns the port it sent from.
+fn flood(to: SocketAddr, tos: u8) -> io::Result<u16> {
     pin_this_thread(PROCESSOR)?;
-    let socket = socket_to(to)?;
+    let socket = socket_to(to, tos)?;
     let mut packet = [0; PAYLOAD];
     for (at, byte) in packet.iter_mut().zip(FIRST) {
         *at = byte;
@@ -133,7 +146,7 @@ fn flood(to: SocketAddr) -> io::Result<()> {
             let _ = socket.send(&packet);
         }
     }
-    Ok(())
+    Ok(socket.local_addr()?.port())
 }
 
 /// Packets that the host's wire has brought so far.
@@ -149,10 +162,10 @@ fn received(dev: &str, device: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-fn socket_to(to: SocketAddr) -> io::Result<UdpSocket> {
+fn socket_to(to: SocketAddr, tos: u8) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(("0.0.0.0", 0))?;
     socket.connect(to)?;
-    SockRef::from(&socket).set_tos_v4(u32::from(EF_TOS))?;
+    SockRef::from(&socket).set_tos_v4(u32::from(tos))?;
     Ok(socket)
 }
 

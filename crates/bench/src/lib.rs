@@ -8,6 +8,7 @@ mod ceiling;
 mod clock;
 mod compare;
 mod error;
+mod flows;
 mod forwarding;
 mod idle;
 pub mod live;

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lab::{During, Gateway, LabError};
 
 use crate::error::BenchError;
-use crate::forwarding::Way;
+use crate::forwarding::{Sent, Way};
 use crate::machine::Busy;
 use crate::plan::{Plan, Section};
 use crate::progress::Progress;
 use crate::report::{Better, Key, Mode, Path, Report, SCHEMA, judge};
 use crate::scenario::Scenario;
 use crate::schedule::{Lane, Sites, Step, Turn, schedule};
-use crate::site::{Client, Site};
+use crate::site::{Client, Site, tos};
 use crate::throughput::{Protocol, Transfer};
 use crate::usage::{Usage, peak_memory, reset_peak_memory};
 use crate::voice::{Calls, EF_TOS};
@@ -200,26 +200,34 @@ impl Bench<'_> {
 
     fn ping_pong(&mut self, lane: Lane) -> Result<(), BenchError> {
         let trips = forwarding::ping_pong(&self.way(lane)?)?;
+        self.check_forwarded(lane, &trips)?;
         let key = self.key(Section::Forwarding, "ping-pong", lane);
         for (name, part) in [(metric::RTT_P50, 0.5), (metric::RTT_P99, 0.99)] {
-            let us = trips.value_at_quantile(part) as f64 / 1e3;
+            let us = trips.found.value_at_quantile(part) as f64 / 1e3;
             self.report.record(self.round, &key, name, "µs", Better::Lower, us);
         }
-        self.report.record_delays(self.round, &key, metric::ROUND_TRIP, &trips);
+        self.report.record_delays(self.round, &key, metric::ROUND_TRIP, &trips.found);
         Ok(())
     }
 
     fn packet_rate(&mut self, lane: Lane) -> Result<(), BenchError> {
         let rate = forwarding::packet_rate(&self.way(lane)?)?;
+        self.check_forwarded(lane, &rate)?;
         let key = self.key(Section::Forwarding, "packet-rate", lane);
-        self.report.record(self.round, &key, metric::PACKETS, "1000/s", Better::Higher, rate / 1e3);
+        self.report.record(self.round, &key, metric::PACKETS, "1000/s", Better::Higher, rate.found / 1e3);
         Ok(())
     }
 
     fn way(&mut self, lane: Lane) -> Result<Way<'_>, LabError> {
         let carrier = self.all.get_mut(lane.site).and_then(Site::pid);
         let site = self.site(lane.site)?;
-        Ok(Way { near: &site.agent, far: &site.far, to: site.small(lane.path), carrier })
+        let (to, tos) = (site.small(lane.path), tos(lane.path));
+        Ok(Way { near: &site.agent, far: &site.far, to, tos, carrier })
+    }
+
+    fn check_forwarded<T>(&self, lane: Lane, sent: &Sent<T>) -> Result<(), LabError> {
+        let site = self.site(lane.site)?;
+        site.check_way(lane.path, site.small(lane.path), &[sent.port], sent.packets)
     }
 
     fn idle(&mut self) -> Result<(), BenchError> {

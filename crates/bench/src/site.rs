@@ -13,10 +13,13 @@ use lab::{
     WireGuard,
 };
 use routes::netlink::{Kind, Route};
+use serde::de::DeserializeOwned;
 
+use crate::flows::{self, Flows};
 use crate::report::{Contender, Path};
 use crate::scheduling::has_realtime_thread;
-use crate::{machine, throughput, voice};
+use crate::voice::{self, Calls, EF_TOS, OpenCalls};
+use crate::{machine, throughput};
 
 /// Where the agent roams to.
 pub const AGENT_2: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 11);
@@ -25,10 +28,8 @@ const DIRECT: Ipv4Addr = addresses::WEB;
 /// What only the tunnel reaches.
 const FAR_TUNNEL: Ipv4Addr = addresses::GATEWAY_TUNNEL;
 
-/// Echoes voice, on every path.
+/// Echoes voice, on every path; of the bypass only what arrives marked EF.
 const VOICE: u16 = 20_000;
-/// Echoes what arrives marked EF, and nothing else.
-const MARKED: u16 = 20_002;
 /// Nobody's, but while packets are measured one by one.
 const SMALL: u16 = 20_004;
 const BULK: u16 = 47_000;
@@ -155,10 +156,8 @@ impl Site {
             _ => Some(gateway.start(&far, &keys, exe, &directory, MTU)?),
         };
         if process.is_some() {
-            for address in [MEDIA, FAR_TUNNEL] {
-                voice::serve(&far, at(address, VOICE))?;
-                voice::serve_marked(&far, at(address, MARKED))?;
-            }
+            voice::serve_marked(&far, at(MEDIA, VOICE))?;
+            voice::serve(&far, at(FAR_TUNNEL, VOICE))?;
             throughput::serve(&far, at(FAR_TUNNEL, BULK))?;
         }
         let mut site = Self {
@@ -228,14 +227,29 @@ impl Site {
         }
     }
 
-    /// Who echoes voice on this path.
+    /// Who echoes voice on this path. On the bypass that is what was sent with [`tos`] and the daemon has marked, and nothing else.
     pub fn voice(&self, path: Path) -> SocketAddr {
         at(far_address(path), VOICE)
     }
 
-    /// Who echoes what this path has carried and no other.
-    pub fn marked(&self, path: Path) -> SocketAddr {
-        at(far_address(path), MARKED)
+    /// Opens calls by a path; `packets` of each.
+    pub fn open_calls(&self, path: Path, calls: u16, packets: u32) -> Result<OpenCalls, LabError> {
+        let what = || format!("open {calls} calls by {path} of {}", self.client);
+        let calls = Calls { to: self.voice(path), calls, packets, tos: tos(path) };
+        let thread = self.agent.thread("open", move || calls.open())?;
+        thread.join().map_err(|_| "its thread panicked".to_owned()).during(what)?.during(what)
+    }
+
+    /// Holds what went from these ports of the agent to `to` against what the daemon says it did with it: all of `packets` by this path, in this
+    /// tier. Where there is no daemon, nothing but the path that is meant leads there.
+    pub fn check_way(&self, path: Path, to: SocketAddr, ports: &[u16], packets: u64) -> Result<(), LabError> {
+        let is_ours = matches!(path, Path::BypassPump | Path::BypassFastPath | Path::Tunnel);
+        if !is_ours || self.daemon().is_none() {
+            return Ok(());
+        }
+        let flows: Flows = self.ask("flows")?;
+        flows::check(&flows.flows, path, to, ports, packets)
+            .during(|| format!("measure {path} and nothing else"))
     }
 
     /// A port that nobody has.
@@ -281,11 +295,26 @@ impl Site {
     }
 
     fn features(&self) -> Result<serde_json::Value, LabError> {
-        let Some(Running::Daemon(daemon)) = &self.running else { return Ok(serde_json::Value::Null) };
-        let output = self.agent.output(daemon.command(&["status", "--json"]))?;
-        let status: serde_json::Value =
-            serde_json::from_slice(&output.stdout).during(|| "read `breakout status --json`".to_owned())?;
+        if self.daemon().is_none() {
+            return Ok(serde_json::Value::Null);
+        }
+        let status: serde_json::Value = self.ask("status")?;
         Ok(status.get("features").cloned().unwrap_or_default())
+    }
+
+    fn daemon(&self) -> Option<&Daemon> {
+        match &self.running {
+            Some(Running::Daemon(daemon)) => Some(daemon),
+            _ => None,
+        }
+    }
+
+    /// What `breakout COMMAND --json` says.
+    fn ask<T: DeserializeOwned>(&self, command: &str) -> Result<T, LabError> {
+        let what = || format!("read `breakout {command} --json`");
+        let daemon = self.daemon().ok_or("no daemon runs").during(what)?;
+        let output = self.agent.output(daemon.command(&[command, "--json"]))?;
+        serde_json::from_slice(&output.stdout).during(what)
     }
 
     fn write_config(&self) -> Result<PathBuf, LabError> {
@@ -347,6 +376,14 @@ const fn far_address(path: Path) -> Ipv4Addr {
         Path::Direct | Path::DirectAgain => DIRECT,
         Path::BypassPump | Path::BypassFastPath => MEDIA,
         Path::Tunnel => FAR_TUNNEL,
+    }
+}
+
+/// What voice is sent with: on the bypass without a mark, so that the mark that arrives is the daemon's.
+pub const fn tos(path: Path) -> u8 {
+    match path {
+        Path::BypassPump | Path::BypassFastPath => 0,
+        Path::Direct | Path::DirectAgain | Path::Tunnel => EF_TOS,
     }
 }
 

@@ -15,7 +15,7 @@ const LEAD: Duration = Duration::from_millis(50);
 /// milliseconds; `None` if none did within 10 s. Other authors' programs are configured in that time, as a script would do it.
 pub fn measure(site: &mut Site, path: Path) -> Result<Option<f64>, LabError> {
     site.stop_client()?;
-    let probe = Probe::start(&site.agent, site_target(site, path))?;
+    let probe = Probe::start(&site.agent, site.voice(path))?;
     sleep(LEAD);
     let begun = clock::now_ns();
     let started = site.start_client();
@@ -24,12 +24,4 @@ pub fn measure(site: &mut Site, path: Path) -> Result<Option<f64>, LabError> {
     started?;
     let first = samples.iter().map(|sample| sample.far).min().filter(|_| answered);
     Ok(first.map(|first| first.saturating_sub(begun) as f64 / 1e6))
-}
-
-fn site_target(site: &Site, path: Path) -> std::net::SocketAddr {
-    match path {
-        // Only the bypass marks what was sent without a mark.
-        Path::BypassPump | Path::BypassFastPath => site.marked(path),
-        _ => site.voice(path),
-    }
 }

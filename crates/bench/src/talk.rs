@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use lab::During;
+use lab::{During, LabError};
 
 use crate::clock;
 use crate::error::BenchError;
@@ -15,7 +15,7 @@ use crate::report::{Better, Key, Load, Path, Report};
 use crate::run::{Bench, GIGA};
 use crate::schedule::{Lane, Talk};
 use crate::usage::Usage;
-use crate::voice::{Calls, EF_TOS, Heard, INTERVAL, OpenCalls, Quality};
+use crate::voice::{Heard, INTERVAL, OpenCalls, Quality};
 
 /// Between the last call's opening and the first packet: also for threads to start.
 const LEAD: Duration = Duration::from_millis(50);
@@ -45,7 +45,8 @@ impl Bench<'_> {
     /// `tier`: whose tunnel is full.
     fn talk(&mut self, load: Load, tier: Option<Path>, talk: &Talk) -> Result<(), BenchError> {
         let what = || format!("talk, {} calls, load {load}", talk.calls);
-        let open = talk.lanes.iter().map(|lane| self.open(*lane, talk)).collect::<Result<Vec<_>, _>>()?;
+        let open = |lane: &Lane| self.site(lane.site)?.open_calls(lane.path, talk.calls, talk.packets);
+        let open = talk.lanes.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let pids: Vec<Option<u32>> = talk.lanes.iter().map(|lane| self.carrier(*lane)).collect();
         let usage = |pid: &Option<u32>| pid.map(Usage::of).transpose();
         let before = pids.iter().map(usage).collect::<Result<Vec<_>, _>>().during(what)?;
@@ -55,6 +56,9 @@ impl Bench<'_> {
 
         let (seconds, used) = busy.so_far();
         let after = pids.iter().map(usage).collect::<Result<Vec<_>, _>>().during(what)?;
+        for ((lane, open), heard) in talk.lanes.iter().zip(&open).zip(&heard) {
+            self.check_heard(*lane, open, heard)?;
+        }
         for (index, (lane, heard)) in talk.lanes.iter().zip(&heard).enumerate() {
             let key = self.voice_key(*lane, load, talk.calls);
             let beside = tier.filter(|_| matches!(lane.path, Path::Direct | Path::DirectAgain));
@@ -81,13 +85,11 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn open(&self, lane: Lane, talk: &Talk) -> Result<OpenCalls, BenchError> {
+    /// That what came back had gone the way whose name it bears.
+    fn check_heard(&self, lane: Lane, open: &OpenCalls, heard: &Heard) -> Result<(), LabError> {
         let site = self.site(lane.site)?;
-        let calls =
-            Calls { to: site.voice(lane.path), calls: talk.calls, packets: talk.packets, tos: EF_TOS };
-        let what = || format!("open {} calls by {} beside {}", talk.calls, lane.path, site.client());
-        let thread = site.agent.thread("open", move || calls.open())?;
-        Ok(thread.join().map_err(|_| "its thread panicked".to_owned()).during(what)?.during(what)?)
+        let ports = open.ports().during(|| format!("see where calls by {} came from", lane.path))?;
+        site.check_way(lane.path, site.voice(lane.path), &ports, heard.samples.len() as u64)
     }
 
     /// Whose wake-ups a lane is: nobody's on the bare path.

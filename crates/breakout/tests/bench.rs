@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use bench::{Client, Path as Way, Site};
+use routes::netlink::{Family, Rule, TABLE_MAIN};
+
 fn breakout(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_breakout")).args(arguments).output().unwrap()
 }
@@ -101,6 +104,39 @@ fn hears_only_the_calls_and_loads_that_were_asked_for() {
         .map(|cell| (cell["scenario"].as_str().unwrap(), cell["load"].as_str().unwrap()))
         .collect();
     assert_eq!(heard, [("calls-1", "download"), ("calls-2", "download"), ("load", "download")].into());
+}
+
+#[test]
+fn what_is_measured_under_another_name_is_found() {
+    if !lab::has_rights() {
+        return lab::skip("making network namespaces needs root");
+    }
+    let exe = Path::new(env!("CARGO_BIN_EXE_breakout"));
+    let site = Site::build(Client::BreakoutWithoutFastPath, lab::Gateway::Breakout, exe).unwrap();
+    let talk = |path| {
+        let open = site.open_calls(path, 2, 5)?;
+        let heard = open.run().unwrap();
+        assert_eq!(heard.samples.len(), 10);
+        site.check_way(path, site.voice(path), &open.ports().unwrap(), 10)
+    };
+    for path in [Way::BypassPump, Way::Tunnel] {
+        talk(path).unwrap();
+    }
+    let wrong = failed(talk(Way::BypassFastPath));
+    assert!(wrong.contains("is bypass (pump), not bypass (fast path)"), "{wrong}");
+
+    // Media leaves directly, past the daemon that lives.
+    let past = Rule::new(Family::V4, 1, TABLE_MAIN);
+    site.agent
+        .network("lead packets past the daemon", async move |netlink| netlink.add_rule(&past).await)
+        .unwrap();
+    let wrong = failed(talk(Way::BypassPump));
+    assert!(wrong.contains("no answer to voice packets"), "{wrong}");
+}
+
+fn failed(found: Result<(), lab::LabError>) -> String {
+    let error = found.unwrap_err();
+    format!("{error}: {}", std::error::Error::source(&error).unwrap())
 }
 
 #[test]

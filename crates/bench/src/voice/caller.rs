@@ -70,7 +70,7 @@ impl Calls {
     /// # Errors
     /// If a call gets no answer at all, or a socket fails. A packet that the network refuses counts as lost.
     pub fn run(&self) -> io::Result<Heard> {
-        self.open()?.talk(clock::now_ns() + INTERVAL.as_nanos() as u64)
+        self.open()?.run()
     }
 
     /// Opens a way for each call, from the calling thread's namespace.
@@ -95,6 +95,19 @@ impl Calls {
 }
 
 impl OpenCalls {
+    /// Where each call comes from.
+    pub fn ports(&self) -> io::Result<Vec<u16>> {
+        self.sockets.iter().map(|socket| Ok(socket.local_addr()?.port())).collect()
+    }
+
+    /// Talks from now on.
+    ///
+    /// # Errors
+    /// As [`OpenCalls::talk`].
+    pub fn run(&self) -> io::Result<Heard> {
+        self.talk(clock::now_ns() + INTERVAL.as_nanos() as u64)
+    }
+
     /// Talks, from any thread. Packets are due at fixed times, the first at `begin` nanoseconds since 1970, the calls' spread evenly over
     /// the interval.
     ///
