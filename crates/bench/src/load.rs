@@ -1,7 +1,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::Duration;
 
@@ -9,12 +8,12 @@ use lab::{During, Host, LabError};
 
 use crate::plan::Plan;
 use crate::report::Load;
-use crate::throughput::{Direction, Moved, Protocol, Transfer};
+use crate::throughput::{Direction, Moved, Protocol, Transfer, Watch};
 
 /// One TCP stream that fills a path while voice is measured.
 #[derive(Debug)]
 pub struct Running {
-    enough: Arc<AtomicBool>,
+    watch: Arc<Watch>,
     thread: JoinHandle<io::Result<Moved>>,
 }
 
@@ -33,18 +32,23 @@ pub fn start(
     };
     let transfer =
         Transfer { to, protocol: Protocol::Tcp, direction, streams: 1, duration: most, rate: None };
-    let enough = Arc::new(AtomicBool::new(false));
-    let cut = enough.clone();
-    let body = move || transfer.run_until(&cut);
+    let watch = Arc::new(Watch::default());
+    let inner = watch.clone();
+    let body = move || transfer.run_watched(&inner);
     let thread = match host {
         Some(host) => host.thread("load", body)?,
         None => thread::spawn(body),
     };
     sleep(Plan::LOAD_LEAD);
-    Ok(Some(Running { enough, thread }))
+    Ok(Some(Running { watch, thread }))
 }
 
 impl Running {
+    /// Bytes that have passed this end of it so far.
+    pub fn moved(&self) -> u64 {
+        self.watch.moved()
+    }
+
     /// Ends it, and returns its rate in bit/s.
     ///
     /// # Errors
@@ -52,7 +56,7 @@ impl Running {
     pub fn finish(self) -> Result<f64, LabError> {
         let what = || "load the path beside voice".to_owned();
         let early = self.thread.is_finished();
-        self.enough.store(true, Ordering::Relaxed);
+        self.watch.end();
         let joined = self.thread.join().map_err(|_| "its thread panicked".to_owned());
         let moved = joined.during(what)?.during(what)?;
         if early {

@@ -7,7 +7,7 @@ use lab::{During, LabError};
 
 use crate::clock;
 use crate::error::BenchError;
-use crate::load;
+use crate::load::{self, Running};
 use crate::machine::Busy;
 use crate::metric;
 use crate::plan::Section;
@@ -29,9 +29,9 @@ impl Bench<'_> {
         let site = self.site(loaded)?;
         let client = site.client().name().to_owned();
         let running = load::start(Some(&site.agent), site.bulk(Path::Tunnel), load, length + SPARE)?;
-        let tier = self.sites.tier(loaded).filter(|_| load != Load::Idle);
+        let beside = Beside { load, tier: self.sites.tier(loaded), running: running.as_ref() };
         for talk in talks {
-            self.talk(load, tier, talk)?;
+            self.talk(&beside, talk)?;
         }
         let Some(running) = running else { return Ok(()) };
         let rate = running.finish()?;
@@ -42,27 +42,29 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// `tier`: whose tunnel is full.
-    fn talk(&mut self, load: Load, tier: Option<Path>, talk: &Talk) -> Result<(), BenchError> {
+    fn talk(&mut self, beside: &Beside<'_>, talk: &Talk) -> Result<(), BenchError> {
+        let load = beside.load;
         let what = || format!("talk, {} calls, load {load}", talk.calls);
         let open = |lane: &Lane| self.site(lane.site)?.open_calls(lane.path, talk.calls, talk.packets);
         let open = talk.lanes.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let pids: Vec<Option<u32>> = talk.lanes.iter().map(|lane| self.carrier(*lane)).collect();
         let usage = |pid: &Option<u32>| pid.map(Usage::of).transpose();
         let before = pids.iter().map(usage).collect::<Result<Vec<_>, _>>().during(what)?;
-        let busy = Busy::watch();
+        let (busy, moved_before) = (Busy::watch(), beside.moved());
 
         let heard = talk_at_once(&open, talk.calls).during(what)?;
 
-        let (seconds, used) = busy.so_far();
+        let ((seconds, used), moved_after) = (busy.so_far(), beside.moved());
         let after = pids.iter().map(usage).collect::<Result<Vec<_>, _>>().during(what)?;
         for ((lane, open), heard) in talk.lanes.iter().zip(&open).zip(&heard) {
             self.check_heard(*lane, open, heard)?;
         }
         for (index, (lane, heard)) in talk.lanes.iter().zip(&heard).enumerate() {
-            let key = self.voice_key(*lane, load, talk.calls);
-            let beside = tier.filter(|_| matches!(lane.path, Path::Direct | Path::DirectAgain));
-            let key = Key { beside, ..key };
+            let key = self.voice_key(*lane, beside, talk.calls);
+            if let Some((before, after)) = moved_before.zip(moved_after) {
+                let rate = (after - before) as f64 * 8.0 / seconds / GIGA;
+                self.report.record(self.round, &key, metric::LOAD_RATE, "Gbit/s", Better::Neither, rate);
+            }
             record_quality(&mut self.report, self.round, &key, &Quality::new(heard, 0));
             if load != Load::Idle || heard.sent == 0 {
                 continue;
@@ -98,10 +100,27 @@ impl Bench<'_> {
         if is_ours { self.all.get_mut(lane.site)?.pid() } else { None }
     }
 
-    fn voice_key(&self, lane: Lane, load: Load, calls: u16) -> Key {
+    fn voice_key(&self, lane: Lane, heard: &Beside<'_>, calls: u16) -> Key {
         let client = self.all.get(lane.site).map(|site| site.client().name().to_owned()).unwrap_or_default();
-        let (load, path) = (Some(load), Some(lane.path));
-        Key { load, path, client, ..Key::new(Section::Voice, format!("calls-{calls}")) }
+        let (load, path) = (Some(heard.load), Some(lane.path));
+        let is_bare = matches!(lane.path, Path::Direct | Path::DirectAgain);
+        let beside = heard.tier.filter(|_| is_bare && heard.load != Load::Idle);
+        Key { load, path, beside, client, ..Key::new(Section::Voice, format!("calls-{calls}")) }
+    }
+}
+
+/// What voice is heard beside.
+struct Beside<'a> {
+    load: Load,
+    /// That the daemon has whose tunnel is full.
+    tier: Option<Path>,
+    running: Option<&'a Running>,
+}
+
+impl Beside<'_> {
+    /// By the load so far, in bytes.
+    fn moved(&self) -> Option<u64> {
+        self.running.map(Running::moved)
     }
 }
 

@@ -61,6 +61,7 @@ fn record(report: &mut Report, key: &Key, name: &str, value: f64) {
 }
 
 fn hear(report: &mut Report, key: &Key, packets: u64, us: f64) {
+    record(report, key, "load-rate", 2.0);
     record(report, key, "rtt-p50", us);
     record(report, key, "rtt-p99", us);
     let mut delays = Histogram::<u64>::new(3).unwrap();
@@ -180,6 +181,7 @@ fn a_round_in_which_nothing_came_back_does_not_move_the_others() {
 
 /// Hears 6000 packets in each round: 100 µs, and of every thousand so many of 1 ms.
 fn hear_slow(report: &mut Report, key: &Key, slow: [u64; ROUNDS]) {
+    record(report, key, "load-rate", 2.0);
     for (round, slow) in slow.into_iter().enumerate() {
         let mut delays = Histogram::<u64>::new(3).unwrap();
         delays.record_n(100_000, 6 * (1000 - slow)).unwrap();
@@ -241,6 +243,36 @@ fn what_direct_is_by_itself_stands_beside_a_bar_and_may_be_more_than_it_allows()
         assert!((bar.again.unwrap() - again / 100.0).abs() < 0.01, "{bar:?}");
         assert!(report.to_string().contains("direct again"), "{report}");
     }
+}
+
+#[test]
+fn a_load_that_stood_still_is_no_load() {
+    let mut report = report("breakout");
+    let tier = Path::BypassPump;
+    let (pump, direct) = (voice(tier, 50, Load::Upload), bare(Path::Direct, tier, 50, Load::Upload));
+    hear(&mut report, &direct, 30_000, 100.0);
+    hear(&mut report, &pump, 30_000, 150.0);
+    record(&mut report, &pump, "loss", 0.0);
+    let p99 = "bypass (pump), 50 calls during a saturating upload: round trip's p99";
+    let loss = "bypass (pump), 50 calls during a saturating upload: loss";
+    let met = |report: &Report| {
+        let bars = judge(report);
+        (find(&bars, p99).met, find(&bars, loss).met, find(&bars, p99).note.clone())
+    };
+    assert_eq!(met(&report), (Some(true), Some(true), String::new()));
+
+    report.record(3, &pump, "load-rate", "Gbit/s", Better::Neither, 0.9);
+    let said = "not judged: in a round the load moved 0.90 Gbit/s, less than 1.00";
+    assert_eq!(met(&report), (None, None, said.to_owned()));
+
+    report.record(3, &pump, "loss", "%", Better::Lower, 0.1);
+    assert_eq!(met(&report).1, Some(false), "what is lost is lost");
+
+    report.record(3, &pump, "loss", "%", Better::Lower, 0.0);
+    report.record(3, &pump, "load-rate", "Gbit/s", Better::Neither, 2.0);
+    record(&mut report, &tunnel(Section::Throughput, "tcp-up-1", "breakout"), "rate", 4.5);
+    let said = "not judged: in a round the load moved 2.00 Gbit/s, less than 2.25";
+    assert_eq!(met(&report), (None, None, said.to_owned()));
 }
 
 #[test]

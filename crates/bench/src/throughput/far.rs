@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::{During, Host, LabError, Stop};
@@ -11,6 +11,7 @@ use lab::{During, Host, LabError, Stop};
 use super::pace::Pace;
 use super::protocol::{Count, Kind, Request};
 use super::udp;
+use super::watch::Watch;
 
 /// What the far end does at most.
 #[derive(Clone, Copy, Debug)]
@@ -31,8 +32,6 @@ impl Default for Limits {
 /// Of a client that neither sends nor takes anything.
 const PATIENCE: Duration = Duration::from_secs(10);
 const CHUNK: usize = 128 * 1024;
-/// Nobody cuts this transfer short.
-pub static NEVER: AtomicBool = AtomicBool::new(false);
 /// Largest payload of a datagram that is sent: it must fit a tunnel's packets.
 const LARGEST_DATAGRAM: u16 = 1400;
 
@@ -79,8 +78,8 @@ fn transfer(mut stream: TcpStream, limits: Limits) -> io::Result<()> {
     request.duration = request.duration.min(limits.duration.saturating_sub(request.warm_up));
     request.payload = request.payload.clamp(1, LARGEST_DATAGRAM);
     match request.kind {
-        Kind::TcpSink => receive(&mut stream, &request, limits, &NEVER)?.write(&mut stream),
-        Kind::TcpSource => send(&mut stream, &request, limits.bytes, &NEVER),
+        Kind::TcpSink => receive(&mut stream, &request, limits, &Watch::default())?.write(&mut stream),
+        Kind::TcpSource => send(&mut stream, &request, limits.bytes, &Watch::default()),
         Kind::UdpSink => {
             let socket = announce(&mut stream)?;
             udp::receive(&socket, &request)?.write(&mut stream)
@@ -107,12 +106,12 @@ fn announce(stream: &mut TcpStream) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Counts until the sender closes its side, or `cut` says that it is enough.
+/// Counts until the sender closes its side, or the transfer is ended.
 pub fn receive(
     stream: &mut TcpStream,
     request: &Request,
     limits: Limits,
-    cut: &AtomicBool,
+    watch: &Watch,
 ) -> io::Result<Count> {
     let mut buffer = vec![0; CHUNK];
     let mut count = Count::default();
@@ -121,11 +120,12 @@ pub fn receive(
         let len = stream.read(&mut buffer)?;
         let begun = *begun.get_or_insert_with(Instant::now);
         let since = begun.elapsed();
-        if len == 0 || since > limits.duration + PATIENCE || cut.load(Ordering::Relaxed) {
+        if len == 0 || since > limits.duration + PATIENCE || watch.is_over() {
             // A transfer that ended early has a shorter window.
             count.window = since.min(request.length()).saturating_sub(request.warm_up);
             return Ok(count);
         }
+        watch.count(len);
         count.total_bytes += len as u64;
         if (request.warm_up..request.length()).contains(&since) {
             count.bytes += len as u64;
@@ -133,15 +133,16 @@ pub fn receive(
     }
 }
 
-/// Sends for as long as the request says, or until `cut` says that it is enough.
-pub fn send(stream: &mut TcpStream, request: &Request, most_bytes: u64, cut: &AtomicBool) -> io::Result<()> {
+/// Sends for as long as the request says, or until the transfer is ended.
+pub fn send(stream: &mut TcpStream, request: &Request, most_bytes: u64, watch: &Watch) -> io::Result<()> {
     let unpaced = request.rate.is_none();
     // Paced, a chunk is about a millisecond of 300 Mbit/s.
     let chunk = vec![0x5a; if unpaced { CHUNK } else { 32 * 1024 }];
     let mut pace = Pace::new(request.rate);
     let mut sent = 0;
-    while pace.elapsed() < request.length() && sent < most_bytes && !cut.load(Ordering::Relaxed) {
+    while pace.elapsed() < request.length() && sent < most_bytes && !watch.is_over() {
         stream.write_all(&chunk)?;
+        watch.count(chunk.len());
         sent += chunk.len() as u64;
         pace.sent(chunk.len());
     }

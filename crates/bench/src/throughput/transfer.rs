@@ -1,12 +1,12 @@
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
 use super::far::{self, Limits};
 use super::protocol::{Count, Kind, Request};
 use super::udp;
+use super::watch::Watch;
 use crate::plan::Plan;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,11 +68,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 impl Transfer {
     /// Moves the data from the calling thread's namespace, and waits for the end of it.
     pub fn run(&self) -> io::Result<Moved> {
-        self.run_until(&far::NEVER)
+        self.run_watched(&Watch::default())
     }
 
-    /// As [`Transfer::run`], but TCP ends as soon as `cut` is set.
-    pub fn run_until(&self, cut: &AtomicBool) -> io::Result<Moved> {
+    /// As [`Transfer::run`]; others see how far it is, and may end it if it is TCP.
+    pub fn run_watched(&self, watch: &Watch) -> io::Result<Moved> {
         let kinds: &[Kind] = match (self.protocol, self.direction) {
             (Protocol::Tcp, Direction::Up) => &[Kind::TcpSink],
             (Protocol::Tcp, Direction::Down) => &[Kind::TcpSource],
@@ -85,7 +85,7 @@ impl Transfer {
             let streams: Vec<_> = kinds
                 .iter()
                 .flat_map(|kind| (0..self.streams).map(move |_| *kind))
-                .map(|kind| (kind, scope.spawn(move || self.stream(kind, cut))))
+                .map(|kind| (kind, scope.spawn(move || self.stream(kind, watch))))
                 .collect();
             let mut moved = Moved::default();
             for (kind, stream) in streams {
@@ -100,7 +100,7 @@ impl Transfer {
         })
     }
 
-    fn stream(&self, kind: Kind, cut: &AtomicBool) -> io::Result<Count> {
+    fn stream(&self, kind: Kind, watch: &Watch) -> io::Result<Count> {
         let payload = match self.protocol {
             Protocol::Tcp => 0,
             Protocol::Udp(payload) => payload,
@@ -113,10 +113,10 @@ impl Transfer {
         request.write(&mut stream)?;
         match kind {
             Kind::TcpSink => {
-                far::send(&mut stream, &request, u64::MAX, cut)?;
+                far::send(&mut stream, &request, u64::MAX, watch)?;
                 Count::read(&mut stream)
             }
-            Kind::TcpSource => far::receive(&mut stream, &request, Limits::default(), cut),
+            Kind::TcpSource => far::receive(&mut stream, &request, Limits::default(), watch),
             Kind::UdpSink => {
                 let socket = self.beside(&mut stream)?;
                 udp::send(&socket, &request, u64::MAX);

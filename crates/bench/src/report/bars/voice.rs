@@ -8,6 +8,10 @@ use crate::report::{Better, Distribution, Key, Load, Metric, Path, Report};
 
 /// Packets in a voice cell that is judged.
 const SAMPLES: u64 = 30_000;
+/// A load fills the tunnel if in each round it moves no less than this part of what one stream moves alone, or if that is not known, of what it
+/// moves in the middle of the rounds; and no less than so many Gbit/s.
+const FULL: f64 = 0.5;
+const LEAST_LOAD: f64 = 0.1;
 
 pub fn pump(report: &Report) -> Vec<Bar> {
     let path = Path::BypassPump;
@@ -36,6 +40,9 @@ pub fn in_tunnel(report: &Report) -> Vec<Bar> {
             format!("voice inside the tunnel, {calls} calls during {}: p99 by {client}'s", during(load));
         let mut bar = Bar::new(what, AtMost, 0.25, Found::pooled_p99(report, &ours, &theirs)?);
         bar.want_samples(report, &ours);
+        for loaded in [&ours, &theirs] {
+            bar.want_load(report, loaded);
+        }
         Some(bar)
     };
     let loads = [Load::Upload, Load::Download].into_iter();
@@ -87,8 +94,13 @@ fn p99(report: &Report, path: Path, calls: u16, load: Load, most: f64) -> Option
     let mut bar = by_direct(what, AtMost, most, &ours, found)?;
     bar.want_samples(report, &ours);
     bar.want_samples(report, &bare(&ours, Path::Direct));
-    if load != Load::Idle && !report.realtime {
-        bar.only_report("voice endpoints were not permitted to run real-time");
+    if load != Load::Idle {
+        if !report.realtime {
+            bar.only_report("voice endpoints were not permitted to run real-time");
+        }
+        for loaded in [&ours, &bare(&ours, Path::Direct)] {
+            bar.want_load(report, loaded);
+        }
     }
     Some(bar)
 }
@@ -108,9 +120,15 @@ fn by_direct(
 }
 
 fn loss(report: &Report, path: Path, calls: u16, load: Load) -> Option<Bar> {
-    let found = report.cell(&key(path, calls, load, OURS))?.metrics.get(metric::LOSS)?;
+    let ours = key(path, calls, load, OURS);
+    let found = report.cell(&ours)?.metrics.get(metric::LOSS)?;
     let what = format!("voice by {path}, {calls} calls during {}: loss in the worst round", during(load));
-    Some(Bar::new(what, AtMost, 0.0, Found::worst(found)))
+    let mut bar = Bar::new(what, AtMost, 0.0, Found::worst(found));
+    // What is lost is lost, beside whatever load.
+    if bar.met == Some(true) {
+        bar.want_load(report, &ours);
+    }
+    Some(bar)
 }
 
 /// How often the daemon ran while it carried one call, beyond what it does when idle.
@@ -168,6 +186,24 @@ impl Bar {
         let wanted = (SAMPLES as f64 * 0.9) as u64;
         if heard < wanted {
             self.only_report(&format!("{heard} packets came back, too few"));
+        }
+    }
+
+    /// What was heard beside a load that stood still was not heard beside a load.
+    fn want_load(&mut self, report: &Report, key: &Key) {
+        let rates = report.cell(key).and_then(|cell| cell.metrics.get(metric::LOAD_RATE));
+        let Some(rates) = rates else { return self.only_report("what the load moved is not known") };
+        let alone = match key.load {
+            Some(Load::Upload) => "tcp-up-1",
+            _ => "tcp-down-1",
+        };
+        let client = if key.client.is_empty() { OURS } else { &key.client };
+        let alone = report.of_client(Section::Throughput, alone, client);
+        let usual = alone.and_then(|cell| cell.metrics.get(metric::RATE)).unwrap_or(rates).median();
+        let least = (usual * FULL).max(LEAST_LOAD);
+        if rates.min() < least {
+            let slowest = rates.min();
+            self.only_report(&format!("in a round the load moved {slowest:.2} Gbit/s, less than {least:.2}"));
         }
     }
 }
