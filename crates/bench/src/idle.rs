@@ -3,7 +3,6 @@ use std::time::Duration;
 
 use lab::{During, LabError};
 
-use crate::site::Site;
 use crate::usage::{Usage, peak_memory, reset_peak_memory};
 
 /// What a client uses with a live session and nothing to do.
@@ -15,11 +14,10 @@ pub struct Idle {
     pub memory_bytes: u64,
 }
 
-/// Watches all sites at once for `duration`, divided into windows: none of them does anything that could disturb the others. Each
-/// window's figures, in the order of the sites.
-pub fn measure(sites: &mut [Site], duration: Duration, windows: u32) -> Result<Vec<Vec<Idle>>, LabError> {
-    let pids: Vec<u32> = sites.iter_mut().filter_map(Site::pid).collect();
-    (0..windows).map(|_| watch(&pids, duration / windows)).collect()
+/// Watches all processes at once for `duration`, divided into windows: none of them does anything that could disturb the others. Each
+/// window's figures, in the order of the processes.
+pub fn measure(pids: &[u32], duration: Duration, windows: u32) -> Result<Vec<Vec<Idle>>, LabError> {
+    (0..windows).map(|_| watch(pids, duration / windows)).collect()
 }
 
 fn watch(pids: &[u32], duration: Duration) -> Result<Vec<Idle>, LabError> {

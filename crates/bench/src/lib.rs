@@ -35,8 +35,8 @@ pub use compare::{Change, Comparison, RULE, compare};
 pub use error::BenchError;
 pub use plan::{Plan, Section, UnknownSection};
 pub use report::{
-    Bar, Better, Cell, Contender, Distribution, Judged, Key, Limit, Load, Machine, Metric, Mode, Path,
-    Report, SCHEMA, UnknownLoad, html, judge,
+    Bar, Better, Cell, Contender, Distribution, Failed, Judged, Key, Limit, Load, Machine, Metric, Mode,
+    Path, Report, SCHEMA, UnknownLoad, html, judge,
 };
 pub use run::{Options, run};
 pub use site::{Client, Site, UnknownClient};

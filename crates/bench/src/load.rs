@@ -49,19 +49,24 @@ impl Running {
         self.watch.moved()
     }
 
+    /// That it still runs: what is measured beside it would otherwise not be measured beside a load.
+    pub fn check(&self) -> Result<(), LabError> {
+        let is_over =
+            if self.thread.is_finished() { Err("it was over before the voice was") } else { Ok(()) };
+        is_over.during(|| "load the path beside voice".to_owned())
+    }
+
     /// Ends it, and returns its rate in bit/s.
     ///
     /// # Errors
-    /// If it failed or was over before: what was measured beside it was then not measured beside a load.
+    /// If it failed or was over before.
     pub fn finish(self) -> Result<f64, LabError> {
         let what = || "load the path beside voice".to_owned();
-        let early = self.thread.is_finished();
+        let still_runs = self.check();
         self.watch.end();
         let joined = self.thread.join().map_err(|_| "its thread panicked".to_owned());
         let moved = joined.during(what)?.during(what)?;
-        if early {
-            return Err("it was over before the voice was".to_owned()).during(what);
-        }
+        still_runs?;
         Ok(moved.bit_rate())
     }
 }

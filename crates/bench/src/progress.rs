@@ -37,6 +37,12 @@ impl Progress {
         self.done += length;
         self.left = self.left.saturating_sub(length);
     }
+
+    /// Says that a step failed, in a line of its own.
+    pub fn failed(&self, what: &str) {
+        let begin = if self.terminal { "\r\x1b[2K" } else { "" };
+        eprintln!("{begin}failed: {what}; the report says why");
+    }
 }
 
 impl Drop for Progress {

@@ -27,9 +27,10 @@ pub fn measure(site: &Site, path: Path) -> Result<f64, LabError> {
     let roamed = roam(&site.agent, AGENT, AGENT_2);
     probe.wait_for_answers(STEADY, AFTER);
     let end = clock::now_ns();
-    let samples = probe.finish()?;
+    let samples = probe.finish();
     roamed?;
     roam(&site.agent, AGENT_2, AGENT)?;
+    let samples = samples?;
     sleep(BEFORE);
     let longest = if flows { longest_silence(&samples, end) } else { Duration::MAX };
     Ok(longest.min(AFTER).as_secs_f64() * 1e3)

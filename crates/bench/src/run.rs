@@ -12,11 +12,10 @@ use crate::plan::{Plan, Section};
 use crate::progress::Progress;
 use crate::report::{Better, Key, Mode, Path, Report, SCHEMA, judge};
 use crate::scenario::Scenario;
-use crate::schedule::{Lane, Sites, Step, Turn, schedule};
+use crate::schedule::{Lane, Sites, Step, Talk, Turn, schedule};
 use crate::site::{Client, Site, tos};
 use crate::throughput::{Protocol, Transfer};
 use crate::usage::{Usage, peak_memory, reset_peak_memory};
-use crate::voice::{Calls, EF_TOS};
 use crate::{ceiling, forwarding, idle, machine, metric, roaming, scheduling, startup};
 
 /// What [`run`] shall do.
@@ -38,7 +37,11 @@ pub struct Options {
 pub const GIGA: f64 = 1e9;
 const MEBIBYTE: f64 = (1 << 20) as f64;
 
-/// Measures in namespaces of this machine. Progress goes to standard error. [`lab::enter`] must have been called first.
+/// Measures in namespaces of this machine. Progress goes to standard error. [`lab::enter`] must have been called first. A step that
+/// fails is noted in the report, and the next one is taken.
+///
+/// # Errors
+/// If what is measured cannot be built.
 pub fn run(options: &Options) -> Result<Report, BenchError> {
     let begun = Instant::now();
     let plan = &options.plan;
@@ -56,6 +59,7 @@ pub fn run(options: &Options) -> Result<Report, BenchError> {
         contenders: all.iter_mut().take(sites.clients).map(Site::describe).collect::<Result<_, _>>()?,
         notes: Vec::new(),
         cells: Vec::new(),
+        failed: Vec::new(),
         bars: Vec::new(),
     };
     report.notes = notes(&report, sites);
@@ -66,7 +70,11 @@ pub fn run(options: &Options) -> Result<Report, BenchError> {
     for Turn { round, step } in &turns {
         progress.step(&bench.name(step), step.length(plan));
         bench.round = *round;
-        bench.take(step)?;
+        if let Err(error) = bench.take(step) {
+            let what = bench.name(step);
+            progress.failed(&what);
+            bench.report.fail(*round, what, &error);
+        }
     }
     let mut report = bench.report;
     report.fill_rounds();
@@ -123,20 +131,14 @@ impl Bench<'_> {
 
     /// For people who wait.
     fn name(&self, step: &Step) -> String {
-        let of = |lane: &Lane| {
-            let client = self.all.get(lane.site).map_or("", |site| site.client().name());
-            format!("{} {client}", lane.path).trim().to_owned()
-        };
+        let of = |lane: &Lane| self.lane_name(lane);
         match step {
             Step::Ceiling => "what the cipher allows".to_owned(),
             Step::Transfer { section, scenario, lane } => format!("{section} {} {}", scenario.name, of(lane)),
             Step::Quiet => "what the machine does by itself".to_owned(),
             Step::Voice { load, talks, .. } => {
-                let talks = talks.iter().map(|talk| {
-                    let lanes: Vec<String> = talk.lanes.iter().map(of).collect();
-                    format!("{} × {}", talk.calls, lanes.join(" + "))
-                });
-                format!("voice, load {load}: {}", talks.collect::<Vec<_>>().join(", "))
+                let talks: Vec<String> = talks.iter().map(|talk| self.talk_name(talk)).collect();
+                format!("voice, load {load}: {}", talks.join(", "))
             }
             Step::PingPong(lane) => format!("back-to-back round trips, {}", of(lane)),
             Step::PacketRate(lane) => format!("small packets, {}", of(lane)),
@@ -144,6 +146,16 @@ impl Bench<'_> {
             Step::Roaming(lane) => format!("roaming, {}", of(lane)),
             Step::Startup(lane) => format!("start-up, {}", of(lane)),
         }
+    }
+
+    pub(crate) fn talk_name(&self, talk: &Talk) -> String {
+        let lanes: Vec<String> = talk.lanes.iter().map(|lane| self.lane_name(lane)).collect();
+        format!("{} × {}", talk.calls, lanes.join(" + "))
+    }
+
+    fn lane_name(&self, lane: &Lane) -> String {
+        let client = self.all.get(lane.site).map_or("", |site| site.client().name());
+        format!("{} {client}", lane.path).trim().to_owned()
     }
 
     pub(crate) fn site(&self, index: usize) -> Result<&Site, LabError> {
@@ -231,20 +243,23 @@ impl Bench<'_> {
     }
 
     fn idle(&mut self) -> Result<(), BenchError> {
-        let clients = self.sites.clients;
-        for site in self.all.iter().take(clients) {
-            // A session that lives.
-            let ping = Calls { to: site.voice(Path::Tunnel), calls: 1, packets: 1, tos: EF_TOS };
-            let thread = site.agent.thread("ping", move || ping.run())?;
-            let what = || "open a session".to_owned();
-            thread.join().map_err(|_| "its thread panicked".to_owned()).during(what)?.during(what)?;
+        let mut lives = Vec::new();
+        for site in 0..self.sites.clients {
+            match self.open_session(site) {
+                Ok(pid) => lives.extend(pid.map(|pid| (site, pid))),
+                Err(error) => {
+                    let client = self.site(site)?.client();
+                    let what = format!("idle, {client}");
+                    self.report.fail(self.round, what, &error.into());
+                }
+            }
         }
         std::thread::sleep(Duration::from_secs(1));
+        let pids: Vec<u32> = lives.iter().map(|(_, pid)| *pid).collect();
         let duration = Duration::from_secs_f64(self.plan.idle_seconds);
-        let watched = self.all.get_mut(..clients).unwrap_or_default();
-        for (window, all) in idle::measure(watched, duration, self.plan.rounds)?.into_iter().enumerate() {
-            for (site, idle) in all.into_iter().enumerate() {
-                let key = self.key(Section::Idle, "idle", Lane { site, path: Path::Tunnel });
+        for (window, all) in idle::measure(&pids, duration, self.plan.rounds)?.into_iter().enumerate() {
+            for ((site, _), idle) in lives.iter().zip(all) {
+                let key = self.key(Section::Idle, "idle", Lane { site: *site, path: Path::Tunnel });
                 let mut record = |name: &str, unit: &str, value| {
                     self.report.record(window, &key, name, unit, Better::Lower, value);
                 };
@@ -254,6 +269,12 @@ impl Bench<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Lets a client have a session that lives, and returns its process.
+    fn open_session(&mut self, site: usize) -> Result<Option<u32>, LabError> {
+        self.site(site)?.open_calls(Path::Tunnel, 1, 0)?;
+        Ok(self.all.get_mut(site).and_then(Site::pid))
     }
 
     fn roaming(&mut self, lane: Lane) -> Result<(), BenchError> {

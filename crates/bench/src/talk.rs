@@ -31,7 +31,10 @@ impl Bench<'_> {
         let running = load::start(Some(&site.agent), site.bulk(Path::Tunnel), load, length + SPARE)?;
         let beside = Beside { load, tier: self.sites.tier(loaded), running: running.as_ref() };
         for talk in talks {
-            self.talk(&beside, talk)?;
+            if let Err(error) = self.talk(&beside, talk) {
+                let what = format!("voice, load {load}: {}", self.talk_name(talk));
+                self.report.fail(self.round, what, &error);
+            }
         }
         let Some(running) = running else { return Ok(()) };
         let rate = running.finish()?;
@@ -55,6 +58,7 @@ impl Bench<'_> {
         let heard = talk_at_once(&open, talk.calls).during(what)?;
 
         let ((seconds, used), moved_after) = (busy.so_far(), beside.moved());
+        beside.running.map_or(Ok(()), Running::check)?;
         let after = pids.iter().map(usage).collect::<Result<Vec<_>, _>>().during(what)?;
         for ((lane, open), heard) in talk.lanes.iter().zip(&open).zip(&heard) {
             self.check_heard(*lane, open, heard)?;

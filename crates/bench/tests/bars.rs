@@ -36,6 +36,7 @@ fn report(gateway: &str) -> Report {
         contenders: ["breakout", "boringtun-cli", "gotatun"].map(contender).to_vec(),
         notes: Vec::new(),
         cells: Vec::new(),
+        failed: Vec::new(),
         bars: Vec::new(),
     }
 }

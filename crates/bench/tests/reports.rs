@@ -31,6 +31,7 @@ fn report(rates: &[f64]) -> Report {
         contenders: vec![contender("breakout"), contender("gotatun")],
         notes: vec!["a note".to_owned()],
         cells: Vec::new(),
+        failed: Vec::new(),
         bars: Vec::new(),
     };
     for (client, factor) in [("breakout", 2.0), ("gotatun", 1.0)] {

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "clippy's exception for tests does not reach their helpers")]
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -107,6 +108,60 @@ fn hears_only_the_calls_and_loads_that_were_asked_for() {
 }
 
 #[test]
+fn a_run_that_cannot_measure_leaves_the_files_of_the_one_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("a.json");
+    std::fs::write(&json, "before").unwrap();
+    // Nobody listens on the discard port.
+    let output = breakout(&["bench", "--live", "--target", "127.0.0.1:9", "--json", text(&json)]);
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_to_string(&json).unwrap(), "before");
+}
+
+#[test]
+fn a_client_that_dies_costs_its_own_figures_and_no_others() {
+    if !lab::has_rights() {
+        return lab::skip("making network namespaces needs root");
+    }
+    let Some((name, program)) =
+        lab::Foreign::ALL.into_iter().find_map(|kind| Some((kind.name(), kind.find().ok()?)))
+    else {
+        return lab::skip("no other WireGuard program is installed");
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let (json, mortal) = (directory.path().join("a.json"), directory.path().join("mortal"));
+    // Dies as soon as it has sent a megabyte, which is in its first transfer.
+    let script = format!(
+        "#!/bin/sh\n\
+         for n in $(seq 1200); do\n\
+             sleep 0.05; kill -0 $$ || exit\n\
+             sent=$(sed -n 's/ *wg0: *//p' /proc/self/net/dev | tr -s ' ' | cut -d ' ' -f 9)\n\
+             [ \"${{sent:-0}}\" -lt 1000000 ] || {{ kill -9 $$; exit; }}\n\
+         done >/dev/null 2>&1 &\n\
+         exec {} \"$@\"\n",
+        text(&program)
+    );
+    std::fs::write(&mortal, script).unwrap();
+    std::fs::set_permissions(&mortal, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let against = format!("{name}={}", text(&mortal));
+    let run =
+        ["bench", "--rounds", "1", "--only", "fixed-load", "--against", &against, "--json", text(&json)];
+    let output = breakout(&run);
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let failed = report["failed"].as_array().unwrap();
+    let all_its = failed.iter().all(|failed| failed["what"].as_str().unwrap().ends_with(name));
+    assert!(failed.len() == 2 && all_its, "{failed:?}");
+    let has = |scenario: &str| {
+        let cells = report["cells"].as_array().unwrap().iter();
+        cells.filter(|cell| cell["scenario"] == scenario && cell["client"] == "breakout").count()
+    };
+    assert_eq!((has("fixed-up"), has("fixed-down")), (1, 1), "{report}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("Failed (what could not be measured"), "{said}");
+}
+
+#[test]
 fn what_is_measured_under_another_name_is_found() {
     if !lab::has_rights() {
         return lab::skip("making network namespaces needs root");
@@ -122,7 +177,7 @@ fn what_is_measured_under_another_name_is_found() {
     for path in [Way::BypassPump, Way::Tunnel] {
         talk(path).unwrap();
     }
-    let wrong = failed(talk(Way::BypassFastPath));
+    let wrong = talk(Way::BypassFastPath).unwrap_err().to_string();
     assert!(wrong.contains("is bypass (pump), not bypass (fast path)"), "{wrong}");
 
     // Media leaves directly, past the daemon that lives.
@@ -130,13 +185,8 @@ fn what_is_measured_under_another_name_is_found() {
     site.agent
         .network("lead packets past the daemon", async move |netlink| netlink.add_rule(&past).await)
         .unwrap();
-    let wrong = failed(talk(Way::BypassPump));
+    let wrong = talk(Way::BypassPump).unwrap_err().to_string();
     assert!(wrong.contains("no answer to voice packets"), "{wrong}");
-}
-
-fn failed(found: Result<(), lab::LabError>) -> String {
-    let error = found.unwrap_err();
-    format!("{error}: {}", std::error::Error::source(&error).unwrap())
 }
 
 #[test]

@@ -196,6 +196,7 @@ fn cautions(before: &Report, after: &Report) -> Vec<String> {
     note("the number of cores", before.machine.cores.to_string(), after.machine.cores.to_string());
     note("the kernel", before.machine.kernel.clone(), after.machine.kernel.clone());
     note("real-time scheduling of voice", before.realtime.to_string(), after.realtime.to_string());
+    note("how many steps failed", before.failed.len().to_string(), after.failed.len().to_string());
     note(
         "the length of a transfer",
         before.plan.transfer_seconds.to_string(),

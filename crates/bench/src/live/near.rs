@@ -21,13 +21,13 @@ pub struct Live {
     pub command: Vec<String>,
 }
 
-const TRANSFERS: [(&str, Protocol, Direction, u16); 6] = [
-    ("tcp-up-1", Protocol::Tcp, Direction::Up, 1),
-    ("tcp-down-1", Protocol::Tcp, Direction::Down, 1),
-    ("tcp-up-4", Protocol::Tcp, Direction::Up, 4),
-    ("tcp-down-4", Protocol::Tcp, Direction::Down, 4),
-    ("udp-up", Protocol::Udp(1200), Direction::Up, 1),
-    ("udp-down", Protocol::Udp(1200), Direction::Down, 1),
+const TRANSFERS: [Step; 6] = [
+    Step::Transfer("tcp-up-1", Protocol::Tcp, Direction::Up, 1),
+    Step::Transfer("tcp-down-1", Protocol::Tcp, Direction::Down, 1),
+    Step::Transfer("tcp-up-4", Protocol::Tcp, Direction::Up, 4),
+    Step::Transfer("tcp-down-4", Protocol::Tcp, Direction::Down, 4),
+    Step::Transfer("udp-up", Protocol::Udp(1200), Direction::Up, 1),
+    Step::Transfer("udp-down", Protocol::Udp(1200), Direction::Down, 1),
 ];
 /// What a datagram transfer offers at most, in bit/s: unlike TCP it does not give way to others on a real network.
 const UDP_RATE: u64 = 20_000_000;
@@ -36,14 +36,27 @@ const SPARE: Duration = Duration::from_secs(20);
 /// Whatever way packets to the target take; in the place of a client's name.
 const CLIENT: &str = "as routed";
 
-/// Measures round trips and throughput to a far end by whatever path this machine's routes give its address.
+/// What is measured in one go.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Its name, and how many streams it has.
+    Transfer(&'static str, Protocol, Direction, u16),
+    /// So many calls beside a load.
+    Talk(u16, Load),
+}
+
+/// Measures round trips and throughput to a far end by whatever path this machine's routes give its address. A step that fails ends the run,
+/// and is noted in the report.
+///
+/// # Errors
+/// If nothing at all could be measured.
 pub fn run(live: &Live) -> Result<Report, BenchError> {
     let begun = Instant::now();
     let plan = &live.plan;
-    let rounds = plan.rounds as usize;
-    let transfers = if plan.has(Section::Throughput) { TRANSFERS.len() } else { 0 };
-    let talks = if plan.has(Section::Voice) { plan.calls.len() * plan.loads.len() } else { 0 };
-    let mut progress = Progress::new(rounds * (transfers + talks), length(plan, transfers > 0, talks > 0));
+    let steps = steps(plan);
+    let all = (0..plan.rounds as usize).flat_map(|round| steps.iter().map(move |step| (round, *step)));
+    let length = steps.iter().map(|step| step.length(plan)).sum::<Duration>() * plan.rounds;
+    let mut progress = Progress::new(steps.len() * plan.rounds as usize, length);
     let mut report = Report {
         schema: SCHEMA,
         mode: Mode::Live,
@@ -65,20 +78,26 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
         }],
         notes: Vec::new(),
         cells: Vec::new(),
+        failed: Vec::new(),
         bars: Vec::new(),
     };
     let mut worst_error = 0;
-    for round in 0..rounds {
-        for transfer in TRANSFERS.iter().take(transfers) {
-            transfer_once(live, *transfer, round, &mut report, &mut progress)?;
-        }
-        for calls in plan.calls.iter().take(talks) {
-            for load in &plan.loads {
-                progress
-                    .step(&format!("voice, {calls} calls, load {load}"), talk_length(plan, *calls, *load));
-                worst_error = worst_error.max(talk(live, *calls, *load, round, &mut report)?);
+    for (round, step) in all {
+        progress.step(&step.name(), step.length(plan));
+        let taken = match step {
+            Step::Transfer(name, protocol, direction, streams) => {
+                transfer(live, (name, protocol, direction, streams), round, &mut report)
             }
+            Step::Talk(calls, load) => {
+                talk(live, calls, load, round, &mut report).map(|error| worst_error = worst_error.max(error))
+            }
+        };
+        let Err(error) = taken else { continue };
+        if report.cells.is_empty() {
+            return Err(error);
         }
+        report.fail(round, step.name(), &error);
+        break;
     }
     report.notes.push(format!(
         "Packets went to {} by whatever path this machine's routes give it. The load beside voice is a TCP stream to the same far end; \
@@ -86,7 +105,7 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
         live.target,
         UDP_RATE / 1_000_000
     ));
-    if talks > 0 {
+    if plan.has(Section::Voice) {
         report.notes.push(format!(
             "Round trips are exact. One-way delays assume that the fastest packet of each measurement took as long there as back, and \
              may be wrong by up to {:.0} µs for that.",
@@ -98,14 +117,36 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
     Ok(report)
 }
 
-fn transfer_once(
+fn steps(plan: &Plan) -> Vec<Step> {
+    let transfers = TRANSFERS.into_iter().filter(|_| plan.has(Section::Throughput));
+    let calls = plan.calls.iter().filter(|_| plan.has(Section::Voice));
+    let talks = calls.flat_map(|calls| plan.loads.iter().map(|load| Step::Talk(*calls, *load)));
+    transfers.chain(talks).collect()
+}
+
+impl Step {
+    fn name(self) -> String {
+        match self {
+            Self::Transfer(name, ..) => format!("throughput {name}"),
+            Self::Talk(calls, load) => format!("voice, {calls} calls, load {load}"),
+        }
+    }
+
+    fn length(self, plan: &Plan) -> Duration {
+        match self {
+            Self::Transfer(..) => Plan::WARM_UP + plan.transfer(),
+            Self::Talk(calls, Load::Idle) => INTERVAL * plan.packets_live(calls),
+            Self::Talk(calls, _) => Plan::LOAD_LEAD + INTERVAL * plan.packets_live(calls),
+        }
+    }
+}
+
+fn transfer(
     live: &Live,
     (name, protocol, direction, streams): (&str, Protocol, Direction, u16),
     round: usize,
     report: &mut Report,
-    progress: &mut Progress,
 ) -> Result<(), BenchError> {
-    progress.step(&format!("throughput {name}"), Plan::WARM_UP + live.plan.transfer());
     let rate = (protocol != Protocol::Tcp).then_some(UDP_RATE);
     let duration = live.plan.transfer();
     let moved = Transfer { to: live.target, protocol, direction, streams, duration, rate }
@@ -134,20 +175,6 @@ fn talk(live: &Live, calls: u16, load: Load, round: usize, report: &mut Report) 
     let (offset, error) = clock_offset(&heard.samples).unwrap_or_default();
     record_quality(report, round, &key, &Quality::new(&heard, offset));
     Ok(error)
-}
-
-fn length(plan: &Plan, transfers: bool, talks: bool) -> Duration {
-    let transfers =
-        if transfers { (Plan::WARM_UP + plan.transfer()) * TRANSFERS.len() as u32 } else { Duration::ZERO };
-    let each =
-        plan.calls.iter().flat_map(|calls| plan.loads.iter().map(|load| talk_length(plan, *calls, *load)));
-    let talks = if talks { each.sum() } else { Duration::ZERO };
-    (transfers + talks) * plan.rounds
-}
-
-fn talk_length(plan: &Plan, calls: u16, load: Load) -> Duration {
-    let lead = if load == Load::Idle { Duration::ZERO } else { Plan::LOAD_LEAD };
-    lead + INTERVAL * plan.packets_live(calls)
 }
 
 /// Without a path: nobody here knows which one it was.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::chart::{self, Bar};
 use super::sentences::sentences;
 use super::sheet::Sheet;
-use super::sheets::{headline, scenarios, sheets};
+use super::sheets::{figures, findings, headline, scenarios};
 use super::{Cell, Load, Mode, Path, Report};
 use crate::metric;
 use crate::plan::Section;
@@ -28,13 +28,13 @@ pub fn page(report: &Report) -> String {
     );
     list(&mut out, &sentences(report), "lead");
     machine(&mut out, report);
-    for sheet in sheets(report).iter().filter(|_| !report.bars.is_empty()).take(1) {
+    for sheet in &findings(report) {
         table(&mut out, sheet);
     }
     throughput(&mut out, report);
     voice(&mut out, report);
     out += "<h2>All figures</h2>\n";
-    for sheet in sheets(report).iter().skip(usize::from(!report.bars.is_empty())) {
+    for sheet in &figures(report) {
         table(&mut out, sheet);
     }
     if !report.notes.is_empty() {

@@ -17,6 +17,7 @@ use std::str::FromStr;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::error::BenchError;
 use crate::metric;
 use crate::plan::{Plan, Section};
 pub use bars::{Bar, Judged, Limit, judge};
@@ -48,6 +49,9 @@ pub struct Report {
     /// What a reader of the figures has to know.
     pub notes: Vec<String>,
     pub cells: Vec<Cell>,
+    /// What could not be measured; its cells have no figures of that round.
+    #[serde(default)]
+    pub failed: Vec<Failed>,
     /// What must hold, judged by the cells.
     pub bars: Vec<Bar>,
 }
@@ -71,6 +75,15 @@ pub struct Machine {
     pub system: String,
     /// Over the minute before the run.
     pub load_average: f64,
+}
+
+/// A step that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    pub what: String,
+    /// From 0.
+    pub round: usize,
+    pub why: String,
 }
 
 /// A client and its gateway.
@@ -195,6 +208,11 @@ impl Report {
     /// Adds a round's histogram of nanoseconds.
     pub fn record_delays(&mut self, round: usize, key: &Key, name: &str, delays: &Histogram<u64>) {
         self.cell_mut(key).distributions.entry(name.to_owned()).or_default().add(round, delays);
+    }
+
+    /// Notes that a step failed.
+    pub(crate) fn fail(&mut self, round: usize, what: String, error: &BenchError) {
+        self.failed.push(Failed { what, round, why: error.to_string() });
     }
 
     /// Gives every figure as many rounds as the plan has.

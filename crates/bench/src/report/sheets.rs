@@ -1,15 +1,19 @@
 use std::collections::BTreeSet;
 
 use super::sheet::{Sheet, number};
-use super::{Cell, Key, Load, Metric, Path, Report};
+use super::{Cell, Failed, Key, Load, Metric, Path, Report};
 use crate::metric;
 use crate::plan::Section;
 use crate::voice::{e_model_mos, genesys_mos};
 
+/// What to look at first, as tables.
+pub fn findings(report: &Report) -> Vec<Sheet> {
+    [failed(report), bars(report)].into_iter().filter(|sheet| !sheet.rows.is_empty()).collect()
+}
+
 /// All that was measured, as tables; sections that were left out have none.
-pub fn sheets(report: &Report) -> Vec<Sheet> {
+pub fn figures(report: &Report) -> Vec<Sheet> {
     let sheets = [
-        bars(report),
         ceiling(report),
         throughput(report),
         cost(report),
@@ -19,6 +23,18 @@ pub fn sheets(report: &Report) -> Vec<Sheet> {
         changes(report),
     ];
     sheets.into_iter().filter(|sheet| !sheet.rows.is_empty()).collect()
+}
+
+fn failed(report: &Report) -> Sheet {
+    let mut sheet = Sheet::new(
+        "Failed",
+        "what could not be measured, and has no figures of that round",
+        &["round", "what", "why"],
+    );
+    for Failed { what, round, why } in &report.failed {
+        sheet.rows.push(vec![(round + 1).to_string(), what.clone(), why.replace('\n', " ")]);
+    }
+    sheet
 }
 
 fn bars(report: &Report) -> Sheet {

@@ -3,11 +3,11 @@ use std::fmt;
 use super::Report;
 use super::sentences::sentences;
 use super::sheet::Sheet;
-use super::sheets::sheets;
+use super::sheets::{figures, findings};
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for sheet in sheets(self) {
+        for sheet in findings(self).into_iter().chain(figures(self)) {
             writeln!(f, "{sheet}")?;
         }
         for sentence in sentences(self).iter().chain(&self.notes) {

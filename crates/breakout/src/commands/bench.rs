@@ -1,7 +1,7 @@
+mod whole_file;
+
 use std::{
     collections::BTreeSet,
-    fs::File,
-    io::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
 };
@@ -10,6 +10,7 @@ use bench::{Client, Load, Plan, Report, Section, live};
 use clap::{Args, Subcommand};
 
 use crate::{exit::Exit, failure::Failure, output};
+use whole_file::WholeFile;
 
 /// Measure throughput, voice, start-up and idle cost, beside other WireGuard clients if wanted
 ///
@@ -19,8 +20,8 @@ use crate::{exit::Exit, failure::Failure, output};
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true, after_help = concat!(
     "Exit status:\n",
-    "  0  measured; compare: nothing is worse\n",
-    "  1  compare: something is worse\n",
+    "  0  measured; compare: nothing that counts is worse\n",
+    "  1  a step failed, and the report says which; compare: something that counts is worse\n",
     "  2  the command line or a report cannot be used\n",
     "  3  the bench could not run; what is missing is said"
 ))]
@@ -106,7 +107,7 @@ impl Measure {
         let report = match &self.target {
             Some(target) => {
                 let target = resolve(target)?;
-                let mut files = self.files()?;
+                let files = self.files()?;
                 let live = live::Live { target, plan: self.plan(), version: version(), command: command() };
                 files.write(live::run(&live).map_err(could_not_run)?)?
             }
@@ -114,7 +115,7 @@ impl Measure {
                 // Before anything else: a user namespace can only be entered while there is one thread.
                 lab::enter().map_err(could_not_run)?;
                 lab::clean_up_on_signals().map_err(could_not_run)?;
-                let mut files = self.files()?;
+                let files = self.files()?;
                 let exe = std::env::current_exe()
                     .map_err(|error| Failure::system("cannot find this program's own file").because(error))?;
                 let options = bench::Options {
@@ -129,7 +130,7 @@ impl Measure {
             }
         };
         output::text(&report.to_string())?;
-        Ok(Exit::Ok)
+        Ok(if report.failed.is_empty() { Exit::Ok } else { Exit::No })
     }
 
     fn plan(&self) -> Plan {
@@ -144,10 +145,13 @@ impl Measure {
         }
     }
 
-    /// Opened first: a path that cannot be written shall not be found out after the measurement.
+    /// Looked at first: a path that cannot be written shall not be found out after the measurement.
     fn files(&self) -> Result<Files, Failure> {
-        let create = |path: &Option<PathBuf>| path.as_deref().map(create).transpose();
-        Ok(Files { json: create(&self.json)?, html: create(&self.html)? })
+        let at = |path: &Option<PathBuf>| {
+            let path = path.as_deref();
+            path.map(|path| WholeFile::at(path).map_err(|error| cannot_write(path, error))).transpose()
+        };
+        Ok(Files { json: at(&self.json)?, html: at(&self.html)? })
     }
 }
 
@@ -158,28 +162,25 @@ fn each_once<T: Copy + Ord>(given: &[T]) -> Option<Vec<T>> {
 }
 
 struct Files {
-    json: Option<(File, PathBuf)>,
-    html: Option<(File, PathBuf)>,
+    json: Option<WholeFile>,
+    html: Option<WholeFile>,
 }
 
 impl Files {
-    fn write(&mut self, report: Report) -> Result<Report, Failure> {
-        if let Some((file, path)) = &mut self.json {
+    fn write(&self, report: Report) -> Result<Report, Failure> {
+        let write = |file: &WholeFile, content: &[u8]| {
+            file.write(content).map_err(|error| cannot_write(file.path(), error))
+        };
+        if let Some(file) = &self.json {
             let rendered = serde_json::to_vec(&report)
                 .map_err(|error| Failure::system("cannot render the report as JSON").because(error))?;
-            file.write_all(&rendered).map_err(|error| cannot_write(path, error))?;
+            write(file, &rendered)?;
         }
-        if let Some((file, path)) = &mut self.html {
-            let page = bench::html::page(&report);
-            file.write_all(page.as_bytes()).map_err(|error| cannot_write(path, error))?;
+        if let Some(file) = &self.html {
+            write(file, bench::html::page(&report).as_bytes())?;
         }
         Ok(report)
     }
-}
-
-fn create(path: &Path) -> Result<(File, PathBuf), Failure> {
-    let file = File::create(path).map_err(|error| cannot_write(path, error))?;
-    Ok((file, path.to_owned()))
 }
 
 fn cannot_write(path: &Path, error: std::io::Error) -> Failure {
