@@ -13,7 +13,7 @@ use socket2::SockRef;
 
 use crate::clock;
 use crate::scheduling::{Pinned, pin_this_thread, take_realtime};
-use crate::voice::{self, Delays, Packet};
+use crate::voice::{self, Delays, Packet, Stamps};
 
 /// How long round trips are made.
 pub const PING_PONG: Duration = Duration::from_millis(500);
@@ -65,7 +65,7 @@ pub fn ping_pong(way: &Way<'_>) -> Result<Sent<Histogram<u64>>, LabError> {
     let token = stop.token();
     let echo = way.far.thread("echo", move || {
         pin_this_thread(PROCESSOR)?;
-        voice::echo(&socket, &token, tos == 0);
+        voice::echo(&socket, &token, tos == 0, Stamps::Machine);
         Ok::<_, io::Error>(())
     })?;
     let trips = way.near.thread("ping-pong", move || round_trips(to, tos))?.join();

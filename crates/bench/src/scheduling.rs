@@ -2,13 +2,24 @@ use std::io;
 use std::thread::available_parallelism;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::prctl;
 use nix::unistd::Pid;
 
 /// Of voice endpoints: above any thread that carries their packets, so that what is measured is the carrying.
 const PRIORITY: i32 = 60;
 
-/// Makes the calling thread SCHED_FIFO; `false` where this user may not.
+/// Makes the calling thread SCHED_FIFO; `false` where this user may not. It then at least sleeps no longer than it is told to: the kernel
+/// otherwise adds up to 50 µs (PR_SET_TIMERSLACK).
 pub fn take_realtime() -> bool {
+    let is_realtime = ask_for_realtime();
+    if !is_realtime {
+        // Refused by no kernel that knows it; where it is, sleeps are as long as anybody's.
+        let _ = prctl::set_timerslack(1);
+    }
+    is_realtime
+}
+
+fn ask_for_realtime() -> bool {
     let parameter = libc::sched_param { sched_priority: PRIORITY };
     // SAFETY: the kernel reads one sched_param, which lives here; 0 is the calling thread.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) == 0 }
@@ -78,9 +89,34 @@ fn one(processor: usize) -> io::Result<CpuSet> {
     Ok(set)
 }
 
+/// Runs `body` in a thread of its own that may not become real-time.
+#[cfg(test)]
+pub fn without_realtime<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    const NOBODY: libc::c_long = 65534;
+    let unprivileged = || {
+        if ask_for_realtime() {
+            // SAFETY: takes numbers; the system call, unlike the C library's function, is about this thread alone.
+            let gave_up = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+            assert_eq!(gave_up, 0);
+            let ordinary = libc::sched_param { sched_priority: 0 };
+            // SAFETY: the kernel reads one sched_param, which lives here; 0 is the calling thread.
+            let gave_up = unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const ordinary) };
+            assert_eq!(gave_up, 0);
+        }
+        assert!(!take_realtime());
+        body()
+    };
+    std::thread::scope(|scope| scope.spawn(unprivileged).join().unwrap())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_may_not_be_realtime_sleeps_no_longer_than_told() {
+        assert_eq!(without_realtime(prctl::get_timerslack), Ok(1));
+    }
 
     #[test]
     fn a_process_is_pinned_and_let_go() {

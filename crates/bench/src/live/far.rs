@@ -6,7 +6,7 @@ use std::time::Duration;
 use lab::StopSource;
 
 use crate::throughput::{Limits, listen};
-use crate::voice::{echo, open};
+use crate::voice::{Stamps, echo, open};
 
 pub const MOST_TRANSFERS: usize = 8;
 
@@ -31,8 +31,10 @@ pub fn serve(address: SocketAddr) -> io::Result<Far> {
         transfers_at_once: MOST_TRANSFERS,
     };
     let (voice, bulk) = (stop.token(), stop.token());
-    let threads =
-        vec![spawn(move || echo(&socket, &voice, false)), spawn(move || listen(&listener, &bulk, limits))];
+    let threads = vec![
+        spawn(move || echo(&socket, &voice, false, Stamps::Wall)),
+        spawn(move || listen(&listener, &bulk, limits)),
+    ];
     Ok(Far { address, stop, threads })
 }
 

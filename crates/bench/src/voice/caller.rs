@@ -108,8 +108,8 @@ impl OpenCalls {
         self.talk(clock::now_ns() + INTERVAL.as_nanos() as u64)
     }
 
-    /// Talks, from any thread. Packets are due at fixed times, the first at `begin` nanoseconds since 1970, the calls' spread evenly over
-    /// the interval.
+    /// Talks, from any thread. Packets are due at fixed times, the first at `begin` nanoseconds since the machine started, the calls' spread
+    /// evenly over the interval.
     ///
     /// # Errors
     /// If a socket fails. A packet that the network refuses counts as lost.

@@ -9,6 +9,7 @@ use socket2::SockRef;
 
 use super::receive::{prepare, receive};
 use super::{EF_TOS, packet};
+use crate::clock;
 use crate::scheduling::take_realtime;
 
 /// How long a receive may block before the stop is looked at.
@@ -28,7 +29,7 @@ fn serve_if(host: &Host, address: SocketAddr, only_marked: bool) -> Result<(), L
     let socket = host
         .run(move || open(address))?
         .during(|| format!("open UDP {address} on host `{}`", host.name()))?;
-    host.serve(&format!("voice {address}"), move |stop| echo(&socket, &stop, only_marked))
+    host.serve(&format!("voice {address}"), move |stop| echo(&socket, &stop, only_marked, Stamps::Machine))
 }
 
 /// A socket that answers marked EF.
@@ -41,9 +42,18 @@ pub fn open(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// By what clock a far end says when packets came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stamps {
+    /// The one that it has in common with whoever is on the same machine.
+    Machine,
+    /// The wall clock, for other machines.
+    Wall,
+}
+
 /// Sends the bench's own packets back, with the time they came, until told to stop. Anything else is ignored, so that the answer is
 /// never larger than the question and never answers itself.
-pub fn echo(socket: &UdpSocket, stop: &Stop, only_marked: bool) {
+pub fn echo(socket: &UdpSocket, stop: &Stop, only_marked: bool, stamps: Stamps) {
     if prepare(socket, !take_realtime()).is_err() {
         return;
     }
@@ -64,7 +74,11 @@ pub fn echo(socket: &UdpSocket, stop: &Stop, only_marked: bool) {
         if !packet::is_ours(datagram) || only_marked && received.tos != Some(EF_TOS) {
             continue;
         }
-        packet::stamp(datagram, received.at);
+        let at = match stamps {
+            Stamps::Machine => received.at,
+            Stamps::Wall => clock::to_wall(received.at),
+        };
+        packet::stamp(datagram, at);
         // An answer that cannot be sent is a lost packet, and the caller counts those.
         let _ = socket.send_to(datagram, from);
     }

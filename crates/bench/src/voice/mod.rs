@@ -8,7 +8,7 @@ mod receive;
 mod result;
 
 pub use caller::{Calls, Heard, OpenCalls, Sample};
-pub use echo::{echo, open, serve, serve_marked};
+pub use echo::{Stamps, echo, open, serve, serve_marked};
 pub use packet::PAYLOAD;
 pub(crate) use packet::Packet;
 pub use quality::{Jitter, e_model_mos, genesys_mos};

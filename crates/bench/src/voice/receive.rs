@@ -15,7 +15,7 @@ pub struct Received {
     pub len: usize,
     /// `None` on a connected socket.
     pub from: Option<SocketAddr>,
-    /// In nanoseconds since 1970.
+    /// In nanoseconds since the machine started.
     pub at: u64,
     /// The type-of-service byte, if the socket asked for it.
     pub tos: Option<u8>,
@@ -39,7 +39,7 @@ pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Received> {
     let (mut at, mut tos) = (now, None);
     for control in message.cmsgs()? {
         match control {
-            ControlMessageOwned::ScmTimestampns(time) => at = clock::nanoseconds(time),
+            ControlMessageOwned::ScmTimestampns(time) => at = clock::of_stamp(time),
             ControlMessageOwned::Ipv4Tos(mark) => tos = Some(mark),
             _ => {}
         }
