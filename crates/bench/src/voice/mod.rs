@@ -6,6 +6,8 @@ mod packet;
 mod quality;
 mod receive;
 mod result;
+#[cfg(test)]
+mod tests;
 
 pub use caller::{Calls, Heard, OpenCalls, Sample};
 pub use echo::{Stamps, echo, open, serve, serve_marked};
