@@ -7,6 +7,7 @@
 mod ceiling;
 mod clock;
 mod compare;
+mod dual;
 mod error;
 mod flows;
 mod forwarding;

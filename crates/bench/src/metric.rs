@@ -43,6 +43,9 @@ pub const LOAD_RATE: &str = "load-rate";
 /// By how much the bench sent packets after they were due, in microseconds: part of the round trip.
 pub const LATE_P50: &str = "late-p50";
 pub const LATE_P99: &str = "late-p99";
+/// By how much the far end's clock is ahead of this machine's, and by how much that may be wrong, in microseconds.
+pub const CLOCK_OFFSET: &str = "clock-offset";
+pub const CLOCK_ERROR: &str = "clock-error";
 /// How often a thread of Breakout was put on a processor for each packet sent (and its answer).
 pub const SWITCHES_PER_PACKET: &str = "switches-per-packet";
 /// … and for each second.

@@ -38,6 +38,9 @@ impl Section {
         Self::Startup,
     ];
 
+    /// What can be measured against a far end on another machine.
+    pub const LIVE: [Self; 2] = [Self::Throughput, Self::Voice];
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ceiling => "ceiling",

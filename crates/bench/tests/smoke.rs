@@ -125,7 +125,14 @@ fn a_live_run_measures_against_a_far_end_in_another_namespace() {
     assert!(rates.len() == 6 && rates.iter().all(|rate| *rate > 0.0), "{rates:?}");
     let voice: Vec<_> = report.section(Section::Voice).collect();
     assert!(voice.iter().all(|cell| cell.distributions["round-trip"].count() == 20), "{voice:?}");
-    assert!(report.notes.iter().any(|note| note.contains("may be wrong by up to")), "{:?}", report.notes);
+    // Both ends have one clock.
+    for cell in &voice {
+        let of = |name: &str| cell.metrics[name].median();
+        let (offset, error) = (of(bench::metric::CLOCK_OFFSET), of(bench::metric::CLOCK_ERROR));
+        assert!(error > 0.0 && offset.abs() <= error + 100.0, "{offset} ± {error} µs");
+    }
+    let says = |words: &str| report.notes.iter().any(|note| note.contains(words));
+    assert!(says("µs ahead of this machine's") && says("may be wrong by up to"), "{:?}", report.notes);
     let (text, page) = (report.to_string(), bench::html::page(&report));
     assert!(text.contains("tcp-down-4") && page.contains("<polyline"), "{text}");
 

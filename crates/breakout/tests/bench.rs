@@ -198,6 +198,10 @@ fn a_command_line_that_makes_no_sense_is_refused_with_what_to_do() {
         (&["bench", "--loads", "full"], "`full` is no load: give idle, upload or download"),
         (&["bench", "--calls", "0"], "0 is not in 1..=500"),
         (&["bench", "--live"], "--target"),
+        (
+            &["bench", "--live", "--target", "127.0.0.1", "--only", "voice,idle"],
+            "`idle` cannot be measured with --live",
+        ),
         (&["bench", "compare", "no-such-file", "neither"], "no-such-file: cannot be read"),
         (
             &["bench", "--json", "/no/such/directory/file", "--live", "--target", "127.0.0.1:9"],
@@ -211,4 +215,6 @@ fn a_command_line_that_makes_no_sense_is_refused_with_what_to_do() {
             |text: &str| text.split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ");
         assert!(words(&said).contains(reason), "{arguments:?}: {said}");
     }
+    let live = breakout(&["bench", "--live", "--target", "127.0.0.1", "--only", "idle"]);
+    assert_eq!(live.status.code(), Some(2));
 }

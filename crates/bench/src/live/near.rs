@@ -6,11 +6,11 @@ use lab::During;
 use crate::error::BenchError;
 use crate::plan::{Plan, Section};
 use crate::progress::Progress;
-use crate::report::{Better, Contender, Key, Load, Mode, Report, SCHEMA};
+use crate::report::{Better, Contender, Key, Load, Metric, Mode, Report, SCHEMA};
 use crate::talk::record_quality;
 use crate::throughput::{Direction, Protocol, Transfer};
 use crate::voice::{Calls, EF_TOS, INTERVAL, Quality, clock_offset};
-use crate::{load, machine, metric, scheduling};
+use crate::{clock, load, machine, metric, scheduling};
 
 /// What [`run`] shall do.
 #[derive(Clone, Debug)]
@@ -81,16 +81,13 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
         failed: Vec::new(),
         bars: Vec::new(),
     };
-    let mut worst_error = 0;
     for (round, step) in all {
         progress.step(&step.name(), step.length(plan));
         let taken = match step {
             Step::Transfer(name, protocol, direction, streams) => {
                 transfer(live, (name, protocol, direction, streams), round, &mut report)
             }
-            Step::Talk(calls, load) => {
-                talk(live, calls, load, round, &mut report).map(|error| worst_error = worst_error.max(error))
-            }
+            Step::Talk(calls, load) => talk(live, calls, load, round, &mut report),
         };
         let Err(error) = taken else { continue };
         if report.cells.is_empty() {
@@ -105,13 +102,7 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
         live.target,
         UDP_RATE / 1_000_000
     ));
-    if plan.has(Section::Voice) {
-        report.notes.push(format!(
-            "Round trips are exact. One-way delays assume that the fastest packet of each measurement took as long there as back, and \
-             may be wrong by up to {:.0} µs for that.",
-            worst_error as f64 / 1e3
-        ));
-    }
+    report.notes.extend(clocks(&report));
     report.fill_rounds();
     report.seconds = begun.elapsed().as_secs_f64();
     Ok(report)
@@ -157,8 +148,7 @@ fn transfer(
     Ok(())
 }
 
-/// Returns by how much its one-way delays may be wrong, in nanoseconds.
-fn talk(live: &Live, calls: u16, load: Load, round: usize, report: &mut Report) -> Result<u64, BenchError> {
+fn talk(live: &Live, calls: u16, load: Load, round: usize, report: &mut Report) -> Result<(), BenchError> {
     let packets = live.plan.packets_live(calls);
     // Opening the calls and waiting for the last answers takes time too.
     let most = INTERVAL * packets + SPARE;
@@ -172,9 +162,32 @@ fn talk(live: &Live, calls: u16, load: Load, round: usize, report: &mut Report) 
         report.record(round, &key, metric::LOAD_RATE, "Gbit/s", Better::Neither, rate / 1e9);
     }
     let heard = heard?;
-    let (offset, error) = clock_offset(&heard.samples).unwrap_or_default();
-    record_quality(report, round, &key, &Quality::new(&heard, offset));
-    Ok(error)
+    // The far end's wall clock, against the clock of this end.
+    let offset = clock_offset(&heard.samples);
+    if let Some((offset, error)) = offset {
+        let ahead = offset - (clock::wall_ns() as i64 - clock::now_ns() as i64);
+        for (name, ns) in [(metric::CLOCK_OFFSET, ahead as f64), (metric::CLOCK_ERROR, error as f64)] {
+            report.record(round, &key, name, "µs", Better::Neither, ns / 1e3);
+        }
+    }
+    record_quality(report, round, &key, &Quality::new(&heard, offset.unwrap_or_default().0));
+    Ok(())
+}
+
+/// By what the far end's clock differs, and what that means for one-way delays.
+fn clocks(report: &Report) -> Option<String> {
+    let all = |name: &str| -> Vec<f64> {
+        let metrics = report.section(Section::Voice).filter_map(|cell| cell.metrics.get(name));
+        metrics.flat_map(Metric::values).collect()
+    };
+    let (offsets, errors) = (all(metric::CLOCK_OFFSET), all(metric::CLOCK_ERROR));
+    let error = errors.into_iter().reduce(f64::max)?;
+    let (least, most) =
+        (offsets.iter().copied().reduce(f64::min)?, offsets.iter().copied().reduce(f64::max)?);
+    Some(format!(
+        "Round trips are exact. The far end's clock was {least:+.0} to {most:+.0} µs ahead of this machine's, taking it that the fastest packet \
+         of each measurement took as long there as back; one-way delays are corrected by that, and may be wrong by up to {error:.0} µs."
+    ))
 }
 
 /// Without a path: nobody here knows which one it was.

@@ -20,7 +20,7 @@ pub struct Calls {
     pub calls: u16,
     /// Of each call.
     pub packets: u32,
-    /// The type-of-service byte; for IPv4.
+    /// The type-of-service or traffic-class byte.
     pub tos: u8,
 }
 
@@ -83,8 +83,9 @@ impl Calls {
         for call in 0..self.calls {
             let socket = UdpSocket::bind(any)?;
             socket.connect(self.to)?;
-            if self.to.is_ipv4() {
-                SockRef::from(&socket).set_tos_v4(u32::from(self.tos))?;
+            match self.to {
+                SocketAddr::V4(_) => SockRef::from(&socket).set_tos_v4(u32::from(self.tos))?,
+                SocketAddr::V6(_) => SockRef::from(&socket).set_tclass_v6(u32::from(self.tos))?,
             }
             open_the_way(&socket, call)?;
             socket.set_nonblocking(true)?;

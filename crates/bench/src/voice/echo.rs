@@ -9,8 +9,8 @@ use socket2::SockRef;
 
 use super::receive::{prepare, receive};
 use super::{EF_TOS, packet};
-use crate::clock;
 use crate::scheduling::take_realtime;
+use crate::{clock, dual};
 
 /// How long a receive may block before the stop is looked at.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -34,10 +34,12 @@ fn serve_if(host: &Host, address: SocketAddr, only_marked: bool) -> Result<(), L
 
 /// A socket that answers marked EF.
 pub fn open(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(address)?;
+    let socket = dual::udp(address)?;
     socket.set_read_timeout(Some(PATIENCE))?;
-    if address.is_ipv4() {
-        SockRef::from(&socket).set_tos_v4(u32::from(EF_TOS))?;
+    // Also for what an IPv6 socket sends to IPv4.
+    SockRef::from(&socket).set_tos_v4(u32::from(EF_TOS))?;
+    if address.is_ipv6() {
+        SockRef::from(&socket).set_tclass_v6(u32::from(EF_TOS))?;
     }
     Ok(socket)
 }

@@ -2,7 +2,7 @@ mod whole_file;
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
 };
 
@@ -86,10 +86,9 @@ struct Measure {
     #[arg(long, conflicts_with_all = ["live", "quick", "only", "against", "rounds", "samples",
         "calls", "loads", "json", "html"])]
     serve: bool,
-    /// Where --serve listens, TCP and UDP
-    #[arg(long, value_name = "ADDRESS", requires = "serve",
-        default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), live::PORT))]
-    listen: SocketAddr,
+    /// Where --serve listens, TCP and UDP; unless given, port 47000 of any address
+    #[arg(long, value_name = "ADDRESS", requires = "serve")]
+    listen: Option<SocketAddr>,
 }
 
 impl Bench {
@@ -108,7 +107,8 @@ impl Measure {
             Some(target) => {
                 let target = resolve(target)?;
                 let files = self.files()?;
-                let live = live::Live { target, plan: self.plan(), version: version(), command: command() };
+                let plan = self.live_plan()?;
+                let live = live::Live { target, plan, version: version(), command: command() };
                 files.write(live::run(&live).map_err(could_not_run)?)?
             }
             None => {
@@ -143,6 +143,21 @@ impl Measure {
             loads: each_once(&self.loads).unwrap_or(plan.loads),
             ..plan
         }
+    }
+
+    fn live_plan(&self) -> Result<Plan, Failure> {
+        if let Some(section) = self.only.iter().find(|section| !Section::LIVE.contains(section)) {
+            let measured = Section::LIVE.map(Section::name).join(" and ");
+            return Err(Failure::usage(format!("`{section}` cannot be measured with --live"))
+                .remedy(format!(
+                    "against a far end elsewhere {measured} can be: leave --live out, or --only {section}"
+                ))
+                .into());
+        }
+        let plan = self.plan();
+        let sections =
+            plan.sections.iter().copied().filter(|section| Section::LIVE.contains(section)).collect();
+        Ok(Plan { sections, ..plan })
     }
 
     /// Looked at first: a path that cannot be written shall not be found out after the measurement.
@@ -194,9 +209,16 @@ fn compare(before: &Path, after: &Path) -> Result<Exit, Failure> {
     Ok(if comparison.is_worse() { Exit::No } else { Exit::Ok })
 }
 
-fn serve(address: SocketAddr) -> Result<Exit, Failure> {
-    let far = live::serve(address).map_err(|error| {
-        Failure::system(format!("cannot listen on {address}, TCP and UDP"))
+fn serve(address: Option<SocketAddr>) -> Result<Exit, Failure> {
+    let any = |ip: IpAddr| SocketAddr::new(ip, live::PORT);
+    let any_v4 = any(Ipv4Addr::UNSPECIFIED.into());
+    let far = match address {
+        Some(address) => live::serve(address),
+        // There may be no IPv6.
+        None => live::serve(any(Ipv6Addr::UNSPECIFIED.into())).or_else(|_| live::serve(any_v4)),
+    };
+    let far = far.map_err(|error| {
+        Failure::system(format!("cannot listen on {}, TCP and UDP", address.unwrap_or(any_v4)))
             .because(error)
             .remedy("another program may have the port: give another one with --listen")
     })?;
