@@ -314,7 +314,7 @@ fn notes(report: &Report, sites: Sites) -> Vec<String> {
     vec![
         voice.to_owned(),
         tiers.to_owned(),
-        "Voice delay counts from when a packet was due, so that a late send counts as delay; how late they were is in the JSON. One-way delays are exact: both ends have one clock.".to_owned(),
+        "Voice delay counts from when a packet was due, so that a late send counts as delay, and the table says how late they were. One-way delays are exact: both ends have one clock.".to_owned(),
         "`direct` is a wire of its own without any VPN; `direct again` is the same once more, and by how much the two differ is how far ratios can be trusted. Under load it is heard beside each tier, while that daemon's tunnel is full.".to_owned(),
         "With up to 10 calls, direct and the bypass are heard at the same time, their packets evenly apart.".to_owned(),
         "A wake-up is a voluntary context switch, or idle any. CPU is the client process's own; what the kernel does in interrupts on its behalf is not in it, but is in the whole machine's.".to_owned(),

@@ -134,6 +134,7 @@ fn tables_show_all_rounds_packets_together_and_every_lost_one() {
         report.record_delays(round, &key, "round-trip", &delays);
         let p99 = if is_bad { 9000.0 } else { 100.0 };
         report.record(round, &key, "rtt-p99", "µs", Better::Lower, p99);
+        report.record(round, &key, "late-p99", "µs", Better::Neither, if is_bad { 77.0 } else { 7.0 });
         report.record(round, &key, "sent", "packets", Better::Neither, if is_bad { 1000.0 } else { 996.0 });
         report.record(round, &key, "reordered", "packets", Better::Lower, if is_bad { 7.0 } else { 0.0 });
     }
@@ -147,6 +148,7 @@ fn tables_show_all_rounds_packets_together_and_every_lost_one() {
     };
     assert_eq!((of("rtt p50"), of("p99")), ("100", "9003"), "{text}");
     assert_eq!((of("lost"), of("reordered"), of("sent")), ("4 (0.080 %)", "7", "4984"), "{text}");
+    assert_eq!(of("sent late"), "77.0", "the bench's own lateness, in the worst round: {text}");
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn cost(report: &Report) -> Sheet {
 fn voice(report: &Report) -> Sheet {
     let mut sheet = Sheet::new(
         "Voice",
-        "RTP of 172 B, 50 packets/s for each call; µs from when a packet was due; all rounds' packets together, × is the round trip by direct's in the same load (range of the rounds)",
+        "RTP of 172 B, 50 packets/s for each call; µs from when a packet was due; all rounds' packets together, × is the round trip by direct's in the same load (range of the rounds); sent late: by how much the bench itself sent after packets were due, p99 of the worst round",
         &[
             "calls",
             "tunnel's load",
@@ -148,6 +148,7 @@ fn voice(report: &Report) -> Sheet {
             "MOS",
             "Genesys MOS",
             "sent",
+            "sent late",
             "switches/packet",
             "machine µs/packet",
         ],
@@ -208,6 +209,7 @@ fn voice_row(cell: &Cell, direct: Option<&Cell>) -> Vec<String> {
         mos.map_or_else(dash, number),
         genesys_mos.map_or_else(dash, number),
         cell.lost().map_or_else(dash, |(_, sent)| sent.to_string()),
+        cell.metrics.get(metric::LATE_P99).map_or_else(dash, |late| number(late.max())),
         middle(metric::SWITCHES_PER_PACKET),
         middle(metric::MACHINE_CPU),
     ]
