@@ -110,14 +110,15 @@ fn what_got_slower_is_worse_and_what_did_not_is_not() {
 }
 
 #[test]
-fn another_machine_or_peer_is_pointed_out() {
+fn another_build_machine_or_peer_is_pointed_out() {
     let before = report(&[1.0]);
     let mut after = before.clone();
     after.machine.kernel = "9.9".to_owned();
+    after.version = "1 (0123456789ab)".to_owned();
     after.contenders[1].version = "gotatun 2".to_owned();
     after.cells.truncate(1);
     let comparison = compare(&before, &after);
-    assert_eq!(comparison.cautions.len(), 2, "{:?}", comparison.cautions);
+    assert_eq!(comparison.cautions.len(), 3, "{:?}", comparison.cautions);
     assert_eq!(comparison.unmatched, 3);
 }
 

@@ -108,6 +108,20 @@ fn hears_only_the_calls_and_loads_that_were_asked_for() {
 }
 
 #[test]
+fn says_of_what_commit_it_is() {
+    let git =
+        Command::new("git").args(["rev-parse", "HEAD"]).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    let Some(commit) = git.ok().filter(|git| git.status.success()) else {
+        return lab::skip("these sources are no working tree of git");
+    };
+    let commit = String::from_utf8(commit.stdout).unwrap();
+    let said = String::from_utf8(breakout(&["--version"]).stdout).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    let expected = format!("breakout {version} ({}", &commit[..12]);
+    assert!(said.starts_with(&expected), "{said}, not {expected}");
+}
+
+#[test]
 fn a_run_that_cannot_measure_leaves_the_files_of_the_one_before() {
     let directory = tempfile::tempdir().unwrap();
     let json = directory.path().join("a.json");

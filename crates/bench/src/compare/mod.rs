@@ -192,6 +192,7 @@ fn cautions(before: &Report, after: &Report) -> Vec<String> {
             cautions.push(format!("{what} differs: {was} before, {is} after"));
         }
     };
+    note("the build of Breakout", before.version.clone(), after.version.clone());
     note("the processor", before.machine.processor.clone(), after.machine.processor.clone());
     note("the number of cores", before.machine.cores.to_string(), after.machine.cores.to_string());
     note("the kernel", before.machine.kernel.clone(), after.machine.kernel.clone());

@@ -245,7 +245,7 @@ fn resolve(target: &str) -> Result<SocketAddr, Failure> {
 }
 
 fn version() -> String {
-    env!("CARGO_PKG_VERSION").to_owned()
+    env!("BREAKOUT_VERSION").to_owned()
 }
 
 fn command() -> Vec<String> {

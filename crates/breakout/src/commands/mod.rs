@@ -32,7 +32,7 @@ use crate::{
 /// Signaling goes through a WireGuard tunnel, voice breaks out directly, and nothing else is touched.
 /// `breakout lab` shows it at work on this machine, in a small internet of its own, with nothing to configure.
 #[derive(Parser, Debug)]
-#[command(version, max_term_width = 100, after_help = exit::HELP)]
+#[command(version = env!("BREAKOUT_VERSION"), max_term_width = 100, after_help = exit::HELP)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
