@@ -45,25 +45,31 @@ const TICK: f64 = 0.01;
 #[derive(Clone, Copy, Debug)]
 pub struct Busy {
     begun: Instant,
+    processors: usize,
     idle: f64,
 }
 
 impl Busy {
     /// Begins to watch.
     pub fn watch() -> Self {
-        Self {
-            begun: Instant::now(),
-            idle: idle_seconds(&fs::read_to_string("/proc/stat").unwrap_or_default()),
-        }
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        Self { begun: Instant::now(), processors: processors(&stat), idle: idle_seconds(&stat) }
     }
 
     /// For how many seconds, and how many CPU seconds processors were not idle in them, give or take 0.02 for each processor.
     pub fn so_far(&self) -> (f64, f64) {
         let now = Self::watch();
         let seconds = (now.begun - self.begun).as_secs_f64();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-        (seconds, (seconds * cores - (now.idle - self.idle)).max(0.0))
+        (seconds, (seconds * self.processors as f64 - (now.idle - self.idle)).max(0.0))
     }
+}
+
+/// How many the line of all processors is about: this process may be allowed fewer.
+fn processors(stat: &str) -> usize {
+    let is_one = |line: &&str| {
+        line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    stat.lines().filter(is_one).count()
 }
 
 /// Of all processors: fields `idle` and `iowait`.
@@ -86,8 +92,18 @@ mod tests {
 
     #[test]
     fn idle_is_read_from_the_line_of_all_processors() {
-        let stat = "cpu  10 20 30 400 50 6 7 8 9 0\ncpu0 1 2 3 4 5 6 7 8 9 0\n";
+        let stat = "cpu  10 20 30 400 50 6 7 8 9 0\ncpu0 1 2 3 4 5 6 7 8 9 0\ncpu1 9 18 27 396 45 0 0 0 0 0\nintr 1\n";
         assert!((idle_seconds(stat) - 4.5).abs() < 1e-9);
-        assert_eq!(idle_seconds(""), 0.0);
+        assert_eq!((idle_seconds(""), processors(stat), processors("")), (0.0, 2, 0));
+    }
+
+    #[test]
+    fn a_process_that_may_use_one_processor_still_sees_all_of_them() {
+        let alone = std::thread::spawn(|| {
+            crate::scheduling::pin_this_thread(0).unwrap();
+            Busy::watch().processors
+        });
+        let permitted = std::thread::available_parallelism().unwrap().get();
+        assert!(alone.join().unwrap() >= permitted);
     }
 }
