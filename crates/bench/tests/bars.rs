@@ -63,6 +63,7 @@ fn record(report: &mut Report, key: &Key, name: &str, value: f64) {
 
 fn hear(report: &mut Report, key: &Key, packets: u64, us: f64) {
     record(report, key, "load-rate", 2.0);
+    record(report, key, "sent", packets as f64 / ROUNDS as f64);
     record(report, key, "rtt-p50", us);
     record(report, key, "rtt-p99", us);
     let mut delays = Histogram::<u64>::new(3).unwrap();
@@ -243,6 +244,18 @@ fn what_direct_is_by_itself_stands_beside_a_bar_and_may_be_more_than_it_allows()
         assert_eq!((bar.met, bar.note.as_str()), (met, note));
         assert!((bar.again.unwrap() - again / 100.0).abs() < 0.01, "{bar:?}");
         assert!(report.to_string().contains("direct again"), "{report}");
+    }
+}
+
+#[test]
+fn nothing_lost_of_few_packets_says_nothing() {
+    for (packets, loss, met) in [(30_000, 0.0, Some(true)), (600, 0.0, None), (600, 0.2, Some(false))] {
+        let mut report = report("breakout");
+        let key = voice(Path::BypassPump, 50, Load::Upload);
+        hear(&mut report, &key, packets, 100.0);
+        record(&mut report, &key, "loss", loss);
+        let bars = judge(&report);
+        assert_eq!(find(&bars, "loss in the worst round").met, met, "{packets} {loss}");
     }
 }
 

@@ -4,7 +4,7 @@ use super::Limit::{AtLeast, AtMost};
 use super::{Bar, Found, Limit, OURS};
 use crate::metric;
 use crate::plan::Section;
-use crate::report::{Better, Distribution, Key, Load, Metric, Path, Report};
+use crate::report::{Better, Cell, Distribution, Key, Load, Metric, Path, Report};
 
 /// Packets in a voice cell that is judged.
 const SAMPLES: u64 = 30_000;
@@ -124,8 +124,12 @@ fn loss(report: &Report, path: Path, calls: u16, load: Load) -> Option<Bar> {
     let found = report.cell(&ours)?.metrics.get(metric::LOSS)?;
     let what = format!("voice by {path}, {calls} calls during {}: loss in the worst round", during(load));
     let mut bar = Bar::new(what, AtMost, 0.0, Found::worst(found));
-    // What is lost is lost, beside whatever load.
+    // What is lost is lost, of however few and beside whatever load.
     if bar.met == Some(true) {
+        let sent = report.cell(&ours).and_then(Cell::lost).map_or(0, |(_, sent)| sent);
+        if sent < enough_samples() {
+            bar.only_report(&format!("{sent} packets were sent, too few"));
+        }
         bar.want_load(report, &ours);
     }
     Some(bar)
@@ -147,6 +151,11 @@ fn wakeups(report: &Report) -> Option<Bar> {
     let found = Metric { unit: "per packet".to_owned(), better: Better::Lower, rounds };
     let what = "fast path, one call: wake-ups of the daemon, beyond those when idle".to_owned();
     Some(Bar::new(what, AtMost, NONE, Found::median(found)))
+}
+
+/// A cell's packets are divided into rounds and calls, and a few may be missing.
+const fn enough_samples() -> u64 {
+    SAMPLES / 10 * 9
 }
 
 fn during(load: Load) -> &'static str {
@@ -183,8 +192,7 @@ impl Bar {
         let all = report.cell(key).and_then(|cell| cell.distributions.get(metric::ROUND_TRIP));
         // A lost packet has no delay; it is loss, which has a bar of its own.
         let heard = all.map_or(0, Distribution::count);
-        let wanted = (SAMPLES as f64 * 0.9) as u64;
-        if heard < wanted {
+        if heard < enough_samples() {
             self.only_report(&format!("{heard} packets came back, too few"));
         }
     }
