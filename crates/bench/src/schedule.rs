@@ -147,24 +147,26 @@ fn one_round(plan: &Plan, sites: Sites, section: Section, round: usize) -> Vec<S
     match section {
         Section::Ceiling if plan.has(Section::Throughput) => Vec::new(),
         Section::Ceiling => vec![Step::Ceiling],
-        Section::Throughput => throughput(plan, sites),
-        Section::FixedLoad => FIXED_LOAD
-            .iter()
-            .flat_map(|scenario| sites.tunnels().map(|lane| (*scenario, lane)))
-            .map(|(scenario, lane)| Step::Transfer { section, scenario, lane })
-            .collect(),
+        Section::Throughput => throughput(plan, sites, round),
+        Section::FixedLoad => {
+            let lanes = |scenario: Scenario| {
+                let lanes = rotated(sites.tunnels().collect(), round).into_iter();
+                lanes.map(move |lane| Step::Transfer { section, scenario, lane })
+            };
+            FIXED_LOAD.into_iter().flat_map(lanes).collect()
+        }
         Section::Voice => voice(plan, sites, round),
         Section::Forwarding => {
             let lanes = rotated(sites.beside(), round);
             lanes.iter().flat_map(|lane| [Step::PingPong(*lane), Step::PacketRate(*lane)]).collect()
         }
         Section::Idle => Vec::new(),
-        Section::Roaming => carried(sites).map(Step::Roaming).collect(),
-        Section::Startup => carried(sites).map(Step::Startup).collect(),
+        Section::Roaming => rotated(carried(sites), round).into_iter().map(Step::Roaming).collect(),
+        Section::Startup => rotated(carried(sites), round).into_iter().map(Step::Startup).collect(),
     }
 }
 
-fn throughput(plan: &Plan, sites: Sites) -> Vec<Step> {
+fn throughput(plan: &Plan, sites: Sites, round: usize) -> Vec<Step> {
     let mut steps = Vec::new();
     if plan.has(Section::Ceiling) {
         steps.push(Step::Ceiling);
@@ -173,7 +175,7 @@ fn throughput(plan: &Plan, sites: Sites) -> Vec<Step> {
         THROUGHPUT.iter().filter(|scenario| plan.transfers.iter().any(|name| name == scenario.name))
     {
         let direct = scenario.has_direct().then(|| sites.direct());
-        let lanes = direct.into_iter().chain(sites.tunnels());
+        let lanes = rotated(direct.into_iter().chain(sites.tunnels()).collect(), round).into_iter();
         let section = Section::Throughput;
         steps.extend(lanes.map(|lane| Step::Transfer { section, scenario: *scenario, lane }));
     }
@@ -190,13 +192,14 @@ fn voice(plan: &Plan, sites: Sites, round: usize) -> Vec<Step> {
         if *load == Load::Idle {
             for calls in &plan.calls {
                 let beside = together(*calls, rotated(sites.beside(), round));
-                let each = beside.into_iter().chain(sites.tunnels().map(|lane| vec![lane]));
+                let tunnels = rotated(sites.tunnels().collect(), round).into_iter();
+                let each = beside.into_iter().chain(tunnels.map(|lane| vec![lane]));
                 let talks = each.map(|lanes| vec![talk(*calls, *load, lanes)]);
                 steps.extend(talks.map(|talks| Step::Voice { load: *load, loaded: 0, talks }));
             }
             continue;
         }
-        for loaded in sites.loaded() {
+        for loaded in rotated(sites.loaded().collect(), round) {
             let mut talks = Vec::new();
             for calls in &plan.calls {
                 let is_barred = plan.is_barred(*calls, *load, Path::DirectAgain);
@@ -218,10 +221,9 @@ fn together(calls: u16, lanes: Vec<Lane>) -> Vec<Vec<Lane>> {
     vec![lanes]
 }
 
-/// What clients carry: ours beside its tunnel too.
-fn carried(sites: Sites) -> impl Iterator<Item = Lane> {
-    let ours = sites.bypasses().into_iter().filter(|lane| lane.site == 0);
-    ours.chain(sites.tunnels())
+/// What clients carry: ours beside its tunnel too, in each tier.
+fn carried(sites: Sites) -> Vec<Lane> {
+    sites.bypasses().into_iter().chain(sites.tunnels()).collect()
 }
 
 /// Nothing always follows the same.
@@ -344,5 +346,41 @@ mod tests {
     fn lanes_take_turns_at_being_first() {
         let firsts: Vec<Path> = (0..3).map(|round| rotated(TODAY.beside(), round)[0].path).collect();
         assert_eq!(firsts, [Path::Direct, Path::BypassPump, Path::DirectAgain]);
+    }
+
+    #[test]
+    fn clients_take_turns_at_being_first_in_every_section() {
+        let turns = schedule(&Plan::full(), BOTH_TIERS);
+        for section in
+            [Section::Throughput, Section::FixedLoad, Section::Voice, Section::Roaming, Section::Startup]
+        {
+            let first = |round: usize| {
+                let sites =
+                    turns.iter().filter(|turn| turn.round == round).filter_map(|turn| match &turn.step {
+                        Step::Transfer { section: of, lane, .. } if *of == section => Some(lane.site),
+                        Step::Voice { loaded, load: Load::Upload, .. } if section == Section::Voice => {
+                            Some(*loaded)
+                        }
+                        Step::Roaming(lane) if section == Section::Roaming => Some(lane.site),
+                        Step::Startup(lane) if section == Section::Startup => Some(lane.site),
+                        _ => None,
+                    });
+                sites.take(1).collect::<Vec<_>>()
+            };
+            let firsts: std::collections::BTreeSet<Vec<usize>> = (0..5).map(first).collect();
+            assert!(firsts.len() >= 3, "{section}: {firsts:?}");
+        }
+    }
+
+    #[test]
+    fn both_tiers_start_and_roam() {
+        let paths = |step: fn(&Step) -> Option<Lane>| -> Vec<Path> {
+            let turns = schedule(&Plan::full(), BOTH_TIERS);
+            let first = turns.iter().filter(|turn| turn.round == 0);
+            first.filter_map(|turn| Some(step(&turn.step)?.path)).collect()
+        };
+        let all = [Path::BypassFastPath, Path::BypassPump, Path::Tunnel, Path::Tunnel, Path::Tunnel];
+        assert_eq!(paths(|step| if let Step::Startup(lane) = step { Some(*lane) } else { None }), all);
+        assert_eq!(paths(|step| if let Step::Roaming(lane) = step { Some(*lane) } else { None }), all);
     }
 }
