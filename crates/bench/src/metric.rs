@@ -2,6 +2,9 @@
 
 /// Of payload, in Gbit/s.
 pub const RATE: &str = "rate";
+/// … in each direction, where both are full at once.
+pub const RATE_UP: &str = "rate-up";
+pub const RATE_DOWN: &str = "rate-down";
 /// That arrive, in 1000/s.
 pub const PACKETS: &str = "packets";
 /// Of the client's process, in CPU seconds per 10⁹ bytes of payload.

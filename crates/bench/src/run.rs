@@ -194,6 +194,11 @@ impl Bench<'_> {
         };
         let rate_matters = if rate.is_some() { Better::Neither } else { Better::Higher };
         record(metric::RATE, "Gbit/s", rate_matters, moved.bit_rate() / GIGA);
+        if let (Some(up), Some(down)) = (moved.up, moved.down) {
+            for (name, count) in [(metric::RATE_UP, up), (metric::RATE_DOWN, down)] {
+                record(name, "Gbit/s", rate_matters, count.bit_rate() / GIGA);
+            }
+        }
         if protocol != Protocol::Tcp {
             record(metric::PACKETS, "1000/s", Better::Higher, moved.packet_rate() / 1e3);
         }

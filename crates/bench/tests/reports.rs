@@ -123,6 +123,23 @@ fn another_build_machine_or_peer_is_pointed_out() {
 }
 
 #[test]
+fn a_direction_that_starves_is_seen() {
+    let mut report = report(&[1.0]);
+    let client = "breakout".to_owned();
+    let key = Key { path: Some(Path::Tunnel), client, ..Key::new(Section::Throughput, "tcp-both-1") };
+    for (name, rate) in [("rate", 4.0), ("rate-up", 3.96), ("rate-down", 0.04)] {
+        report.record(0, &key, name, "Gbit/s", Better::Higher, rate);
+    }
+    let text = report.to_string();
+    for (row, rate) in [("tcp-both-1 ", "4.00"), ("tcp-both-1, up ", "3.96"), ("tcp-both-1, down ", "0.040")]
+    {
+        let line = text.lines().find(|line| line.trim_start().starts_with(row)).unwrap();
+        assert!(line.contains(rate), "{line}");
+    }
+    assert!(!text.contains("tcp-up-1, up"), "{text}");
+}
+
+#[test]
 fn tables_show_all_rounds_packets_together_and_every_lost_one() {
     let mut report = report(&[1.0]);
     let (load, path, client) = (Some(Load::Upload), Some(Path::Tunnel), "breakout".to_owned());

@@ -50,7 +50,7 @@ pub fn what(key: &Key, name: &str) -> String {
 /// Which of a cell's figures decide.
 pub fn counted(plan: &Plan, key: &Key) -> Vec<&'static str> {
     match key.section {
-        Section::Throughput => vec![headline(&key.scenario)],
+        Section::Throughput => vec![headline(&key.scenario), metric::RATE_UP, metric::RATE_DOWN],
         Section::FixedLoad => vec![metric::CPU],
         Section::Voice if is_barred(plan, key) => vec![metric::RTT_P99],
         Section::Idle => vec![metric::MEMORY, metric::WAKEUPS_PER_SECOND],

@@ -80,19 +80,25 @@ fn throughput(report: &Report) -> Sheet {
     sheet.columns.extend(report.clients().map(str::to_owned));
     sheet.columns.extend(others.iter().map(|other| format!("× {other}")));
     for scenario in scenarios(report, Section::Throughput) {
-        let of = |client: &str| {
-            report.of_client(Section::Throughput, scenario, client)?.metrics.get(headline(scenario))
-        };
-        let direct = Key { path: Some(Path::Direct), ..Key::new(Section::Throughput, scenario) };
-        let direct = report.cell(&direct).and_then(|cell| cell.metrics.get(headline(scenario)));
-        let ours = report.clients().next().and_then(of);
-        let mut row = vec![scenario.to_owned(), cell_of(direct)];
-        row.extend(report.clients().map(|client| cell_of(of(client))));
-        row.extend(others.iter().map(|other| {
-            let ratio = ours.zip(of(other)).and_then(|(ours, theirs)| ours.ratio(theirs));
-            cell_of(ratio.as_ref())
-        }));
-        sheet.rows.push(row);
+        for (name, suffix) in
+            [(headline(scenario), ""), (metric::RATE_UP, ", up"), (metric::RATE_DOWN, ", down")]
+        {
+            let of =
+                |client: &str| report.of_client(Section::Throughput, scenario, client)?.metrics.get(name);
+            let direct = Key { path: Some(Path::Direct), ..Key::new(Section::Throughput, scenario) };
+            let direct = report.cell(&direct).and_then(|cell| cell.metrics.get(name));
+            if direct.is_none() && report.clients().all(|client| of(client).is_none()) {
+                continue;
+            }
+            let ours = report.clients().next().and_then(of);
+            let mut row = vec![format!("{scenario}{suffix}"), cell_of(direct)];
+            row.extend(report.clients().map(|client| cell_of(of(client))));
+            row.extend(others.iter().map(|other| {
+                let ratio = ours.zip(of(other)).and_then(|(ours, theirs)| ours.ratio(theirs));
+                cell_of(ratio.as_ref())
+            }));
+            sheet.rows.push(row);
+        }
     }
     sheet
 }
