@@ -17,6 +17,10 @@ pub struct Scenario {
 /// Offered in the fixed-load section, in bit/s.
 pub const FIXED: u64 = 300_000_000;
 
+/// Of a full datagram, in bytes: 1400 with its headers (IPv4), which fits into a tunnel whole. A larger one would be sent in fragments.
+pub const DATAGRAM: u16 = 1372;
+const SMALL: u16 = 200;
+
 pub const THROUGHPUT: [Scenario; 10] = [
     tcp("tcp-up-1", Direction::Up, 1),
     tcp("tcp-down-1", Direction::Down, 1),
@@ -24,10 +28,10 @@ pub const THROUGHPUT: [Scenario; 10] = [
     tcp("tcp-up-4", Direction::Up, 4),
     tcp("tcp-down-4", Direction::Down, 4),
     tcp("tcp-both-4", Direction::Both, 4),
-    udp("udp-up", Direction::Up, 1400),
-    udp("udp-down", Direction::Down, 1400),
-    udp("udp-small-up", Direction::Up, 200),
-    udp("udp-small-down", Direction::Down, 200),
+    udp("udp-up", Direction::Up, DATAGRAM),
+    udp("udp-down", Direction::Down, DATAGRAM),
+    udp("udp-small-up", Direction::Up, SMALL),
+    udp("udp-small-down", Direction::Down, SMALL),
 ];
 
 pub const FIXED_LOAD: [Scenario; 2] = [
@@ -48,4 +52,20 @@ const fn tcp(name: &'static str, direction: Direction, streams: u16) -> Scenario
 
 const fn udp(name: &'static str, direction: Direction, payload: u16) -> Scenario {
     Scenario { name, protocol: Protocol::Udp(payload), direction, streams: 1, rate: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::site::MTU;
+
+    #[test]
+    fn no_datagram_is_sent_in_fragments() {
+        const HEADERS: u32 = 20 + 8;
+        for scenario in THROUGHPUT {
+            if let Protocol::Udp(payload) = scenario.protocol {
+                assert!(u32::from(payload) + HEADERS <= MTU, "{}", scenario.name);
+            }
+        }
+    }
 }

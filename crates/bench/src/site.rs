@@ -34,7 +34,7 @@ const VOICE: u16 = 20_000;
 const SMALL: u16 = 20_004;
 const BULK: u16 = 47_000;
 /// Inside the tunnel, for every client and every gateway; in bytes.
-const MTU: u32 = 1420;
+pub const MTU: u32 = 1420;
 /// Asked after every client's own route.
 const LAST_METRIC: u32 = 4096;
 const WG: &str = "wg0";
