@@ -10,11 +10,20 @@ use crate::plan::Plan;
 use crate::report::Load;
 use crate::throughput::{Direction, Moved, Protocol, Transfer, Watch};
 
-/// One TCP stream that fills a path while voice is measured.
+/// What goes through a path while voice is measured.
 #[derive(Debug)]
 pub struct Running {
     watch: Arc<Watch>,
     thread: JoinHandle<io::Result<Moved>>,
+}
+
+/// What [`Load::UdpUpload`] offers.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagrams {
+    /// Of each, in bytes.
+    pub payload: u16,
+    /// In bit/s of payload.
+    pub rate: u64,
 }
 
 /// Starts a load that ends when it is told to, `most` after its start at the latest, and returns when it has come up to speed: `None`
@@ -23,15 +32,17 @@ pub fn start(
     host: Option<&Host>,
     to: SocketAddr,
     load: Load,
+    datagrams: Datagrams,
     most: Duration,
 ) -> Result<Option<Running>, LabError> {
-    let direction = match load {
+    let udp = Protocol::Udp(datagrams.payload);
+    let (protocol, direction, rate) = match load {
         Load::Idle => return Ok(None),
-        Load::Upload => Direction::Up,
-        Load::Download => Direction::Down,
+        Load::Upload => (Protocol::Tcp, Direction::Up, None),
+        Load::Download => (Protocol::Tcp, Direction::Down, None),
+        Load::UdpUpload => (udp, Direction::Up, Some(datagrams.rate)),
     };
-    let transfer =
-        Transfer { to, protocol: Protocol::Tcp, direction, streams: 1, duration: most, rate: None };
+    let transfer = Transfer { to, protocol, direction, streams: 1, duration: most, rate };
     let watch = Arc::new(Watch::default());
     let inner = watch.clone();
     let body = move || transfer.run_watched(&inner);
@@ -39,7 +50,7 @@ pub fn start(
         Some(host) => host.thread("load", body)?,
         None => thread::spawn(body),
     };
-    sleep(Plan::LOAD_LEAD);
+    sleep(Plan::lead(load));
     Ok(Some(Running { watch, thread }))
 }
 

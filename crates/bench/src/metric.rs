@@ -41,7 +41,8 @@ pub const LOSS: &str = "loss";
 pub const REORDERED: &str = "reordered";
 pub const MOS: &str = "mos";
 pub const GENESYS_MOS: &str = "genesys-mos";
-/// What the load that ran beside voice moved meanwhile, by the agent's end of it, in Gbit/s; of the scenario `load` what arrived of all of it.
+/// What the load that ran beside voice moved meanwhile, by the agent's end of it, in Gbit/s; of the scenario `load` what arrived of all
+/// of it.
 pub const LOAD_RATE: &str = "load-rate";
 /// By how much the bench sent packets after they were due, in microseconds: part of the round trip.
 pub const LATE_P50: &str = "late-p50";

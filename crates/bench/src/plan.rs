@@ -110,8 +110,14 @@ impl Default for Plan {
 impl Plan {
     /// A transfer's beginning that is not counted.
     pub const WARM_UP: Duration = Duration::from_millis(500);
-    /// Between the start of a load and the first voice packet beside it.
-    pub const LOAD_LEAD: Duration = Duration::from_millis(1000);
+    /// Between the start of a load and the first voice packet beside it: TCP has to find out how fast it can be.
+    pub const fn lead(load: Load) -> Duration {
+        match load {
+            Load::Idle => Duration::ZERO,
+            Load::Upload | Load::Download => Duration::from_millis(1000),
+            Load::UdpUpload => Duration::from_millis(300),
+        }
+    }
 
     /// What bars are judged by.
     pub fn full() -> Self {
@@ -172,6 +178,15 @@ impl Plan {
         match load {
             Load::Idle => path != Path::Tunnel,
             Load::Upload | Load::Download => self.calls.iter().max() == Some(&calls),
+            Load::UdpUpload => false,
+        }
+    }
+
+    /// How many calls talk beside a load; nothing is barred beside datagrams, and few calls would tell no more than many.
+    pub fn calls_beside(&self, load: Load) -> Vec<u16> {
+        match load {
+            Load::UdpUpload => self.calls.iter().copied().max().into_iter().collect(),
+            Load::Idle | Load::Upload | Load::Download => self.calls.clone(),
         }
     }
 }

@@ -227,7 +227,7 @@ impl Site {
         }
     }
 
-    /// Who echoes voice on this path. On the bypass that is what was sent with [`tos`] and the daemon has marked, and nothing else.
+    /// Who echoes voice on this path. On the bypass that is what was sent without a mark and the daemon has marked, and nothing else.
     pub fn voice(&self, path: Path) -> SocketAddr {
         at(far_address(path), VOICE)
     }

@@ -7,12 +7,13 @@ use lab::{During, LabError};
 
 use crate::clock;
 use crate::error::BenchError;
-use crate::load::{self, Running};
+use crate::load::{self, Datagrams, Running};
 use crate::machine::Busy;
 use crate::metric;
 use crate::plan::Section;
 use crate::report::{Better, Key, Load, Path, Report};
 use crate::run::{Bench, GIGA};
+use crate::scenario::{DATAGRAM, FIXED};
 use crate::schedule::{Lane, Talk};
 use crate::usage::Usage;
 use crate::voice::{Heard, INTERVAL, OpenCalls, Quality};
@@ -22,13 +23,16 @@ const LEAD: Duration = Duration::from_millis(50);
 /// A load is cut when voice is over; this much longer it would last by itself.
 const SPARE: Duration = Duration::from_secs(30);
 
+const DATAGRAMS: Datagrams = Datagrams { payload: DATAGRAM, rate: FIXED };
+
 impl Bench<'_> {
     pub(crate) fn voice(&mut self, load: Load, loaded: usize, talks: &[Talk]) -> Result<(), BenchError> {
         let length: Duration =
             talks.iter().map(|talk| INTERVAL * talk.packets + 2 * Duration::from_secs(1)).sum();
         let site = self.site(loaded)?;
         let client = site.client().name().to_owned();
-        let running = load::start(Some(&site.agent), site.bulk(Path::Tunnel), load, length + SPARE)?;
+        let running =
+            load::start(Some(&site.agent), site.bulk(Path::Tunnel), load, DATAGRAMS, length + SPARE)?;
         let beside = Beside { load, tier: self.sites.tier(loaded), running: running.as_ref() };
         for talk in talks {
             if let Err(error) = self.talk(&beside, talk) {

@@ -116,7 +116,12 @@ fn a_live_run_measures_against_a_far_end_in_another_namespace() {
     let live = Live { target, plan, version: "1".to_owned(), command: Vec::new() };
     let report = pair.near.thread("live", move || live::run(&live)).unwrap().join().unwrap().unwrap();
     let cells = report.cells.len();
-    assert_eq!(cells, 6 + 3, "{:?}", report.cells.iter().map(|cell| &cell.key).collect::<Vec<_>>());
+    assert_eq!(
+        cells,
+        6 + Load::ALL.len(),
+        "{:?}",
+        report.cells.iter().map(|cell| &cell.key).collect::<Vec<_>>()
+    );
     assert!(report.cells.iter().all(|cell| cell.metrics.values().all(|metric| metric.rounds.len() == 1)));
     let rates: Vec<f64> = report
         .section(Section::Throughput)

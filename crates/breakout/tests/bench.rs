@@ -94,17 +94,26 @@ fn hears_only_the_calls_and_loads_that_were_asked_for() {
     let directory = tempfile::tempdir().unwrap();
     let json = directory.path().join("a.json");
     let calls = ["bench", "--rounds", "1", "--samples", "20", "--only", "voice", "--calls", "2,1,2"];
-    let output = breakout(&[&calls[..], &["--loads", "download", "--json", text(&json)]].concat());
+    let output = breakout(&[&calls[..], &["--loads", "download,udp-upload", "--json", text(&json)]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert_eq!(report["plan"]["calls"], serde_json::json!([1, 2]));
-    assert_eq!(report["plan"]["loads"], serde_json::json!(["download"]));
+    assert_eq!(report["plan"]["loads"], serde_json::json!(["download", "udp-upload"]));
     let cells = report["cells"].as_array().unwrap();
     let heard: BTreeSet<(&str, &str)> = cells
         .iter()
         .map(|cell| (cell["scenario"].as_str().unwrap(), cell["load"].as_str().unwrap()))
         .collect();
-    assert_eq!(heard, [("calls-1", "download"), ("calls-2", "download"), ("load", "download")].into());
+    let tcp = [("calls-1", "download"), ("calls-2", "download"), ("load", "download")];
+    // Beside datagrams only the most calls talk.
+    let udp = [("calls-2", "udp-upload"), ("load", "udp-upload")];
+    assert_eq!(heard, tcp.into_iter().chain(udp).collect());
+    for cell in cells {
+        let rate = cell["metrics"]["load-rate"]["rounds"][0].as_f64().unwrap();
+        assert!(rate > 0.0, "{cell}");
+        // 300 Mbit/s are offered; what arrives in the first moments may have waited.
+        assert!(cell["load"] != "udp-upload" || rate < 0.4, "{cell}");
+    }
 }
 
 #[test]
@@ -209,7 +218,7 @@ fn a_command_line_that_makes_no_sense_is_refused_with_what_to_do() {
         (&["bench", "--against", "openvpn"][..], "give wireguard-go, gotatun or boringtun-cli"),
         (&["bench", "--against", "gotatun=/no/such/file"], "/no/such/file is no file"),
         (&["bench", "--only", "colour"], "`colour` is not measured"),
-        (&["bench", "--loads", "full"], "`full` is no load: give idle, upload or download"),
+        (&["bench", "--loads", "full"], "`full` is no load: give idle, upload, download or udp-upload"),
         (&["bench", "--calls", "0"], "0 is not in 1..=500"),
         (&["bench", "--live"], "--target"),
         (

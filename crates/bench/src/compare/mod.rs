@@ -13,10 +13,10 @@ use figures::{Figure, cipher_ceiling, counted, figures, what};
 use statistics::{chance_of_larger, largest_finding};
 
 /// What counts as a difference.
-pub const RULE: &str = "Counted are what bars are about, our own throughput, CPU at 300 Mbit/s, p99s of barred voice, memory and wake-ups when \
-idle, start-up and roaming. One of them is worse or better if its medians differ by more than 5 % and a t test over its rounds says so, with a \
-rate of false findings of 5 % over all of them. A bar of which a single round decides counts as soon as it is no longer met. Any other figure \
-has moved if the ranges of its rounds do not touch and its medians differ by more than 5 %.";
+pub const RULE: &str = "Counted are what bars are about, our own throughput, CPU at 300 Mbit/s, p99s of barred voice, memory and wake-ups \
+when idle, start-up and roaming. One of them is worse or better if its medians differ by more than 5 % and a t test over its rounds says so, \
+with a rate of false findings of 5 % over all of them. A bar of which a single round decides counts as soon as it is no longer met. Any other \
+figure has moved if the ranges of its rounds do not touch and its medians differ by more than 5 %.";
 
 /// Smaller differences of medians, as a part, are none.
 const LEAST: f64 = 0.05;

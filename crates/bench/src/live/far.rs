@@ -19,8 +19,8 @@ pub struct Far {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Echoes voice and serves transfers on `address` (any of IPv6 means IPv4 too), at most [`MOST_TRANSFERS`] at once, each of at most 90 s and 100 GB. Voice is answered with
-/// as many bytes as came, and bulk is sent only to whoever holds a TCP connection.
+/// Echoes voice and serves transfers on `address` (any of IPv6 means IPv4 too), at most [`MOST_TRANSFERS`] at once, each of at most 90 s and
+/// 100 GB. Voice is answered with as many bytes as came, and bulk is sent only to whoever holds a TCP connection.
 pub fn serve(address: SocketAddr) -> io::Result<Far> {
     let listener = dual::listener(address)?;
     let address = listener.local_addr()?;

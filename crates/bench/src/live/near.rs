@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lab::During;
 
 use crate::error::BenchError;
+use crate::load::Datagrams;
 use crate::plan::{Plan, Section};
 use crate::progress::Progress;
 use crate::report::{Better, Contender, Key, Load, Metric, Mode, Report, SCHEMA};
@@ -26,11 +27,11 @@ const TRANSFERS: [Step; 6] = [
     Step::Transfer("tcp-down-1", Protocol::Tcp, Direction::Down, 1),
     Step::Transfer("tcp-up-4", Protocol::Tcp, Direction::Up, 4),
     Step::Transfer("tcp-down-4", Protocol::Tcp, Direction::Down, 4),
-    Step::Transfer("udp-up", Protocol::Udp(1200), Direction::Up, 1),
-    Step::Transfer("udp-down", Protocol::Udp(1200), Direction::Down, 1),
+    Step::Transfer("udp-up", Protocol::Udp(DATAGRAMS.payload), Direction::Up, 1),
+    Step::Transfer("udp-down", Protocol::Udp(DATAGRAMS.payload), Direction::Down, 1),
 ];
-/// What a datagram transfer offers at most, in bit/s: unlike TCP it does not give way to others on a real network.
-const UDP_RATE: u64 = 20_000_000;
+/// What a datagram transfer offers at most: unlike TCP it does not give way to others on a real network.
+const DATAGRAMS: Datagrams = Datagrams { payload: 1200, rate: 20_000_000 };
 /// A load is cut when voice is over; this much longer it would last by itself.
 const SPARE: Duration = Duration::from_secs(20);
 /// Whatever way packets to the target take; in the place of a client's name.
@@ -97,10 +98,10 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
         break;
     }
     report.notes.push(format!(
-        "Packets went to {} by whatever path this machine's routes give it. The load beside voice is a TCP stream to the same far end; \
-         datagram transfers offer {} Mbit/s.",
+        "Packets went to {} by whatever path this machine's routes give it. The load beside voice goes to the same far end; \
+         datagrams are offered at {} Mbit/s.",
         live.target,
-        UDP_RATE / 1_000_000
+        DATAGRAMS.rate / 1_000_000
     ));
     report.notes.extend(clocks(&report));
     report.fill_rounds();
@@ -110,8 +111,9 @@ pub fn run(live: &Live) -> Result<Report, BenchError> {
 
 fn steps(plan: &Plan) -> Vec<Step> {
     let transfers = TRANSFERS.into_iter().filter(|_| plan.has(Section::Throughput));
-    let calls = plan.calls.iter().filter(|_| plan.has(Section::Voice));
-    let talks = calls.flat_map(|calls| plan.loads.iter().map(|load| Step::Talk(*calls, *load)));
+    let loads = plan.loads.iter().filter(|_| plan.has(Section::Voice));
+    let talks =
+        loads.flat_map(|load| plan.calls_beside(*load).into_iter().map(|calls| Step::Talk(calls, *load)));
     transfers.chain(talks).collect()
 }
 
@@ -126,8 +128,7 @@ impl Step {
     fn length(self, plan: &Plan) -> Duration {
         match self {
             Self::Transfer(..) => Plan::WARM_UP + plan.transfer(),
-            Self::Talk(calls, Load::Idle) => INTERVAL * plan.packets_live(calls),
-            Self::Talk(calls, _) => Plan::LOAD_LEAD + INTERVAL * plan.packets_live(calls),
+            Self::Talk(calls, load) => Plan::lead(load) + INTERVAL * plan.packets_live(calls),
         }
     }
 }
@@ -138,7 +139,7 @@ fn transfer(
     round: usize,
     report: &mut Report,
 ) -> Result<(), BenchError> {
-    let rate = (protocol != Protocol::Tcp).then_some(UDP_RATE);
+    let rate = (protocol != Protocol::Tcp).then_some(DATAGRAMS.rate);
     let duration = live.plan.transfer();
     let moved = Transfer { to: live.target, protocol, direction, streams, duration, rate }
         .run()
@@ -152,7 +153,7 @@ fn talk(live: &Live, calls: u16, load: Load, round: usize, report: &mut Report) 
     let packets = live.plan.packets_live(calls);
     // Opening the calls and waiting for the last answers takes time too.
     let most = INTERVAL * packets + SPARE;
-    let loading = load::start(None, live.target, load, most)?;
+    let loading = load::start(None, live.target, load, DATAGRAMS, most)?;
     let heard = Calls { to: live.target, calls, packets, tos: EF_TOS }
         .run()
         .during(|| format!("voice with {}", live.target));
@@ -185,8 +186,8 @@ fn clocks(report: &Report) -> Option<String> {
     let (least, most) =
         (offsets.iter().copied().reduce(f64::min)?, offsets.iter().copied().reduce(f64::max)?);
     Some(format!(
-        "Round trips are exact. The far end's clock was {least:+.0} to {most:+.0} µs ahead of this machine's, taking it that the fastest packet \
-         of each measurement took as long there as back; one-way delays are corrected by that, and may be wrong by up to {error:.0} µs."
+        "Round trips are exact. The far end's clock was {least:+.0} to {most:+.0} µs ahead of this machine's, taking it that the fastest \
+         packet of each measurement took as long there as back; one-way delays are corrected by that, and may be wrong by up to {error:.0} µs."
     ))
 }
 

@@ -150,6 +150,7 @@ fn voice(out: &mut String, report: &Report) {
                 Some(Load::Idle) => ", the tunnel idle",
                 Some(Load::Upload) => ", while an upload fills the tunnel",
                 Some(Load::Download) => ", while a download fills the tunnel",
+                Some(Load::UdpUpload) => ", while datagrams go up the tunnel",
                 None => "",
             };
             let calls = scenario.trim_start_matches("calls-");

@@ -116,13 +116,16 @@ pub enum Path {
     Tunnel,
 }
 
-/// What fills the tunnel meanwhile.
+/// What goes through the tunnel meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Load {
     Idle,
+    /// One TCP stream that fills it.
     Upload,
     Download,
+    /// Datagrams at a fixed rate: they take another way through a client than TCP.
+    UdpUpload,
 }
 
 /// What a cell is about.
@@ -336,20 +339,21 @@ impl Path {
 }
 
 impl Load {
-    pub const ALL: [Self; 3] = [Self::Idle, Self::Upload, Self::Download];
+    pub const ALL: [Self; 4] = [Self::Idle, Self::Upload, Self::Download, Self::UdpUpload];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::Upload => "upload",
             Self::Download => "download",
+            Self::UdpUpload => "udp-upload",
         }
     }
 }
 
 /// Not one of the names that [`Load::name`] gives.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no load: give idle, upload or download")]
+#[error("`{0}` is no load: give idle, upload, download or udp-upload")]
 pub struct UnknownLoad(String);
 
 impl FromStr for Load {

@@ -93,7 +93,7 @@ fn transfer(mut stream: TcpStream, limits: Limits) -> io::Result<()> {
                 return Err(io::Error::other("the datagram is not from the client"));
             }
             socket.connect(from)?;
-            udp::send(&socket, &request, limits.bytes);
+            udp::send(&socket, &request, limits.bytes, &Watch::default());
             Ok(())
         }
     }

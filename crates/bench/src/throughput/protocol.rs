@@ -64,6 +64,12 @@ impl Count {
         self.window = self.window.max(other.window);
     }
 
+    /// Of datagrams that were sent for a shorter time than was asked for: all that arrived, over that time.
+    pub fn of_all(self, window: Duration, payload: u16) -> Self {
+        let packets = self.total_bytes / u64::from(payload.max(1));
+        Self { bytes: self.total_bytes, packets, window, ..self }
+    }
+
     fn per_second(&self, amount: f64) -> f64 {
         if self.window.is_zero() { 0.0 } else { amount / self.window.as_secs_f64() }
     }

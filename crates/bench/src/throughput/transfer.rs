@@ -71,7 +71,7 @@ impl Transfer {
         self.run_watched(&Watch::default())
     }
 
-    /// As [`Transfer::run`]; others see how far it is, and may end it if it is TCP.
+    /// As [`Transfer::run`]; others see how far it is, and may end it unless it is UDP that comes down.
     pub fn run_watched(&self, watch: &Watch) -> io::Result<Moved> {
         let kinds: &[Kind] = match (self.protocol, self.direction) {
             (Protocol::Tcp, Direction::Up) => &[Kind::TcpSink],
@@ -119,8 +119,9 @@ impl Transfer {
             Kind::TcpSource => far::receive(&mut stream, &request, Limits::default(), watch),
             Kind::UdpSink => {
                 let socket = self.beside(&mut stream)?;
-                udp::send(&socket, &request, u64::MAX);
-                Count::read(&mut stream)
+                let sent_for = udp::send(&socket, &request, u64::MAX, watch);
+                let count = Count::read(&mut stream)?;
+                Ok(if sent_for < request.length() { count.of_all(sent_for, payload) } else { count })
             }
             Kind::UdpSource => {
                 let socket = self.beside(&mut stream)?;
@@ -137,5 +138,39 @@ impl Transfer {
         let socket = UdpSocket::bind((stream.local_addr()?.ip(), 0))?;
         socket.connect((self.to.ip(), u16::from_be_bytes(port)))?;
         Ok(socket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use lab::StopSource;
+
+    use super::*;
+
+    #[test]
+    fn an_upload_that_is_ended_counts_for_as_long_as_it_was() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (to, mut stop) = (listener.local_addr().unwrap(), StopSource::new().unwrap());
+        let token = stop.token();
+        let far = thread::spawn(move || far::listen(&listener, &token, Limits::default()));
+        let (direction, duration, rate) = (Direction::Up, Duration::from_secs(60), Some(8_000_000));
+        for protocol in [Protocol::Udp(1000), Protocol::Tcp] {
+            let watch = Watch::default();
+            let transfer = Transfer { to, protocol, direction, streams: 1, duration, rate };
+            let moved = thread::scope(|scope| {
+                let running = scope.spawn(|| transfer.run_watched(&watch));
+                // Longer than the warm-up, of which TCP counts nothing.
+                thread::sleep(Plan::WARM_UP * 2);
+                watch.end();
+                running.join().unwrap().unwrap()
+            });
+            let count = moved.up.unwrap();
+            assert!(watch.moved() > 0 && count.bytes > 0, "{protocol:?}: {count:?}");
+            assert!(count.window < duration / 2, "{protocol:?}: {count:?}");
+        }
+        stop.stop();
+        far.join().unwrap();
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::pace::Pace;
 use super::protocol::{Count, Request};
+use super::watch::Watch;
 
 /// How long a receiver waits for the first datagram, and how long silence ends the rest.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -11,19 +12,21 @@ const SILENCE: Duration = Duration::from_millis(300);
 /// Datagrams between two looks at the clock.
 const BATCH: u32 = 32;
 
-/// Sends datagrams from a connected socket for as long as the request says.
-pub fn send(socket: &UdpSocket, request: &Request, most_bytes: u64) {
+/// Sends datagrams from a connected socket for as long as the request says, or until the transfer is ended. Returns how long that was.
+pub fn send(socket: &UdpSocket, request: &Request, most_bytes: u64, watch: &Watch) -> Duration {
     let datagram = vec![0x5a; usize::from(request.payload)];
     let mut pace = Pace::new(request.rate);
     let mut sent = 0;
-    while pace.elapsed() < request.length() && sent < most_bytes {
+    while pace.elapsed() < request.length() && sent < most_bytes && !watch.is_over() {
         for _ in 0..BATCH {
             // A full queue or an ICMP error loses this one.
             let _ = socket.send(&datagram);
             sent += datagram.len() as u64;
+            watch.count(datagram.len());
             pace.sent(datagram.len());
         }
     }
+    pace.elapsed()
 }
 
 /// Counts what arrives at a socket until the request's time is over or nothing comes any more.

@@ -67,7 +67,8 @@ struct Measure {
     /// How many calls talk at once, in turn; 1, 10 and 50 unless given
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=500))]
     calls: Vec<u16>,
-    /// What fills the tunnel beside them, in turn: idle, upload, download; all of these unless given
+    /// What goes through the tunnel beside them, in turn: idle, upload, download, udp-upload; all of these unless given,
+    /// with --live the first three
     #[arg(long, value_name = "LOAD", value_delimiter = ',')]
     loads: Vec<Load>,
     /// Write everything that was measured, with raw distributions; docs/bench.md has the schema
@@ -157,7 +158,10 @@ impl Measure {
         let plan = self.plan();
         let sections =
             plan.sections.iter().copied().filter(|section| Section::LIVE.contains(section)).collect();
-        Ok(Plan { sections, ..plan })
+        // Datagrams do not give way to others on a real network.
+        let is_wanted = |load: &Load| *load != Load::UdpUpload || self.loads.contains(load);
+        let loads = plan.loads.iter().copied().filter(is_wanted).collect();
+        Ok(Plan { sections, loads, ..plan })
     }
 
     /// Looked at first: a path that cannot be written shall not be found out after the measurement.

@@ -163,6 +163,7 @@ fn during(load: Load) -> &'static str {
         Load::Idle => "silence",
         Load::Upload => "a saturating upload",
         Load::Download => "a saturating download",
+        Load::UdpUpload => "an upload of datagrams",
     }
 }
 
