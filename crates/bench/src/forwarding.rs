@@ -25,8 +25,9 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// Round trips before the first that counts.
 const COLD: u32 = 100;
 const PATIENCE: Duration = Duration::from_millis(100);
-/// Behind a first packet, which opens the flow.
-const OPENING: Duration = Duration::from_millis(50);
+/// Packets that open the flow, with a pause behind each as between a call's: whoever takes over established flows does it in one.
+const OPENING: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(20);
 /// Of a small packet, in bytes.
 const PAYLOAD: usize = 200;
 /// As voice begins: RTP (RFC 3550 §5.1).
@@ -87,9 +88,8 @@ fn round_trips(to: SocketAddr, tos: u8) -> io::Result<Sent<Histogram<u64>>> {
         if begun.elapsed() > PING_PONG {
             break;
         }
-        if number == 1 {
-            // As between a call's packets: whoever takes over established flows does it in a pause.
-            sleep(OPENING);
+        if (1..=OPENING).contains(&number) {
+            sleep(PAUSE);
         }
         let due = clock::now_ns();
         let _ = socket.send(&Packet { call: 0, number, due, far: 0 }.write());
@@ -120,7 +120,7 @@ pub fn packet_rate(way: &Way<'_>) -> Result<Sent<f64>, LabError> {
     // Without it each packet would be answered by an ICMP error.
     let _sink = way.far.run(move || UdpSocket::bind(to))?.during(what)?;
     let sender = way.near.thread("flood", move || flood(to, tos))?;
-    sleep(OPENING + WARM_UP);
+    sleep(PAUSE * OPENING + WARM_UP);
     let before = (arrived(way.far).during(what)?, Instant::now());
     sleep(WINDOW);
     let after = (arrived(way.far).during(what)?, Instant::now());
@@ -137,10 +137,12 @@ fn flood(to: SocketAddr, tos: u8) -> io::Result<u16> {
     for (at, byte) in packet.iter_mut().zip(FIRST) {
         *at = byte;
     }
-    socket.send(&packet)?;
-    sleep(OPENING);
+    for _ in 0..OPENING {
+        socket.send(&packet)?;
+        sleep(PAUSE);
+    }
     let begun = Instant::now();
-    while begun.elapsed() + OPENING < PACKET_RATE {
+    while begun.elapsed() + PAUSE * OPENING < PACKET_RATE {
         for _ in 0..32 {
             // A full queue loses this one.
             let _ = socket.send(&packet);

@@ -93,7 +93,7 @@ fn hears_only_the_calls_and_loads_that_were_asked_for() {
     }
     let directory = tempfile::tempdir().unwrap();
     let json = directory.path().join("a.json");
-    let calls = ["bench", "--rounds", "1", "--samples", "20", "--only", "voice", "--calls", "2,1,2"];
+    let calls = ["bench", "--rounds", "1", "--samples", "100", "--only", "voice", "--calls", "2,1,2"];
     let output = breakout(&[&calls[..], &["--loads", "download,udp-upload", "--json", text(&json)]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
