@@ -82,8 +82,10 @@ struct Known {
     lost: Option<Instant>,
     /// Silent: when all were asked last because of that.
     asked_for: Option<Instant>,
-    /// What it says from then on shows that it is there.
+    /// When it was asked last.
     asked: Option<Instant>,
+    /// Preferred to the one in use: when it was last asked whether flows may return. What it says from then on shows that they may.
+    return_asked: Option<Instant>,
     /// Its flows have left it: it may be silent.
     left: bool,
 }
@@ -264,6 +266,7 @@ impl Choice {
             self.return_after = if lasted { RETURN } else { (2 * self.return_after).min(MAX_RETURN) };
             self.return_at = Some(now + self.return_after);
             self.confirms = None;
+            self.gateways.iter_mut().for_each(|known| known.return_asked = None);
         }
         let had_answered = seen.get(from).is_some_and(|from| from.answered.is_some());
         if let Some(lost) = known.lost.filter(|lost| had_answered && now < *lost + ROUTE_GRACE) {
@@ -273,7 +276,7 @@ impl Choice {
             return self.wake_at(lost + ROUTE_GRACE);
         }
         if let Some(known) = self.gateways.get_mut(from) {
-            *known = Known { asked_for: None, asked: Some(now), left: true, ..*known };
+            *known = Known { asked_for: None, left: true, ..*known };
         }
         if let Some(known) = self.gateways.get_mut(to) {
             known.left = false;
@@ -287,29 +290,7 @@ impl Choice {
     /// New flows return to a gateway that is preferred as soon as it has answered twice.
     fn go_back(&mut self, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
         let Some(return_at) = self.return_at else { return };
-        let answers = |it: usize| {
-            let asked = self.gateways.get(it).and_then(|known| known.asked);
-            is_reachable(seen, it)
-                && asked.is_some_and(|asked| seen.get(it).is_some_and(|seen| seen.answered > Some(asked)))
-                && !self.is_silent(it, seen, now)
-        };
-        match self.confirms {
-            None => self.confirms = (0..self.used).find(|it| answers(*it)).map(|it| (it, now + CONFIRM)),
-            Some((it, at))
-                if at <= now && self.gateways.get(it).is_some_and(|known| known.asked < Some(at)) =>
-            {
-                self.ask(|place, seen| place == it && seen.reachable, seen, steps, now);
-            }
-            Some((it, at)) if at <= now && answers(it) => {
-                self.begin_to_use(it, steps);
-                self.returned = Some(now);
-                self.confirms = None;
-            }
-            Some(_) => {}
-        }
-        if let Some((_, at)) = self.confirms.filter(|(_, at)| *at > now) {
-            self.wake_at(at);
-        }
+        self.confirm(seen, steps, now);
         let used = self.used;
         if used == 0 {
             self.return_at = None;
@@ -319,9 +300,59 @@ impl Choice {
             self.wake_at(next);
             if return_at <= now {
                 self.confirms = None;
-                self.ask(|it, seen| it < used && seen.reachable, seen, steps, now);
+                self.ask_to_return(|it| it < used, seen, steps, now);
             }
         }
+    }
+
+    /// Whether one that was asked has answered, and does so again a second later.
+    fn confirm(&mut self, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
+        let return_asked = |it: usize| self.gateways.get(it).and_then(|known| known.return_asked);
+        let answers = |it: usize| {
+            is_reachable(seen, it)
+                && return_asked(it)
+                    .is_some_and(|asked| seen.get(it).is_some_and(|seen| seen.answered > Some(asked)))
+                && !self.is_silent(it, seen, now)
+        };
+        let Some((it, at)) = self.confirms.filter(|(it, _)| is_reachable(seen, *it)) else {
+            let first = (0..self.used).find(|it| answers(*it));
+            self.confirms = first.map(|it| (it, now + CONFIRM));
+            return self.confirms.into_iter().for_each(|(_, at)| self.wake_at(at));
+        };
+        if now < at {
+            return self.wake_at(at);
+        }
+        let Some(asked) = return_asked(it).filter(|asked| *asked >= at) else {
+            self.ask_to_return(|place| place == it, seen, steps, now);
+            return self.wake_at(now + GRACE);
+        };
+        if answers(it) {
+            self.begin_to_use(it, steps);
+            self.returned = Some(now);
+            self.confirms = None;
+        } else if asked + GRACE <= now {
+            // What it answers later is what its peer repeats.
+            self.gateways.get_mut(it).into_iter().for_each(|known| known.return_asked = None);
+            self.confirms = None;
+        } else {
+            self.wake_at(asked + GRACE);
+        }
+    }
+
+    fn ask_to_return(
+        &mut self,
+        whom: impl Fn(usize) -> bool,
+        seen: &[Seen],
+        steps: &mut Vec<Step>,
+        now: Instant,
+    ) {
+        let asked = |it: usize, seen: &Seen| whom(it) && seen.reachable;
+        for (it, (known, seen)) in self.gateways.iter_mut().zip(seen).enumerate() {
+            if asked(it, seen) {
+                known.return_asked = Some(now);
+            }
+        }
+        self.ask(asked, seen, steps, now);
     }
 
     fn begin_to_use(&mut self, gateway: usize, steps: &mut Vec<Step>) {

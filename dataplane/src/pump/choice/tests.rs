@@ -19,8 +19,11 @@ struct Gateway {
     is_alive: bool,
     /// Since it last was not, or could not be reached.
     well_since: Option<Instant>,
-    asked: Option<Instant>,
+    /// When its peer repeats a handshake that was not answered.
+    repeats_at: Option<Instant>,
+    /// Answers on their way, to handshakes and to what else was sent.
     answers_at: Answers,
+    echoes_at: Answers,
     session_until: Option<Instant>,
     waits_since: Option<Instant>,
     answered: Option<Instant>,
@@ -28,8 +31,48 @@ struct Gateway {
     measured: Option<(Instant, Duration)>,
 }
 
-/// Times of answers on their way: of handshakes.
-type Answers = [Option<Instant>; 4];
+/// When they arrive.
+type Answers = [Option<Instant>; 8];
+
+impl Gateway {
+    fn has_session(&self, now: Instant) -> bool {
+        self.session_until.is_some_and(|end| now < end)
+    }
+
+    fn is_wanted(&self, now: Instant) -> bool {
+        self.wanted.is_some_and(|at| now < at + WANTED)
+    }
+
+    fn carries_next(&mut self) -> bool {
+        self.messages += 1;
+        self.reachable && self.is_alive && self.messages % 3 != self.loses
+    }
+
+    fn hear(&mut self, now: Instant) {
+        let arrives = |answers: &mut Answers| {
+            answers.iter_mut().filter_map(|at| at.take_if(|at| *at == now)).count() > 0
+        };
+        let (answered, echoed) = (arrives(&mut self.answers_at), arrives(&mut self.echoes_at));
+        if !self.is_alive || !self.reachable {
+            return;
+        }
+        if answered || echoed {
+            self.waits_since = None;
+        }
+        if answered {
+            self.repeats_at = None;
+            self.answered = Some(now);
+            self.measured = Some((now, self.round_trip));
+            self.session_until = Some(now + SESSION);
+        }
+    }
+}
+
+fn note(answers: &mut Answers, at: Instant) {
+    if let Some(free) = answers.iter_mut().find(|at| at.is_none()) {
+        *free = Some(at);
+    }
+}
 
 struct World {
     choice: Choice,
@@ -52,8 +95,9 @@ impl World {
             reachable: true,
             is_alive: true,
             well_since: Some(now),
-            asked: None,
-            answers_at: [None; 4],
+            repeats_at: None,
+            answers_at: [None; 8],
+            echoes_at: [None; 8],
             session_until: None,
             waits_since: None,
             answered: None,
@@ -70,10 +114,10 @@ impl World {
     fn seen(&self) -> Vec<Seen> {
         let seen = |it: &Gateway| Seen {
             reachable: it.reachable,
-            has_session: it.session_until.is_some_and(|end| self.now < end),
+            has_session: it.has_session(self.now),
             waits_since: it.waits_since,
             answered: it.answered,
-            is_wanted: it.wanted.is_some_and(|at| self.now < at + WANTED),
+            is_wanted: it.is_wanted(self.now),
             round_trip: it.measured,
         };
         self.gateways.iter().map(seen).collect()
@@ -105,14 +149,9 @@ impl World {
     fn ask(&mut self, place: usize) {
         self.questions += 1;
         let (now, gateway) = (self.now, &mut self.gateways[place]);
-        gateway.asked = Some(now);
-        gateway.messages += 1;
-        if gateway.reachable
-            && gateway.is_alive
-            && gateway.messages % 3 != gateway.loses
-            && let Some(free) = gateway.answers_at.iter_mut().find(|at| at.is_none())
-        {
-            *free = Some(now + gateway.round_trip);
+        gateway.repeats_at = Some(now + RETRY);
+        if gateway.carries_next() {
+            note(&mut gateway.answers_at, now + gateway.round_trip);
         }
     }
 
@@ -122,8 +161,11 @@ impl World {
         let gateway = &mut self.gateways[place];
         gateway.wanted = Some(now);
         gateway.waits_since.get_or_insert(now);
-        let has_session = gateway.session_until.is_some_and(|end| now < end);
-        if both_ways && has_session || !has_session && gateway.asked.is_none_or(|at| at + RETRY <= now) {
+        if gateway.has_session(now) {
+            if both_ways && gateway.carries_next() {
+                note(&mut gateway.echoes_at, now + gateway.round_trip);
+            }
+        } else if gateway.repeats_at.is_none() {
             self.ask(place);
         }
         self.follow();
@@ -146,30 +188,34 @@ impl World {
 
     fn rest(&mut self, end: Instant) {
         loop {
-            let answers = self.gateways.iter().flat_map(|it| it.answers_at).flatten();
+            let events = self.gateways.iter().flat_map(|it| [it.answers_at, it.echoes_at]).flatten();
+            let events = events.chain(self.gateways.iter().map(|it| it.repeats_at)).flatten();
             let silences = self
                 .seen()
                 .into_iter()
                 .filter_map(|seen| look_at(seen.waits_since?, seen.has_session, self.now));
-            let next =
-                answers.chain(self.choice.deadline()).chain(silences).filter(|at| *at > self.now).min();
+            let next = events.chain(self.choice.deadline()).chain(silences).filter(|at| *at > self.now).min();
             let Some(next) = next.filter(|next| *next <= end) else { break };
             self.now = next;
-            for gateway in &mut self.gateways {
-                for at in gateway.answers_at.iter_mut().filter(|at| **at == Some(next)) {
-                    *at = None;
-                    if gateway.is_alive && gateway.reachable {
-                        gateway.answered = Some(next);
-                        gateway.waits_since = None;
-                        gateway.measured = Some((next, gateway.round_trip));
-                        gateway.session_until = Some(next + SESSION);
-                    }
-                }
-            }
+            self.gateways.iter_mut().for_each(|it| it.hear(next));
+            self.repeat();
             self.follow();
         }
         self.now = end;
         self.follow();
+    }
+
+    /// As a peer does of itself.
+    fn repeat(&mut self) {
+        for place in 0..self.gateways.len() {
+            let (now, gateway) = (self.now, &mut self.gateways[place]);
+            if gateway.repeats_at.take_if(|at| *at <= now).is_none() {
+                continue;
+            }
+            if gateway.is_wanted(now) || gateway.has_session(now) {
+                self.ask(place);
+            }
+        }
     }
 
     fn meet(&mut self, event: Event) {
@@ -201,8 +247,9 @@ impl World {
 
     /// What is on its way is lost.
     fn sleep(&mut self, time: Duration) {
-        self.gateways.iter_mut().for_each(|it| it.answers_at = [None; 4]);
+        self.gateways.iter_mut().for_each(|it| (it.answers_at, it.echoes_at) = ([None; 8], [None; 8]));
         self.now += time;
+        self.repeat();
         self.follow();
     }
 
@@ -325,7 +372,7 @@ const CASES: &[Case] = &[
             world.pass(secs(2), true);
             world.dies(0);
             world.pass(secs(1000), false);
-            assert_eq!((world.questions, world.choice.deadline()), (4, None));
+            assert_eq!((world.questions, world.choice.deadline()), (1, None));
         },
         &[],
     ),
@@ -566,6 +613,24 @@ fn each_outage_has_its_end() {
         let mut world = World::new(*prefer, round_trips);
         story(&mut world);
         assert_eq!(world.log, *expected, "{name}");
+    }
+}
+
+/// Each resets all live connections: not one at each time that it comes back.
+#[test]
+fn a_gateway_that_comes_and_goes_is_returned_to_ever_more_seldom() {
+    for (up, down) in [(15, 15), (25, 40), (50, 50)] {
+        let mut world = World::new(Prefer::Order, &[30, 40]);
+        while world.now < world.begun + secs(20 * 60) {
+            world.lives(0);
+            world.pass(secs(up), true);
+            world.dies(0);
+            world.pass(secs(down), true);
+        }
+        let is_fail_over = |(_, step): &&(u128, Step)| matches!(step, Step::FailOver { .. });
+        let fail_overs: Vec<_> = world.log.iter().filter(is_fail_over).map(|(at, _)| at / 1000).collect();
+        // The first, and after pauses of 30, 60, 120, 240 and 480 s.
+        assert!((2..=6).contains(&fail_overs.len()), "{up} s up, {down} s down: at {fail_overs:?} s");
     }
 }
 
