@@ -10,7 +10,7 @@ use std::{
 };
 
 use ::names::{Policy, Resolver, Settings, Transport};
-use dataplane::{Failover, FailoverCause, FlowReport, GatewayEvent, Handle};
+use dataplane::{Failover, FailoverCause, FlowReport, GatewayEvent, Handle, TunnelReport};
 use packet::protocol;
 use policy::{Endpoint, Gateway, Path};
 use routes::{connections, dns};
@@ -45,9 +45,12 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
     // A pump that has ended says so itself.
     let Ok(tunnels) = running.pump.tunnels() else { return };
     let Some(tunnel) = tunnels.get(gateway) else { return };
-    let is_lost = tunnel.state == "down";
+    let is_lost = is_lost(&tunnels, gateway);
     if is_lost || addresses.is_err() {
         running.lookups.want_later(gateway, tokio::time::Instant::now());
+    }
+    if is_lost {
+        want_lost(running, &tunnels);
     }
     let addresses = match addresses {
         Ok(addresses) => addresses,
@@ -77,7 +80,7 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
 /// Follows what the pump tells.
 pub fn heard(running: &mut Running, event: GatewayEvent) {
     match event {
-        GatewayEvent::Down(gateway) => went_down(running, gateway),
+        GatewayEvent::Down(_) => went_down(running),
         GatewayEvent::FailedOver(failover) => failed_over(running, failover),
         GatewayEvent::Used(gateway) => {
             tracing::info!(gateway = running.gateway_name(gateway), "new flows go to another gateway");
@@ -85,15 +88,25 @@ pub fn heard(running: &mut Running, event: GatewayEvent) {
     }
 }
 
-/// Looks for a gateway that has stopped answering, and for what may be in its way.
-fn went_down(running: &mut Running, gateway: usize) {
-    let now = tokio::time::Instant::now();
+/// One has stopped answering: looks for all that are lost, and for what may be in their way.
+fn went_down(running: &mut Running) {
     let tunnels = running.pump.tunnels().unwrap_or_default();
-    let heard = tunnels
-        .get(gateway)
-        .and_then(|tunnel| [tunnel.last_handshake, tunnel.last_received].into_iter().flatten().min());
-    running.lookups.want_silent(gateway, heard.and_then(|ago| now.checked_sub(ago)), now);
+    want_lost(running, &tunnels);
     running.portal.gateway_down();
+}
+
+fn want_lost(running: &mut Running, tunnels: &[TunnelReport]) {
+    let now = tokio::time::Instant::now();
+    for (gateway, tunnel) in tunnels.iter().enumerate().filter(|(gateway, _)| is_lost(tunnels, *gateway)) {
+        let heard = [tunnel.last_handshake, tunnel.last_received].into_iter().flatten().min();
+        running.lookups.want_silent(gateway, heard.and_then(|ago| now.checked_sub(ago)), now);
+    }
+}
+
+/// Whether a gateway does not answer: those that are not used are asked only while the one that is does not.
+fn is_lost(tunnels: &[TunnelReport], gateway: usize) -> bool {
+    let is_asked = tunnels.iter().any(|tunnel| tunnel.is_used && tunnel.state == "down");
+    tunnels.get(gateway).is_some_and(|tunnel| tunnel.state == "down" || is_asked && tunnel.state != "up")
 }
 
 /// Says that another gateway is used, and ends the connections of the one before: a program that only listens would wait for ever.

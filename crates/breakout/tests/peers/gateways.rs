@@ -27,6 +27,8 @@ const LOST: Duration = Duration::from_secs(12);
 const RETURN: Duration = Duration::from_secs(45);
 /// A name without an answer is asked for again after 10 s, then after 20 s.
 const FOUND: Duration = Duration::from_secs(40);
+/// An address on the gateways' network that nobody has.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 99);
 const HTTPS: (Ipv4Addr, u16) = (SIGNALING, 443);
 const SIP: (Ipv4Addr, u16) = (SIGNALING, 5060);
 const MTU: u32 = 1420;
@@ -88,6 +90,26 @@ fn a_gateway_whose_name_moves_is_followed() {
         "the tunnel's own was not captured"
     );
     assert_eq!(both.scene.gateway().endpoint, Some((OTHER_GATEWAY, GATEWAY_PORT).into()));
+}
+
+/// Nobody has asked the other one since it moved.
+#[test]
+fn a_standby_that_has_moved_is_found_when_the_one_in_use_dies() {
+    let _turn = shared();
+    let Some(mut both) = Both::build() else { return };
+    both.know_all(&[("near.example", GATEWAY), ("far.example", NOBODY)]);
+    let near = ("near", "near.example".to_owned(), both.scene.keys.clone());
+    let far = ("far", "far.example".to_owned(), both.other_keys.clone());
+    both.write_config("order", &[near, far]);
+    both.up();
+    both.scene.reaches_signaling().unwrap();
+
+    both.know_all(&[("near.example", GATEWAY), ("far.example", OTHER_GATEWAY)]);
+    both.scene.gateway = None;
+    let (wire, ()) = both.scene.on_wire(|| eventually(FOUND, || both.scene.reaches_signaling()));
+    assert_hidden(&wire);
+    let used = both.scene.gateway();
+    assert_eq!((used.name.as_str(), used.endpoint), ("far", Some((OTHER_GATEWAY, GATEWAY_PORT).into())));
 }
 
 #[test]
@@ -218,9 +240,14 @@ impl Both {
 
     /// Has the agent find a name at this address, and no other name.
     fn know(&self, name: &str, address: Ipv4Addr) {
+        self.know_all(&[(name, address)]);
+    }
+
+    fn know_all(&self, names: &[(&str, Ipv4Addr)]) {
         let hosts = self.scene.directory.file("hosts");
         let is_shown = hosts.exists();
-        std::fs::write(&hosts, format!("127.0.0.1 localhost\n{address} {name}\n")).unwrap();
+        let names = names.iter().map(|(name, address)| format!("{address} {name}\n"));
+        std::fs::write(&hosts, format!("127.0.0.1 localhost\n{}", names.collect::<String>())).unwrap();
         if !is_shown {
             ok(self.scene.internet.agent.show_instead("/etc/hosts".as_ref(), &hosts));
         }
