@@ -129,9 +129,11 @@ impl Netlink {
     }
 }
 
-/// What a lookup answers where it ends in no route, or in one that refuses (EINVAL is a blackhole's).
+/// What a lookup answers where it ends in no route, in one that refuses (EINVAL is a blackhole's), or in a family that the kernel does not
+/// have (EOPNOTSUPP: nobody answers for it, as for IPv6 with `ipv6.disable=1`).
 fn refuses(errno: i32) -> bool {
-    [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::EAFNOSUPPORT].contains(&errno)
+    [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::EAFNOSUPPORT, libc::EOPNOTSUPP]
+        .contains(&errno)
 }
 
 fn family(address: IpAddr) -> AddressFamily {
@@ -262,5 +264,20 @@ impl fmt::Display for Route {
             write!(f, " with metric {}", self.metric)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_family_that_the_kernel_does_not_have_leads_nowhere() {
+        let netlink = Netlink::new().unwrap();
+        let mut message = RouteMessage::default();
+        // As absent as IPv6 is with `ipv6.disable=1`.
+        message.header.address_family = AddressFamily::Appletalk;
+        let error = netlink.request(RouteNetlinkMessage::GetRoute(message), 0, "ask").await.unwrap_err();
+        assert!(error.errno().is_some_and(refuses), "{error}");
     }
 }
