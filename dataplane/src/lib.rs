@@ -34,4 +34,4 @@ pub use pump::{
     Pump, PumpError, Setup,
 };
 pub use report::{Feature, FlowReport, TunnelReport};
-pub use underlay::{GatewayLeg, Underlay};
+pub use underlay::{GatewayLeg, OwnAddress, Underlay};

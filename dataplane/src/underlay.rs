@@ -7,9 +7,18 @@ pub struct Underlay {
     pub v4: Option<Ipv4Addr>,
     pub v6: Option<Ipv6Addr>,
     /// Every address of the physical interfaces.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Vec<OwnAddress>,
     /// The way to each gateway, in the order of [`Setup::gateways`](crate::Setup::gateways); one that is missing has none.
     pub gateways: Vec<GatewayLeg>,
+}
+
+/// An address of a physical interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnAddress {
+    pub ip: IpAddr,
+    /// The index of its interface, if that has a way out of its own: by that packets under this address leave, whichever interface the routes
+    /// prefer. Another network's router takes them for forged. `None`: they leave as the routes say.
+    pub device: Option<u32>,
 }
 
 /// The way to a gateway.
@@ -42,6 +51,11 @@ impl Underlay {
 
     /// Whether the machine has this address: a source address may lie on an interface that is not physical, as on the loopback of a routed host.
     pub(crate) fn has(&self, address: IpAddr) -> bool {
-        self.addresses.contains(&address) || self.source_for(address) == Some(address)
+        self.addresses.iter().any(|own| own.ip == address) || self.source_for(address) == Some(address)
+    }
+
+    /// By which interface packets under this address leave; `None`: as the routes say.
+    pub(crate) fn device_of(&self, address: IpAddr) -> Option<u32> {
+        self.addresses.iter().find(|own| own.ip == address)?.device
     }
 }

@@ -17,7 +17,7 @@ use dataplane::engine::{Action, Answer, Engine, LINGER, Limits, MappingId, Note,
 use dataplane::{DropReason, Underlay};
 use packet::{Checksum, Packet, PacketMut, Tos, build};
 use scenario::{
-    CABLE, MEDIA, OTHER_MEDIA, SIGNALING, STRANGER, TUN, WIFI, policy, rtp, stun, tcp, udp, underlay,
+    CABLE, MEDIA, OTHER_MEDIA, SIGNALING, STRANGER, TUN, WIFI, own, policy, rtp, stun, tcp, udp, underlay,
 };
 
 /// To the gateway that new flows go to at first.
@@ -463,7 +463,7 @@ fn an_error_is_told_only_about_a_remote_that_was_talked_to() {
 #[test]
 fn the_source_address_counts_as_present_wherever_it_lies() {
     let mut bench = Bench::new();
-    let elsewhere = Underlay { addresses: vec![CABLE], ..underlay(Some(WIFI)) };
+    let elsewhere = Underlay { addresses: vec![own(CABLE)], ..underlay(Some(WIFI)) };
     bench.engine.set_underlay(elsewhere.clone(), bench.now);
     let (mapping, _) = bench.call(at(TUN, 5000), at(MEDIA, 20_000));
     bench.engine.set_underlay(elsewhere, bench.now);

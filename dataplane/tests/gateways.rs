@@ -296,7 +296,11 @@ fn with_routes(reachable: [bool; 2]) -> Underlay {
         GatewayLeg { reachable: second, mtu: Some(1400) },
     ];
     let underlay = underlay(Some(WIFI_V4));
-    Underlay { addresses: [underlay.addresses.clone(), vec![CABLE]].concat(), gateways, ..underlay }
+    Underlay {
+        addresses: [underlay.addresses.clone(), vec![machine::own(CABLE)]].concat(),
+        gateways,
+        ..underlay
+    }
 }
 
 /// A gateway and servers behind it, whose answers begin with `name`.

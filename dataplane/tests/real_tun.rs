@@ -13,13 +13,14 @@ mod machine;
 mod marked;
 
 use std::collections::HashSet;
+use std::ffi::CStr;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use dataplane::{DropReason, Offload, PumpError, Underlay};
-use machine::{DEAD_V4, MEDIA_V4, Machine, SIGNALING_V4, Tunnel, V4, V6, WIFI_V4, ip, underlay};
+use dataplane::{DropReason, Offload, OwnAddress, PumpError, Underlay};
+use machine::{DEAD_V4, FarEnd, MEDIA_V4, Machine, SIGNALING_V4, Tunnel, V4, V6, WIFI_V4, ip, underlay};
 use packet::OuterDscp;
 use policy::Path;
 use socket2::{Domain, Socket, Type};
@@ -254,12 +255,91 @@ fn a_call_keeps_its_port_when_its_address_returns_and_moves_when_another_comes()
 
     let cable = "192.168.77.20".parse().unwrap();
     ip("address add 192.168.77.20/24 dev wifi");
-    machine.pump.set_underlay(Underlay { addresses: vec![cable], ..underlay(Some(cable)) }).unwrap();
+    machine
+        .pump
+        .set_underlay(Underlay { addresses: vec![machine::own(cable)], ..underlay(Some(cable)) })
+        .unwrap();
     send();
     let sent = marked::receive(&far);
     assert_eq!(sent.from, at(cable, 5000));
     far.send_to(b"answer", sent.from).unwrap();
     assert_eq!(marked::receive(&app).payload, b"answer");
+}
+
+/// A cable to another network is preferred as soon as it is there; then it is what has the addresses.
+#[test]
+fn calls_leave_by_the_interface_that_has_their_address_whichever_is_preferred() {
+    let Some(machine) = Machine::new() else { return };
+    let cable = FarEnd::start();
+    ip(&format!("link add cable type veth peer name wan netns {}", cable.thread));
+    ip("link set cable up");
+    cable.run(|| {
+        for command in ["link set lo up", "link set wan up"] {
+            ip(command);
+        }
+        machine::wait_for_carrier("wan");
+        for address in
+            ["192.168.88.1/24", "2001:db8:88::1/64 nodad", "52.129.96.10/32", "2001:db8:96::10/128 nodad"]
+        {
+            ip(&format!("address add dev wan {address}"));
+        }
+        for network in ["192.168.77.0/24", "2001:db8:77::/64"] {
+            ip(&format!("route add {network} dev wan"));
+        }
+        ["2001:db8:88::1", "2001:db8:96::10"].into_iter().for_each(machine::wait_for_local);
+    });
+    machine::wait_for_carrier("cable");
+    for command in [
+        "address add 192.168.88.10/24 dev cable",
+        "address add 2001:db8:88::10/64 dev cable nodad",
+        "route add default via 192.168.77.1 metric 600",
+        "route del default via 192.168.77.1 metric 0",
+    ] {
+        ip(command);
+    }
+    machine::wait_for_local("2001:db8:88::10");
+    let led = |device: &CStr| {
+        // SAFETY: the name is a valid C string.
+        let device = Some(unsafe { libc::if_nametoindex(device.as_ptr()) });
+        let addresses = [V4.wifi, V6.wifi].map(|ip| OwnAddress { ip, device }).to_vec();
+        machine.pump.set_underlay(Underlay { addresses, ..underlay(Some(WIFI_V4)) }).unwrap();
+    };
+    led(c"wifi");
+
+    let ends: Vec<_> =
+        [V4, V6].into_iter().flat_map(|family| [(family, family.tun), (family, family.wifi)]).collect();
+    let calls: Vec<_> = (5000..)
+        .zip(&ends)
+        .map(|(port, (family, own))| {
+            let far = at(family.media, 15_000 + port);
+            let [by_wifi, by_cable] = [&machine.far, &cable].map(|end| {
+                let socket = end.run(move || UdpSocket::bind(far).unwrap());
+                marked::prepare(&socket, PATIENCE);
+                socket
+            });
+            (open(*own, port), far, at(family.wifi, port), by_wifi, by_cable)
+        })
+        .collect();
+    let arrive = |by_cable: bool| {
+        for (app, far, external, wifi, cable) in &calls {
+            app.send_to(&STUN, far).unwrap();
+            let sent = marked::receive(if by_cable { cable } else { wifi });
+            assert_eq!(sent.from, *external);
+        }
+    };
+    arrive(false);
+    ip("route add default via 192.168.88.1 metric 100");
+    ip("route add default via 2001:db8:88::1 metric 100");
+    machine.pump.routes_changed().unwrap();
+    arrive(false);
+
+    for address in ["192.168.77.10/24", "2001:db8:77::10/64"] {
+        ip(&format!("address del {address} dev wifi"));
+        ip(&format!("address add {address} dev cable"));
+    }
+    machine::wait_for_local("2001:db8:77::10");
+    led(c"cable");
+    arrive(true);
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! The physical side: what carries the tunnel and the bypass.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use policy::Captured;
 
 use crate::{
     Error, dns,
-    netlink::{Address, Link, Netlink},
+    netlink::{Link, Netlink},
 };
 
 /// Addresses that are nobody's (RFC 5737, RFC 3849): their route is the default route.
@@ -48,6 +51,8 @@ pub struct PhysicalAddress {
     pub index: u32,
     /// The address with its network's length.
     pub net: IpNet,
+    /// Whether the device has a way out of its own, be that the one that is preferred or not.
+    pub leads_out: bool,
 }
 
 /// What the captured prefixes get in the way of.
@@ -75,7 +80,6 @@ pub async fn underlay(
 ) -> Result<Underlay, Error> {
     let mut links = netlink.links().await?;
     links.retain(|link| !link.loopback && Some(link.index) != tun && !dns::is_our_link(link));
-    let addresses = netlink.addresses().await?;
     let mut legs = Vec::with_capacity(gateways.len());
     for gateway in gateways {
         legs.push(match gateway {
@@ -87,7 +91,7 @@ pub async fn underlay(
         gateways: legs,
         v4: leg(netlink, &links, ANYWHERE_V4, mark).await?,
         v6: leg(netlink, &links, ANYWHERE_V6, mark).await?,
-        addresses: addresses.iter().filter_map(|address| physical(address, &links)).collect(),
+        addresses: physical(netlink, &links, mark).await?,
     })
 }
 
@@ -133,10 +137,25 @@ async fn leg(
     }))
 }
 
-fn physical(address: &Address, links: &[Link]) -> Option<PhysicalAddress> {
-    let link = links.iter().find(|link| link.index == address.index && link.up)?;
-    let fit = address.global && address.usable;
-    fit.then(|| PhysicalAddress { device: link.name.clone(), index: link.index, net: address.net })
+async fn physical(netlink: &Netlink, links: &[Link], mark: u32) -> Result<Vec<PhysicalAddress>, Error> {
+    let mut ways = HashMap::new();
+    let mut found = Vec::new();
+    for address in netlink.addresses().await?.into_iter().filter(|address| address.global && address.usable) {
+        let Some(link) = links.iter().find(|link| link.index == address.index && link.up) else { continue };
+        let anywhere = if address.net.addr().is_ipv4() { ANYWHERE_V4 } else { ANYWHERE_V6 };
+        let leads_out = match ways.get(&(link.index, anywhere)) {
+            Some(leads_out) => *leads_out,
+            None => link.running && netlink.leads_to(anywhere, mark, link.index).await?,
+        };
+        ways.insert((link.index, anywhere), leads_out);
+        found.push(PhysicalAddress {
+            device: link.name.clone(),
+            index: link.index,
+            net: address.net,
+            leads_out,
+        });
+    }
+    Ok(found)
 }
 
 fn overlap(a: IpNet, b: IpNet) -> bool {

@@ -456,6 +456,43 @@ fn the_underlay_is_what_marked_packets_see() {
 }
 
 #[test]
+fn an_interface_leads_out_by_a_route_of_its_own_preferred_or_not() {
+    in_namespace(async || {
+        let _world = World::new().await;
+        let netlink = Netlink::new().unwrap();
+        for (near, far, host) in [("wlan0", "ap0", 8), ("bridge0", "guest0", 9)] {
+            netlink.add_veth(near, far, None).await.unwrap();
+            for link in [near, far] {
+                let link = netlink.link_index(link).await.unwrap();
+                netlink.set_up(link).await.unwrap();
+            }
+            run(["ip", "address", "add", &format!("192.168.{host}.2/24"), "dev", near]);
+            run(["ip", "address", "add", &format!("fd0{host}::2/64"), "dev", near, "nodad"]);
+        }
+        run(["ip", "route", "add", "default", "via", "192.168.8.1", "metric", "600"]);
+        run(["ip", "route", "add", "default", "via", "fd08::1", "metric", "2000"]);
+        settle_addresses();
+        let leading_out = async || {
+            let found = underlay(&netlink, MARK, &[], None).await.unwrap();
+            assert_eq!(found.v4.map(|leg| leg.device).as_deref(), Some("wan0"));
+            let out = found.addresses.into_iter().filter(|address| address.leads_out);
+            let mut out: Vec<_> = out.map(|address| (address.device, address.net.addr().is_ipv4())).collect();
+            out.sort();
+            out
+        };
+        let both = |device: &str| [(device.to_owned(), false), (device.to_owned(), true)];
+        assert_eq!(leading_out().await, [both("wan0"), both("wlan0")].concat());
+        // Its carrier is gone.
+        let access_point = netlink.link_index("ap0").await.unwrap();
+        netlink.set_down(access_point).await.unwrap();
+        while netlink.link(netlink.link_index("wlan0").await.unwrap()).await.unwrap().running {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(leading_out().await, both("wan0"));
+    });
+}
+
+#[test]
 fn a_missing_tun_is_named() {
     in_namespace(async || {
         let world = World::new().await;

@@ -43,9 +43,15 @@ impl Routes {
         Ok(Self { netlink, any: UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?, mark, asked: 0 })
     }
 
-    /// Of a packet from `source`, which is this machine's, with this DSCP: rules may go by it. An error: nowhere (`RTM_GETROUTE`,
-    /// rtnetlink(7)). Ports of 0 say nothing about the protocol.
-    pub(crate) fn to(&mut self, destination: SocketAddr, source: SocketAddr, dscp: Dscp) -> io::Result<Hop> {
+    /// Of a packet from `source`, which is this machine's, with this DSCP: rules may go by it. `device`: as of
+    /// [`leave_by`](super::sockets::leave_by). An error: nowhere (`RTM_GETROUTE`, rtnetlink(7)). Ports of 0 say nothing about the protocol.
+    pub(crate) fn to(
+        &mut self,
+        destination: SocketAddr,
+        source: SocketAddr,
+        device: Option<u32>,
+        dscp: Dscp,
+    ) -> io::Result<Hop> {
         let mut message = RouteMessage::default();
         let (family, length) = match destination.ip() {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -55,11 +61,13 @@ impl Routes {
         message.header.destination_prefix_length = length;
         message.header.source_prefix_length = length;
         message.header.tos = Tos::default().with_dscp(dscp).0;
-        message.attributes = vec![
-            RouteAttribute::Destination(address(destination.ip())),
-            RouteAttribute::Source(address(source.ip())),
-            RouteAttribute::Mark(self.mark),
-        ];
+        message.attributes =
+            vec![RouteAttribute::Destination(address(destination.ip())), RouteAttribute::Mark(self.mark)];
+        message.attributes.extend(device.map(RouteAttribute::Oif));
+        // With a source the interface would be a mere wish over IPv6.
+        if device.is_none() || destination.is_ipv4() {
+            message.attributes.push(RouteAttribute::Source(address(source.ip())));
+        }
         if destination.port() != 0 {
             message.attributes.extend([
                 RouteAttribute::IpProto(protocol::UDP),
@@ -164,7 +172,7 @@ mod tests {
         let mut routes = Routes::open(0).unwrap();
         for local in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
             let (there, here) = (SocketAddr::new(local, 20_000), SocketAddr::new(local, 5_000));
-            let error = routes.to(there, here, Dscp::DEFAULT).unwrap_err();
+            let error = routes.to(there, here, None, Dscp::DEFAULT).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::HostUnreachable, "{local}: {error}");
         }
     }
@@ -172,6 +180,6 @@ mod tests {
     #[test]
     fn an_address_that_is_not_ours_is_no_source() {
         let documentation = SocketAddr::from(([192, 0, 2, 1], 0));
-        assert!(Routes::open(0).unwrap().to(documentation, documentation, Dscp::EF).is_err());
+        assert!(Routes::open(0).unwrap().to(documentation, documentation, None, Dscp::EF).is_err());
     }
 }

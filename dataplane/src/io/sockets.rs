@@ -71,6 +71,17 @@ pub(crate) fn mapping(address: IpAddr, port: u16, fwmark: u32) -> io::Result<Soc
     Ok(socket)
 }
 
+/// Has what a socket sends from an address of its own leave by this interface, by whichever router that has; `None`: as the routes say.
+pub(crate) fn leave_by(socket: &Socket, device: Option<u32>, like: IpAddr) -> io::Result<()> {
+    let device = device.unwrap_or(0);
+    match like {
+        // An answer may come by another interface: Linux answers ARP for an address on each of them.
+        IpAddr::V4(_) => set_option(socket, libc::SOL_IP, libc::IP_UNICAST_IF, device.to_be() as libc::c_int),
+        // IPV6_UNICAST_IF is a mere wish where the source address is given (net/ipv6/route.c, ip6_route_output_flags).
+        IpAddr::V6(_) => set_option(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, device as libc::c_int),
+    }
+}
+
 /// A raw socket that sends whole packets (`IP_HDRINCL`).
 pub(crate) fn raw(domain: Domain, fwmark: u32) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;

@@ -203,6 +203,7 @@ impl Bulk {
                     self.gateways.iter_mut().for_each(|gateways| gateways.network_changed(another, now));
                     let mut judge = self.core.engine.lock();
                     judge.engine.set_underlay(underlay, now);
+                    self.core.underlay_changed();
                     judge.routes_changed(now);
                     judge.set_alarm(now);
                     drop(judge);

@@ -21,7 +21,7 @@ use crate::io::sockets;
 use crate::io::tun::{VNET_HEADER, partial_udp};
 use crate::offload::{Segmentation, Segments};
 use crate::wire::UdpSegmentation;
-use crate::{BATCH, DropReason, Feature};
+use crate::{BATCH, DropReason, Feature, Underlay};
 
 /// Room in front of a received payload for what the TUN wants before it: virtio, IPv6 and UDP header.
 const HEADROOM: usize = VNET_HEADER + 48;
@@ -34,11 +34,14 @@ pub(super) struct Bypass {
     fwmark: u32,
     /// The tunnel's too: a device that refuses segmented sends refuses all.
     segmentation: Arc<UdpSegmentation>,
+    underlay: Underlay,
+    /// How often that had changed when it was looked at.
+    underlays: u32,
     /// By the mapping's slot.
-    sockets: Vec<Option<(MappingId, Socket)>>,
+    sockets: Vec<Option<(MappingId, Outlet)>>,
     ready: Vec<usize>,
-    raw_v4: io::Result<Socket>,
-    raw_v6: io::Result<Socket>,
+    raw_v4: io::Result<Outlet>,
+    raw_v6: io::Result<Outlet>,
     sender: Sender,
     receiver: Receiver,
     datagrams: Buffers,
@@ -46,6 +49,12 @@ pub(super) struct Bypass {
     internal: [Option<SocketAddr>; BATCH],
     quote: Box<[u8]>,
     unsent: Vec<Unsent>,
+}
+
+/// A socket, and the interface by which what it sends leaves; `None`: as the routes say.
+struct Outlet {
+    socket: Socket,
+    device: Option<u32>,
 }
 
 /// Whose packet could not be sent.
@@ -77,14 +86,17 @@ pub(super) struct Whole {
 }
 
 impl Bypass {
-    pub(super) fn open(fwmark: u32, segmentation: Arc<UdpSegmentation>) -> Self {
+    pub(super) fn open(core: &Core, segmentation: Arc<UdpSegmentation>) -> Self {
+        let raw = |domain| sockets::raw(domain, core.fwmark).map(Outlet::new);
         Self {
-            fwmark,
+            fwmark: core.fwmark,
             segmentation,
+            underlay: core.engine.lock().engine.underlay().clone(),
+            underlays: 0,
             sockets: Vec::new(),
             ready: Vec::new(),
-            raw_v4: sockets::raw(Domain::IPV4, fwmark),
-            raw_v6: sockets::raw(Domain::IPV6, fwmark),
+            raw_v4: raw(Domain::IPV4),
+            raw_v6: raw(Domain::IPV6),
             sender: Sender::new(),
             receiver: Receiver::new(),
             datagrams: Buffers::new(BATCH, DATAGRAM),
@@ -95,7 +107,7 @@ impl Bypass {
     }
 
     pub(super) fn features(&self) -> Vec<Feature> {
-        let raw = |name, socket: &io::Result<Socket>| match socket {
+        let raw = |name, socket: &io::Result<Outlet>| match socket {
             Ok(_) => (name, true, "a raw socket sends packets under their own address".to_owned()),
             Err(error) => (name, false, format!("no raw socket: {error}")),
         };
@@ -105,6 +117,20 @@ impl Bypass {
     /// Its buffers' memory; see [`Rest`](crate::rest::Rest).
     pub(super) fn give_back(&mut self) {
         self.datagrams.give_back();
+    }
+
+    /// Has what is sent under each address leave by the interface that has the address now.
+    pub(super) fn follow_underlay(&mut self, core: &Core) {
+        let underlays = core.underlays();
+        if std::mem::replace(&mut self.underlays, underlays) == underlays {
+            return;
+        }
+        self.underlay = core.engine.lock().engine.underlay().clone();
+        for (_, outlet) in self.sockets.iter_mut().flatten() {
+            if let Some(own) = outlet.socket.local_addr().ok().and_then(|own| own.as_socket()) {
+                outlet.leave_by(self.underlay.device_of(own.ip()), own.ip());
+            }
+        }
     }
 
     /// Reserves an external port for an internal endpoint and tells the engine.
@@ -119,11 +145,13 @@ impl Bypass {
     ) -> io::Result<()> {
         let socket = sockets::mapping(external, internal.port(), self.fwmark)?;
         let bound = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let mut outlet = Outlet::new(socket);
+        outlet.leave_by(engine.underlay().device_of(external), external);
         let Some(mapping) = engine.reserved(internal, bound, now) else {
             return Err(io::Error::other("all mappings are in use"));
         };
         let watched =
-            registry.register(&mut SourceFd(&socket.as_raw_fd()), token(mapping), Interest::READABLE);
+            registry.register(&mut SourceFd(&outlet.socket.as_raw_fd()), token(mapping), Interest::READABLE);
         if let Err(error) = watched {
             engine.given_back(mapping);
             return Err(error);
@@ -133,7 +161,7 @@ impl Bypass {
             self.sockets.resize_with(slot + 1, || None);
         }
         if let Some(place) = self.sockets.get_mut(slot) {
-            *place = Some((mapping, socket));
+            *place = Some((mapping, outlet));
         }
         tracing::debug!(%internal, external = %bound, "voice mapping");
         Ok(())
@@ -151,8 +179,8 @@ impl Bypass {
     pub(super) fn set_ready(&mut self, slot: usize, failed: bool, core: &Core, to_tun: &mut ToTun) {
         // A send may have taken the pending error without telling us (sendmmsg does where it sent something before), so that no receive
         // reports it any more; its queue is full all the same.
-        if failed && let Some(Some((mapping, socket))) = self.sockets.get(slot) {
-            tell_errors(*mapping, socket, &mut self.quote, core, to_tun);
+        if failed && let Some(Some((mapping, outlet))) = self.sockets.get(slot) {
+            tell_errors(*mapping, &outlet.socket, &mut self.quote, core, to_tun);
         }
         self.look_at(slot);
     }
@@ -230,10 +258,12 @@ impl Bypass {
     pub(super) fn send_whole(&mut self, whole: &[Whole], records: &mut Buffers, core: &Core) {
         for packet in whole {
             let destination = packet.headers.destination;
-            let Ok(socket) = (if destination.is_ipv4() { &self.raw_v4 } else { &self.raw_v6 }) else {
+            let Ok(outlet) = (if destination.is_ipv4() { &mut self.raw_v4 } else { &mut self.raw_v6 }) else {
                 core.counters.count_drop(DropReason::SendFailed);
                 continue;
             };
+            outlet.leave_by(self.underlay.device_of(packet.headers.source), destination);
+            let socket = &outlet.socket;
             let (sender, unsent) = (&mut self.sender, &mut self.unsent);
             let mut send = |payload: &[u8]| {
                 let destination = SocketAddr::new(destination, 0);
@@ -270,7 +300,7 @@ impl Bypass {
 
     /// `true` if there may be more.
     fn receive_from(&mut self, slot: usize, core: &Core, to_tun: &mut ToTun, now: Instant) -> bool {
-        let Some(Some((mapping, socket))) = self.sockets.get(slot) else { return false };
+        let Some(Some((mapping, Outlet { socket, .. }))) = self.sockets.get(slot) else { return false };
         let mapping = *mapping;
         let quote = &mut self.quote;
         // A pending error is reported once in place of data; what it was about stands in the error queue.
@@ -298,14 +328,31 @@ impl Bypass {
     }
 }
 
+impl Outlet {
+    fn new(socket: Socket) -> Self {
+        Self { socket, device: None }
+    }
+
+    fn leave_by(&mut self, device: Option<u32>, like: IpAddr) {
+        if self.device == device {
+            return;
+        }
+        match sockets::leave_by(&self.socket, device, like) {
+            Ok(()) => self.device = device,
+            // The interface has just gone, and whoever tells of that will tell.
+            Err(error) => tracing::debug!(%error, ?device, "voice leaves as the routes say"),
+        }
+    }
+}
+
 /// Whether there was no room for a packet: the next one may have some.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN))
 }
 
-fn socket_of(sockets: &[Option<(MappingId, Socket)>], mapping: MappingId) -> Option<(MappingId, &Socket)> {
-    let (id, socket) = sockets.get(usize::from(mapping.slot))?.as_ref()?;
-    (*id == mapping).then_some((mapping, socket))
+fn socket_of(sockets: &[Option<(MappingId, Outlet)>], mapping: MappingId) -> Option<(MappingId, &Socket)> {
+    let (id, outlet) = sockets.get(usize::from(mapping.slot))?.as_ref()?;
+    (*id == mapping).then_some((mapping, &outlet.socket))
 }
 
 /// The payload to send, which is never copied: it lies in the buffer it was read into.

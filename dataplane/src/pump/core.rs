@@ -1,6 +1,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use packet::Packet;
@@ -31,6 +31,8 @@ pub(super) struct Core {
     pub(super) addresses: Vec<IpAddr>,
     /// SO_MARK of our own sockets.
     pub(super) fwmark: u32,
+    /// How often the underlay has changed.
+    underlays: AtomicU32,
     stopped: AtomicBool,
 }
 
@@ -94,6 +96,7 @@ impl Core {
             counters,
             addresses,
             fwmark,
+            underlays: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
         })
     }
@@ -122,6 +125,16 @@ impl Core {
     /// Packets that were judged before may still be sealed.
     pub(super) fn set_mtu(&self, mtu: u16) {
         self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// How often the underlay has changed: whoever keeps something of it looks again.
+    pub(super) fn underlays(&self) -> u32 {
+        self.underlays.load(Ordering::Acquire)
+    }
+
+    /// The engine knows another underlay.
+    pub(super) fn underlay_changed(&self) {
+        self.underlays.fetch_add(1, Ordering::Release);
     }
 
     pub(super) fn stop(&self) {

@@ -88,7 +88,7 @@ impl FastTier {
         for (anywhere, source) in ways {
             let Some(source) = source else { continue };
             let (anywhere, source) = (SocketAddr::new(anywhere, 0), SocketAddr::new(source, 0));
-            if let Ok(hop) = self.routes.to(anywhere, source, Dscp::DEFAULT)
+            if let Ok(hop) = self.routes.to(anywhere, source, None, Dscp::DEFAULT)
                 && hop.interface != self.tun
                 && let Err(error) = self.kernel.attach(hop.interface)
             {
@@ -205,7 +205,8 @@ impl FastTier {
 
     fn install(&mut self, tuple: &FiveTuple, engine: &mut Engine, now: Instant) {
         let Some(flow) = engine.cacheable(tuple, now) else { return };
-        match self.try_install(&flow) {
+        let device = engine.underlay().device_of(flow.external.ip());
+        match self.try_install(&flow, device) {
             Ok(entry) => {
                 self.trouble = None;
                 self.entries.insert(*tuple, entry);
@@ -221,12 +222,12 @@ impl FastTier {
         }
     }
 
-    fn try_install(&mut self, flow: &Cacheable) -> Result<Entry, String> {
+    fn try_install(&mut self, flow: &Cacheable, device: Option<u32>) -> Result<Entry, String> {
         let remote = flow.tuple.destination;
         let dscp = flow.mark.apply(Tos::default()).dscp();
         let hop = self
             .routes
-            .to(remote, flow.external, dscp)
+            .to(remote, flow.external, device, dscp)
             .map_err(|error| format!("no route to {}: {error}", remote.ip()))?;
         if hop.interface == self.tun {
             return Err(format!("the route to {} leads into the TUN", remote.ip()));

@@ -62,7 +62,7 @@ impl Voice {
             intake: Intake::new(queue),
             to_tun: ToTun::new(own, Arc::clone(&core.counters)),
             sealer,
-            bypass: Bypass::open(core.fwmark, segmentation),
+            bypass: Bypass::open(&core, segmentation),
             core,
             waker: Arc::new(waker),
             next_warning: None,
@@ -85,6 +85,7 @@ impl Voice {
             if self.rest.wait(&mut self.poll, &mut events, busy).map_err(io_error("waiting for packets"))? {
                 self.give_back();
             }
+            self.bypass.follow_underlay(&self.core);
             let now = self.core.clock.now();
             let mut due = false;
             for event in &events {

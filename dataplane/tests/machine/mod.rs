@@ -7,7 +7,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use dataplane::{DropReason, Gateway, Handle, Mtu, Offload, OnGateway, Prefer, Pump, Setup, Tun, Underlay};
+use dataplane::{
+    DropReason, Gateway, Handle, Mtu, Offload, OnGateway, OwnAddress, Prefer, Pump, Setup, Tun, Underlay,
+};
 use packet::OuterDscp;
 use policy::{Config, FastPathUse, Snapshot};
 use tunnel::{Peer, PeerConfig, PrivateKey};
@@ -172,9 +174,14 @@ pub fn underlay(v4: Option<IpAddr>) -> Underlay {
             IpAddr::V4(v4) => underlay.v4 = Some(v4),
             IpAddr::V6(v6) => underlay.v6 = Some(v6),
         }
-        underlay.addresses.push(address);
+        underlay.addresses.push(own(address));
     }
     underlay
+}
+
+/// An address whose packets leave as the routes say.
+pub fn own(ip: IpAddr) -> OwnAddress {
+    OwnAddress { ip, device: None }
 }
 
 /// Puts this thread into a network namespace of its own. `None`, with the reason told, where that cannot be.
@@ -291,7 +298,7 @@ pub fn wait_for_carrier(link: &str) {
 }
 
 /// The kernel takes packets to an IPv6 address a moment after it was added.
-fn wait_for_local(address: &str) {
+pub fn wait_for_local(address: &str) {
     let begun = Instant::now();
     let local = format!("local {address} dev ");
     while !ip("-6 route show table local").contains(&local) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use dataplane::engine::{Action, Answer, Engine, LINGER, Limits, MappingId};
-use dataplane::{Counters, GatewayLeg, Underlay};
+use dataplane::{Counters, GatewayLeg, OwnAddress, Underlay};
 use packet::{Checksum, FiveTuple, Packet, PacketMut, TcpFlags, Tos, Transport, build, protocol};
 use policy::{Config, Snapshot};
 
@@ -50,13 +50,17 @@ fn compile(rules: &str) -> Arc<Snapshot> {
 }
 
 /// The physical side with one address, or none.
+pub fn own(ip: IpAddr) -> OwnAddress {
+    OwnAddress { ip, device: None }
+}
+
 pub fn underlay(address: Option<IpAddr>) -> Underlay {
     let v4 = address.and_then(|address| match address {
         IpAddr::V4(v4) => Some(v4),
         IpAddr::V6(_) => None,
     });
     let gateways = vec![GatewayLeg { reachable: address.is_some(), mtu: None }];
-    Underlay { v4, addresses: address.into_iter().collect(), gateways, ..Underlay::default() }
+    Underlay { v4, addresses: address.into_iter().map(own).collect(), gateways, ..Underlay::default() }
 }
 
 pub fn engine(limits: Limits) -> Engine {

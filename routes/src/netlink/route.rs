@@ -6,7 +6,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope, RouteType},
 };
 
 use super::{Error, Netlink, PROTOCOL_STATIC, TABLE_MAIN};
@@ -112,28 +112,58 @@ impl Netlink {
     /// Asks the kernel where a packet with this mark would go (`RTM_GETROUTE`). `None` if nowhere: no route, or a
     /// route that refuses.
     pub async fn route_to(&self, destination: IpAddr, mark: u32) -> Result<Option<Hop>, Error> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(destination);
-        message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
-        message.attributes =
-            vec![RouteAttribute::Destination(destination.into()), RouteAttribute::Mark(mark)];
+        let answer = self.look_up(question(destination, mark), destination).await?;
+        Ok(answer.and_then(|route| Hop::from_message(&route)))
+    }
+
+    /// Whether a packet with this mark that has to leave by this interface finds a route there, preferred or not.
+    pub async fn leads_to(&self, destination: IpAddr, mark: u32, device: u32) -> Result<bool, Error> {
+        let mut message = question(destination, mark);
+        message.attributes.push(RouteAttribute::Oif(device));
+        // Of itself the kernel takes whoever no route leads to for a neighbour (net/ipv4/route.c, ip_route_output_key_hash_rcu).
+        message.header.flags |= RouteFlags::FibMatch;
+        let answer = self.look_up(message, destination).await?;
+        Ok(answer.is_some_and(|route| route.header.kind == RouteType::Unicast))
+    }
+
+    async fn look_up(
+        &self,
+        question: RouteMessage,
+        destination: IpAddr,
+    ) -> Result<Option<RouteMessage>, Error> {
         let action = format!("look up the route to {destination}");
-        let answers = match self.request(RouteNetlinkMessage::GetRoute(message), 0, &action).await {
+        let answers = match self.request(RouteNetlinkMessage::GetRoute(question), 0, &action).await {
             Err(error) if error.errno().is_some_and(refuses) => return Ok(None),
             answers => answers?,
         };
-        Ok(answers.iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(route) => Hop::from_message(route),
+        Ok(answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
             _ => None,
         }))
     }
 }
 
-/// What a lookup answers where it ends in no route, in one that refuses (EINVAL is a blackhole's), or in a family that the kernel does not
-/// have (EOPNOTSUPP: nobody answers for it, as for IPv6 with `ipv6.disable=1`).
+fn question(destination: IpAddr, mark: u32) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(destination);
+    message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
+    message.attributes = vec![RouteAttribute::Destination(destination.into()), RouteAttribute::Mark(mark)];
+    message
+}
+
+/// What a lookup answers where it ends in no route, in one that refuses (EINVAL is a blackhole's), at an interface that is gone, or in a
+/// family that the kernel does not have (EOPNOTSUPP: nobody answers for it, as for IPv6 with `ipv6.disable=1`).
 fn refuses(errno: i32) -> bool {
-    [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::EAFNOSUPPORT, libc::EOPNOTSUPP]
-        .contains(&errno)
+    [
+        libc::ENETUNREACH,
+        libc::EHOSTUNREACH,
+        libc::EACCES,
+        libc::EINVAL,
+        libc::EAFNOSUPPORT,
+        libc::EOPNOTSUPP,
+        libc::ENODEV,
+    ]
+    .contains(&errno)
 }
 
 fn family(address: IpAddr) -> AddressFamily {

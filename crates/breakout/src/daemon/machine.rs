@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, num::NonZero};
 
-use dataplane::{GatewayLeg, Tun, tunnel_mtu};
+use dataplane::{GatewayLeg, OwnAddress, Tun, tunnel_mtu};
 use policy::{Captured, Facts, Path, Snapshot};
 use routes::{
     Cleaned, Conflict, KILL_SWITCH, Routes, Settings, State, Wanted,
@@ -181,7 +181,7 @@ impl Machine {
                 IpAddr::V6(address) => Some(address),
                 IpAddr::V4(_) => None,
             }),
-            addresses: self.underlay.addresses.iter().map(|address| address.net.addr()).collect(),
+            addresses: self.underlay.addresses.iter().map(own_address).collect(),
             gateways: self.underlay.gateways.iter().map(gateway_leg).collect(),
         }
     }
@@ -360,6 +360,10 @@ fn heed_conflicts(
         tracing::warn!("{conflict}");
     }
     Ok(())
+}
+
+fn own_address(address: &routes::PhysicalAddress) -> OwnAddress {
+    OwnAddress { ip: address.net.addr(), device: address.leads_out.then_some(address.index) }
 }
 
 fn gateway_leg(leg: &Option<routes::Leg>) -> GatewayLeg {

@@ -12,13 +12,15 @@ use lab::addresses::{AGENT, HOME, MEDIA, SIGNALING};
 use lab::service::listen_tcp;
 use lab::traffic::stream::connect;
 use lab::traffic::voice::Call;
-use lab::traffic::{EF_TOS, Ports};
-use lab::{End, Link, LinkKind, Wiring};
+use lab::traffic::{EF_TOS, Outcome, Ports};
+use lab::{End, Gateway, Link, LinkKind, Record, Wiring};
 use packet::protocol::TCP;
 
-use crate::common::{Scene, alone, count, eventually, is_signaling, ok, said, watch};
+use crate::common::{Scene, alone, count, eventually, exe, is_signaling, ok, said, shared, watch};
 
 const SIZE: u64 = 120_000_000;
+/// The agent's in the wireless network.
+const WIRELESS: Ipv4Addr = Ipv4Addr::new(192, 168, 88, 10);
 const DOWNLOADS: (Ipv4Addr, u16) = (SIGNALING, 8061);
 /// As long as nothing may arrive.
 const GAP_MAX: Duration = Duration::from_secs(1);
@@ -39,17 +41,76 @@ fn a_download_and_calls_go_on_when_the_address_changes() {
 /// From the wire to the wireless network: another device, another gateway.
 #[test]
 fn a_download_and_calls_go_on_when_another_interface_takes_over() {
-    roam(
-        |scene| {
-            let net = |address: &str| address.parse().unwrap();
-            let (agent, router) = (&scene.internet.agent, &scene.internet.router);
-            let near = End { host: agent, device: "wlan0", address: net("192.168.88.10/24") };
-            let far = End { host: router, device: "lan1", address: net("192.168.88.1/24") };
-            ok(Link::connect(LinkKind::Wire, near, far, 0));
-            shell(scene, "ip route add default via 192.168.88.1 metric 600");
-        },
-        "ip link set eth0 down",
-    );
+    roam(add_wireless, "ip link set eth0 down");
+}
+
+#[test]
+fn calls_go_on_where_they_began_when_the_machine_is_docked() {
+    dock("");
+}
+
+#[test]
+fn calls_that_the_pump_moves_go_on_where_they_began_when_the_machine_is_docked() {
+    dock("[dataplane]\nfast_path = \"off\"\n");
+}
+
+/// The cable leads to another network, whose router takes the wireless one's addresses for forged. The wireless one stays for a while.
+fn dock(more: &str) {
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    add_wireless(&scene);
+    ok(scene.internet.router.sysctl("net/ipv4/conf/lan0/rp_filter", "1"));
+    shell(&scene, "ip link set eth0 down");
+    ok(scene.start_gateway(Gateway::Breakout, exe()));
+    ok(scene.start_daemon(exe(), more));
+
+    let (cable, (wireless, ())) = watch(&scene.internet.router, "lan0", || {
+        watch(&scene.internet.router, "lan1", || {
+            let long = call(&scene, 500);
+            let own = call_from(&scene, Some(WIRELESS), 200);
+            eventually(PATIENCE, || {
+                let flows = scene.flows();
+                let live =
+                    flows.iter().filter(|flow| is_from(flow.mapping, WIRELESS) && flow.out_packets > 20);
+                if live.count() == 2 { Ok(()) } else { Err(format!("{flows:?}")) }
+            });
+
+            shell(&scene, "ip link set eth0 up; ip route add default via 192.168.77.1 metric 100");
+            eventually(PATIENCE, || {
+                let way = scene.status().underlay.v4;
+                if way.as_deref() == Some(&AGENT.to_string()) {
+                    Ok(())
+                } else {
+                    Err(format!("{way:?} is the way out"))
+                }
+            });
+            let new = call(&scene, 50).join().unwrap();
+            assert!(new.sent == new.answered && new.failure.is_none(), "{new:?}");
+            scene.reaches_signaling().unwrap();
+            let own = own.join().unwrap();
+            assert!(own.sent == own.answered && own.failure.is_none(), "{own:?}");
+
+            shell(&scene, "ip link set wlan0 down");
+            let long = long.join().unwrap();
+            let lost = long.sent - long.answered;
+            assert!(lost < 50, "{lost} packets were lost: {long:?}");
+        })
+    });
+    let to_media =
+        |record: &Record, from: Ipv4Addr| record.destination.ip() == MEDIA && record.source.ip() == from;
+    assert_eq!(count(&cable, |record| to_media(record, WIRELESS)), 0, "that network drops them");
+    let (own_and_long, new) =
+        (count(&wireless, |r| to_media(r, WIRELESS)), count(&cable, |r| to_media(r, AGENT)));
+    assert!(own_and_long > 300 && new > 150, "{own_and_long} by the old network, {new} by the new one");
+}
+
+fn add_wireless(scene: &Scene) {
+    let (agent, router) = (&scene.internet.agent, &scene.internet.router);
+    let net = |address: &str| address.parse().unwrap();
+    let near = End { host: agent, device: "wlan0", address: net("192.168.88.10/24") };
+    let far = End { host: router, device: "lan1", address: net("192.168.88.1/24") };
+    ok(Link::connect(LinkKind::Wire, near, far, 0));
+    shell(scene, "ip route add default via 192.168.88.1 metric 600");
 }
 
 fn roam(prepare: impl FnOnce(&Scene), moving: &str) {
@@ -143,9 +204,13 @@ fn send(mut stream: lab::service::Connection) -> std::io::Result<()> {
     Ok(())
 }
 
-fn call(scene: &Scene, packets: u16) -> JoinHandle<lab::traffic::Outcome> {
+fn call(scene: &Scene, packets: u16) -> JoinHandle<Outcome> {
+    call_from(scene, None, packets)
+}
+
+fn call_from(scene: &Scene, from: Option<Ipv4Addr>, packets: u16) -> JoinHandle<Outcome> {
     let to = SocketAddr::from((MEDIA, Ports::VOICE_EF));
-    ok(scene.internet.agent.thread("call", move || Call { to, from: None, tos: EF_TOS, packets }.run()))
+    ok(scene.internet.agent.thread("call", move || Call { to, from, tos: EF_TOS, packets }.run()))
 }
 
 fn is_from(mapping: Option<SocketAddr>, address: Ipv4Addr) -> bool {

@@ -108,7 +108,7 @@ fn look(running: &mut Running) -> Result<(), PumpError> {
         portal.is_new = false;
         portal.asked = Some(now);
         let tun = running.loaded.config.interface.address.iter().map(|net| net.addr());
-        let own = underlay.addresses.into_iter().chain(tun).collect();
+        let own = underlay.addresses.iter().map(|own| own.ip).chain(tun).collect();
         portal.asking = Some(Box::pin(ask::ask(check, running.snapshot.clone(), own, Machine::fwmark())));
     }
     Ok(())
