@@ -4,7 +4,7 @@
 mod common;
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Gave, Pair, Took, flush, give, ipv4, refused, run, secs, take};
 use proptest::prelude::*;
@@ -49,10 +49,13 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// No network holds a datagram for longer.
+const ON_ITS_WAY: Duration = Duration::from_secs(60);
+
 struct World {
     pair: Pair,
-    /// To the gateway?, datagram.
-    wire: Vec<(bool, Vec<u8>)>,
+    /// To the gateway?, datagram, and since when it is on its way.
+    wire: Vec<(bool, Vec<u8>, Instant)>,
     sent: HashSet<Vec<u8>>,
     delivered: HashSet<Vec<u8>>,
     refused: HashSet<Vec<u8>>,
@@ -60,6 +63,8 @@ struct World {
 
 impl World {
     fn step(&mut self, step: Step) {
+        let now = self.pair.now;
+        self.wire.retain(|(.., sent)| now < *sent + ON_ITS_WAY);
         match step {
             Step::Send { agent, length } => self.send(agent, length),
             Step::Wait(millis) => self.pair.now += Duration::from_millis(millis),
@@ -71,24 +76,24 @@ impl World {
             Step::Underlay(present) => self.pair.agent.set_underlay(present, self.pair.now),
             Step::Ask => self.pair.agent.ask(self.pair.now),
             Step::DeliverAll => {
-                for (to_gateway, datagram) in std::mem::take(&mut self.wire) {
+                for (to_gateway, datagram, _) in std::mem::take(&mut self.wire) {
                     self.deliver(to_gateway, &datagram);
                 }
             }
             _ if self.wire.is_empty() => {}
             Step::Deliver(which) => {
-                let (to_gateway, datagram) = self.wire.swap_remove(which.index(self.wire.len()));
+                let (to_gateway, datagram, _) = self.wire.swap_remove(which.index(self.wire.len()));
                 self.deliver(to_gateway, &datagram);
             }
             Step::Duplicate(which) => {
-                let (to_gateway, datagram) = which.get(&self.wire).clone();
+                let (to_gateway, datagram, _) = which.get(&self.wire).clone();
                 self.deliver(to_gateway, &datagram);
             }
             Step::Lose(which) => {
                 self.wire.swap_remove(which.index(self.wire.len()));
             }
             Step::Corrupt(which, bit) => {
-                let (to_gateway, mut datagram) = self.wire.swap_remove(which.index(self.wire.len()));
+                let (to_gateway, mut datagram, _) = self.wire.swap_remove(which.index(self.wire.len()));
                 let bit = bit.index(datagram.len() * 8);
                 datagram[bit / 8] ^= 1 << (bit % 8);
                 self.deliver(to_gateway, &datagram);
@@ -97,10 +102,12 @@ impl World {
         for to_gateway in [true, false] {
             let now = self.pair.now;
             let peer = self.side(to_gateway);
-            let (due, flushed, refused) = (run(peer, now), flush(peer, now), refused(peer));
+            let (mut due, flushed, refused) = (run(peer, now), flush(peer, now), refused(peer));
+            // What is flushed may be the last for an old session.
+            due.extend(run(peer, now));
             assert!(peer.deadline().is_none_or(|deadline| deadline > now));
             assert!(refused.len() <= MAX_QUEUED);
-            self.wire.extend(due.into_iter().chain(flushed).map(|datagram| (to_gateway, datagram)));
+            self.wire.extend(due.into_iter().chain(flushed).map(|datagram| (to_gateway, datagram, now)));
             for packet in refused {
                 assert!(self.refused.insert(packet), "refused twice");
             }
@@ -113,7 +120,7 @@ impl World {
         self.sent.insert(packet.clone());
         let now = self.pair.now;
         match give(self.side(agent), &packet, now) {
-            Gave::Datagram(datagram) | Gave::Queued(Some(datagram)) => self.wire.push((agent, datagram)),
+            Gave::Datagram(datagram) | Gave::Queued(Some(datagram)) => self.wire.push((agent, datagram, now)),
             Gave::Down => assert!(self.refused.insert(packet)),
             Gave::Queued(None) | Gave::Full => {}
         }
@@ -127,7 +134,7 @@ impl World {
                 assert!(!self.refused.contains(&packet), "delivered what was refused");
                 assert!(self.delivered.insert(packet), "delivered twice");
             }
-            Ok(Took::Reply(reply)) => self.wire.push((!to_gateway, reply)),
+            Ok(Took::Reply(reply)) => self.wire.push((!to_gateway, reply, now)),
             Ok(Took::Keepalive | Took::Nothing) | Err(_) => {}
         }
     }
