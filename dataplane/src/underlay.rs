@@ -28,6 +28,8 @@ pub struct GatewayLeg {
     pub reachable: bool,
     /// The largest packet that the interface or the route towards the gateway takes, in bytes; `None`: not known.
     pub mtu: Option<u32>,
+    /// The interface's index, the source address there, and the router, if there is one between; `None`: not known.
+    pub by: Option<(u32, IpAddr, Option<IpAddr>)>,
 }
 
 impl Underlay {

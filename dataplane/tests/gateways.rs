@@ -34,6 +34,8 @@ const HTTPS: u16 = 443;
 const SIP: u16 = 5060;
 /// From a gateway's last answer until all goes through another: 5 s of silence, 1 s of grace, and as much to spare.
 const FAIL_OVER: Duration = Duration::from_secs(7);
+/// For what is sent at once.
+const QUIET: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A machine with two ways out, and a gateway at each; behind both are the same addresses.
@@ -243,6 +245,41 @@ fn a_gateway_that_moves_is_asked_where_it_is_at_once() {
     assert_eq!(call.received(Duration::from_millis(500)).as_deref(), Some("1begun"));
 }
 
+#[test]
+fn a_change_of_the_network_asks_those_alone_to_which_the_way_is_another() {
+    let Some(scene) = Scene::new() else { return };
+    let mut established = connect();
+    assert_eq!(asked(&mut established), "1?");
+    let sent = |after: Duration| {
+        thread::sleep(after);
+        scene.machine.pump.tunnels().unwrap().into_iter().map(|tunnel| tunnel.sent_bytes).collect::<Vec<_>>()
+    };
+    // The path's probes end, of which there is one every half second.
+    let mut before = sent(Duration::ZERO);
+    while let now = sent(Duration::from_millis(700))
+        && now != before
+    {
+        before = now;
+    }
+    // A pause of 3 s would have the gateway asked.
+    assert_eq!(asked(&mut established), "1?");
+    let before = sent(QUIET);
+    let mut underlay = with_routes([true, true]);
+    underlay.addresses.push(machine::own(IpAddr::V4(Ipv4Addr::new(172, 17, 0, 1))));
+    scene.machine.pump.set_underlay(underlay.clone()).unwrap();
+    assert_eq!(sent(QUIET), before, "a bridge for guests is nobody's way");
+    underlay.gateways[1].mtu = Some(1300);
+    scene.machine.pump.set_underlay(underlay.clone()).unwrap();
+    assert_eq!(sent(QUIET), before, "nobody has a session with the other");
+    let asked_before = scene.machine.pump.tunnels().unwrap()[0].last_handshake.unwrap();
+    underlay.gateways[0].by = Some((1, FIRST, None));
+    scene.machine.pump.set_underlay(underlay).unwrap();
+    let after = sent(QUIET);
+    assert!(after[0] > before[0] && after[1] == before[1], "{before:?}, {after:?}");
+    assert!(scene.machine.pump.tunnels().unwrap()[0].last_handshake.unwrap() < asked_before, "it was asked");
+    assert_eq!(asked(&mut established), "1?");
+}
+
 /// SIP over UDP.
 struct Flow(UdpSocket);
 
@@ -292,8 +329,8 @@ fn asked(stream: &mut TcpStream) -> String {
 fn with_routes(reachable: [bool; 2]) -> Underlay {
     let [first, second] = reachable;
     let gateways = vec![
-        GatewayLeg { reachable: first, mtu: Some(1500) },
-        GatewayLeg { reachable: second, mtu: Some(1400) },
+        GatewayLeg { reachable: first, mtu: Some(1500), by: None },
+        GatewayLeg { reachable: second, mtu: Some(1400), by: None },
     ];
     let underlay = underlay(Some(WIFI_V4));
     Underlay {

@@ -195,7 +195,7 @@ fn far_end(machine: &Machine, tunnel: &Tunnel, address: &str) -> End {
     let address = address.parse().unwrap();
     let socket = machine.far_socket(address, GATEWAY_PORT);
     machine.pump.set_endpoint(0, (address, GATEWAY_PORT).into()).unwrap();
-    let gateways = vec![GatewayLeg { reachable: true, mtu: None }];
+    let gateways = vec![GatewayLeg { reachable: true, ..GatewayLeg::default() }];
     machine.pump.set_underlay(Underlay { gateways, ..underlay(Some(WIFI_V4)) }).unwrap();
     End::new(socket, tunnel.gateway.clone(), tunnel.agent.public_key())
 }

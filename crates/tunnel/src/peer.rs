@@ -243,11 +243,14 @@ impl Peer {
         if self.handshake_due(now) {
             return self.initiate(out, now);
         }
+        // Before a question, which would count as one.
+        if due(self.timers.keepalive(), now)
+            && let Some(sent) = self.keepalive(out, now)
+        {
+            return Some(sent);
+        }
         if due(self.ask_at, now) {
             return self.put_question(out, now);
-        }
-        if due(self.timers.keepalive(), now) {
-            return self.keepalive(out, now);
         }
         None
     }

@@ -23,7 +23,7 @@ use crate::io::sockets::{self, Discover};
 use crate::io::tun::{Queue, Tun};
 use crate::path_mtu::PathMtu;
 use crate::rest::Rest;
-use crate::{DropReason, Feature, FlowReport, TunnelReport};
+use crate::{DropReason, Feature, FlowReport, TunnelReport, Underlay};
 
 const WAKER: Token = Token(0);
 const TUN: Token = Token(1);
@@ -187,27 +187,13 @@ impl Bulk {
                     let _ = reply.send(self.swap(snapshot));
                 }
                 Command::Underlay(underlay, reply) => {
-                    let mut another = GatewaySet::default();
-                    for gateway in self.core.gateways() {
-                        let mut tunnel = self.core.tunnel(gateway).lock();
-                        if self.core.engine.lock().engine.underlay().has_other_way(
-                            &underlay,
-                            gateway,
-                            tunnel.endpoint,
-                        ) {
-                            another.insert(gateway);
-                        }
-                        tunnel.network_changed(underlay.leg(gateway.into()), now);
-                        tunnel.set_alarm(now);
-                    }
-                    self.gateways.iter_mut().for_each(|gateways| gateways.network_changed(another, now));
-                    let mut judge = self.core.engine.lock();
-                    judge.engine.set_underlay(underlay, now);
-                    self.core.underlay_changed();
-                    judge.routes_changed(now);
-                    judge.set_alarm(now);
-                    drop(judge);
+                    self.set_underlay(underlay, now);
                     let _ = reply.send(());
+                }
+                Command::TryAgain => {
+                    let all: GatewaySet = self.core.gateways().collect();
+                    all.for_each(|gateway| self.core.tunnel(gateway).lock().try_again(now));
+                    self.gateways.iter_mut().for_each(|gateways| gateways.network_changed(all, now));
                 }
                 Command::Count(reply) => {
                     self.hear_of_moved(now);
@@ -229,6 +215,26 @@ impl Bulk {
                 Command::Stop => self.core.stop(),
             }
         }
+    }
+
+    fn set_underlay(&mut self, underlay: Underlay, now: Instant) {
+        let before = self.core.engine.lock().engine.underlay().clone();
+        let mut another = GatewaySet::default();
+        for gateway in self.core.gateways() {
+            let mut tunnel = self.core.tunnel(gateway).lock();
+            if before.has_other_way(&underlay, gateway, tunnel.endpoint) {
+                another.insert(gateway);
+                tunnel.network_changed(underlay.leg(gateway.into()), now);
+            }
+        }
+        if !another.is_empty() {
+            self.gateways.iter_mut().for_each(|gateways| gateways.network_changed(another, now));
+        }
+        let mut judge = self.core.engine.lock();
+        judge.engine.set_underlay(underlay, now);
+        self.core.underlay_changed();
+        judge.routes_changed(now);
+        judge.set_alarm(now);
     }
 
     fn hear_of_moved(&self, now: Instant) {
@@ -291,9 +297,7 @@ impl Bulk {
         tunnel.heard_at(endpoint, now);
         mark_socket(&tunnel);
         tunnel.segmentation.offer_again();
-        let reachable = tunnel.reachable;
-        tunnel.peer.set_underlay(reachable, now);
-        tunnel.set_alarm(now);
+        tunnel.try_again(now);
         Ok(())
     }
 

@@ -204,9 +204,19 @@ impl Tunnel {
     /// The way to the gateway is another.
     pub(super) fn network_changed(&mut self, leg: GatewayLeg, now: Instant) {
         self.reachable = leg.reachable;
-        self.peer.set_underlay(leg.reachable, now);
         self.segmentation.offer_again();
         self.path.network_changed(leg.mtu, now);
+        self.try_again(now);
+    }
+
+    /// Tries at once whether the gateway is there: what it said before says nothing.
+    pub(super) fn try_again(&mut self, now: Instant) {
+        self.peer.set_underlay(self.reachable, now);
+        // That its session lives is all that is known of it.
+        if self.is_up(now) {
+            self.peer.ask(now);
+        }
+        self.set_alarm(now);
     }
 
     /// The peer is heard at `endpoint`: from now on it is answered there.

@@ -166,6 +166,7 @@ pub struct Handle {
 pub(crate) enum Command {
     Swap(Arc<Snapshot>, Sender<usize>),
     Underlay(Underlay, Sender<()>),
+    TryAgain,
     Routes,
     Count(Sender<()>),
     Endpoint(usize, SocketAddr, Sender<Result<(), PumpError>>),
@@ -274,6 +275,11 @@ impl Handle {
     /// Takes note of the physical side as it is now; on return every packet is judged by it.
     pub fn set_underlay(&self, underlay: Underlay) -> Result<(), PumpError> {
         self.ask(|reply| Command::Underlay(underlay, reply))
+    }
+
+    /// Has the gateways tried at once, as where another network has come: what was in their way is gone.
+    pub fn try_again(&self) -> Result<(), PumpError> {
+        self.tell(Command::TryAgain)
     }
 
     /// To be told when routes or interfaces changed in whatever way: flows that the kernel moves are led anew.

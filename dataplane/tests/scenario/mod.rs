@@ -59,7 +59,7 @@ pub fn underlay(address: Option<IpAddr>) -> Underlay {
         IpAddr::V4(v4) => Some(v4),
         IpAddr::V6(_) => None,
     });
-    let gateways = vec![GatewayLeg { reachable: address.is_some(), mtu: None }];
+    let gateways = vec![GatewayLeg { reachable: address.is_some(), ..GatewayLeg::default() }];
     Underlay { v4, addresses: address.into_iter().map(own).collect(), gateways, ..Underlay::default() }
 }
 

@@ -118,11 +118,12 @@ async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failur
     match running.machine.follow().await {
         Ok(false) => Ok(None),
         Ok(true) => {
+            let since = Instant::now();
             let underlay = running.machine.underlay();
             tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateways = ?underlay.gateways, "the underlay has changed");
             running.pump.set_underlay(underlay).map_err(|error| pump_failed(error.to_string()))?;
             running.lookups.want_names(Instant::now());
-            running.portal.network_changed();
+            running.portal.network_changed(since);
             Ok(None)
         }
         Err(error @ routes::Error::TunGone(_)) => Err(pump_failed(error.to_string())),

@@ -367,7 +367,11 @@ fn own_address(address: &routes::PhysicalAddress) -> OwnAddress {
 }
 
 fn gateway_leg(leg: &Option<routes::Leg>) -> GatewayLeg {
-    GatewayLeg { reachable: leg.is_some(), mtu: leg.as_ref().map(|leg| leg.mtu) }
+    GatewayLeg {
+        reachable: leg.is_some(),
+        mtu: leg.as_ref().map(|leg| leg.mtu),
+        by: leg.as_ref().map(|leg| (leg.index, leg.source, leg.via)),
+    }
 }
 
 fn gateway_mtu(underlay: &routes::Underlay) -> Option<u32> {

@@ -95,7 +95,7 @@ pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> 
     let now = tokio::time::Instant::now();
     new.not_found().for_each(|gateway| running.lookups.want_later(gateway, now));
     if running.loaded.config.network.portal_check != new.config.network.portal_check {
-        running.portal.network_changed();
+        running.portal.ask_anew();
     }
     lead(running, &snapshot);
     (running.loaded, running.snapshot) = (new, snapshot);

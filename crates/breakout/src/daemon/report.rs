@@ -24,8 +24,7 @@ pub fn status(running: &Running) -> Result<Status, PumpError> {
     let leg = |at: usize| underlay.gateways.get(at).copied().unwrap_or_default();
     let standings: Vec<Standing> =
         tunnels.iter().enumerate().map(|(at, tunnel)| standing(running, at, tunnel, leg(at))).collect();
-    let is_up = tunnels.iter().any(|tunnel| tunnel.state == "up");
-    let portal = running.portal.url().filter(|_| !is_up).map(str::to_owned);
+    let portal = running.portal.url().filter(|_| !running.portal.is_passed(&tunnels)).map(str::to_owned);
     let counters = running.pump.counters();
     let flows = running.pump.flows()?;
     Ok(Status {

@@ -41,8 +41,8 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Deserialize)]
-struct Told {
-    greeted: usize,
+pub struct Told {
+    pub greeted: usize,
     addresses: Vec<IpAddr>,
     failures: Vec<String>,
 }
@@ -512,7 +512,7 @@ pub fn start_gateway(scene: &mut Scene, moves: Moves) -> Process {
 }
 
 /// A DNS server at `listen`, for which names have `first` and the addresses after it.
-fn serve_dns(scene: &Scene, host: &Host, (listen, first): (Ipv4Addr, Ipv4Addr), moves: Moves) -> Process {
+pub fn serve_dns(scene: &Scene, host: &Host, (listen, first): (Ipv4Addr, Ipv4Addr), moves: Moves) -> Process {
     let (period, count) = moves;
     let mut server = Command::new("python3");
     server.arg(file("names_server.py")).args([
@@ -559,7 +559,7 @@ fn start_daemon_with(scene: &mut Scene, kill_switch: bool) {
 }
 
 /// With another configuration than the usual.
-fn start_daemon_as(scene: &mut Scene, kill_switch: bool, change: impl FnOnce(String) -> String) {
+pub fn start_daemon_as(scene: &mut Scene, kill_switch: bool, change: impl FnOnce(String) -> String) {
     let more = format!("[routes]\nkill_switch = {kill_switch}\n");
     let config = ok(lab::write_config(&scene.keys, &scene.directory, &more));
     let text = std::fs::read_to_string(&config).unwrap();
@@ -572,7 +572,7 @@ fn start_daemon_as(scene: &mut Scene, kill_switch: bool, change: impl FnOnce(Str
 }
 
 /// Has an application make `count` connections, name after name.
-fn call(scene: &Scene, count: usize) -> Told {
+pub fn call(scene: &Scene, count: usize) -> Told {
     client(scene, count, &NAMES)
 }
 

@@ -161,7 +161,7 @@ impl Peer {
     /// Begins or repeats a handshake.
     pub(super) fn initiate(&mut self, out: &mut [u8], now: Instant) -> Option<usize> {
         self.refresh(now);
-        self.rekey_at = None;
+        (self.rekey_at, self.ask_at) = (None, None);
         let TunnResult::WriteToNetwork(initiation) = self.tunn.format_handshake_initiation(out, true) else {
             return None;
         };
@@ -185,7 +185,6 @@ impl Peer {
 
     /// Begins or repeats a handshake for [`Peer::ask`].
     pub(super) fn put_question(&mut self, out: &mut [u8], now: Instant) -> Option<usize> {
-        self.ask_at = None;
         let last_wanted = self.last_wanted;
         let begins = self.attempt.is_none() && self.queue.is_empty();
         let sent = self.initiate(out, now);

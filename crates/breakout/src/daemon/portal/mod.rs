@@ -5,7 +5,7 @@ mod ask;
 
 use std::{future::pending, pin::Pin, time::Duration};
 
-use dataplane::PumpError;
+use dataplane::{PumpError, TunnelReport};
 use tokio::time::Instant;
 
 use super::{machine::Machine, start::Running, wait::wait_until};
@@ -25,8 +25,12 @@ pub struct Portal {
     due: Option<Instant>,
     asked: Option<Instant>,
     asking: Option<Pin<Box<dyn Future<Output = Finding>>>>,
-    /// Whether nobody was asked yet since the network changed.
+    /// Since when this network is the one: what gateways said before says nothing of the way out.
+    since: Instant,
+    /// Whether nobody was asked yet since then.
     is_new: bool,
+    /// Whether nobody was in the way when that was asked last.
+    is_open: bool,
     url: Option<String>,
 }
 
@@ -38,7 +42,9 @@ pub enum Step {
 
 impl Portal {
     pub fn new() -> Self {
-        Self { due: Some(Instant::now() + SETTLE), asked: None, asking: None, is_new: true, url: None }
+        let since = Instant::now();
+        let due = Some(since + SETTLE);
+        Self { due, asked: None, asking: None, since, is_new: true, is_open: false, url: None }
     }
 
     /// The page to open in a browser.
@@ -46,11 +52,21 @@ impl Portal {
         self.url.as_deref()
     }
 
-    /// What was known is of no use any more.
-    pub fn network_changed(&mut self) {
-        self.url = None;
-        self.asking = None;
-        self.is_new = true;
+    /// Whether a gateway is heard in this network: a session may be older.
+    pub fn is_passed(&self, tunnels: &[TunnelReport]) -> bool {
+        let is_heard = |ago: Option<Duration>| ago.is_some_and(|ago| ago <= self.since.elapsed());
+        tunnels.iter().any(|tunnel| tunnel.state == "up" && is_heard(tunnel.last_received))
+    }
+
+    /// What came before `since` is of no use any more.
+    pub fn network_changed(&mut self, since: Instant) {
+        self.since = since;
+        self.ask_anew();
+    }
+
+    /// What was found out is of no use any more.
+    pub fn ask_anew(&mut self) {
+        *self = Self { since: self.since, asked: self.asked, ..Self::new() };
         let soon = Instant::now() + SETTLE;
         self.due = Some(self.asked.map_or(soon, |asked| soon.max(asked + PAUSE_AFTER_CHANGE)));
     }
@@ -89,8 +105,7 @@ fn look(running: &mut Running) -> Result<(), PumpError> {
     let check = running.loaded.config.network.portal_check.clone();
     let portal = &mut running.portal;
     portal.due = None;
-    let is_up = tunnels.iter().any(|tunnel| tunnel.state == "up");
-    let Some(check) = check.filter(|_| !is_up) else {
+    let Some(check) = check.filter(|_| !portal.is_passed(&tunnels)) else {
         portal.url = None;
         portal.is_new = false;
         return Ok(());
@@ -119,6 +134,7 @@ fn heed(running: &mut Running, finding: Finding) -> Result<(), PumpError> {
     portal.asking = None;
     match finding {
         Finding::Portal(url) => {
+            portal.is_open = false;
             if portal.url.as_ref() != Some(&url) {
                 tracing::warn!("a captive portal is in the way: open {url} in a browser");
                 portal.url = Some(url);
@@ -127,12 +143,15 @@ fn heed(running: &mut Running, finding: Finding) -> Result<(), PumpError> {
         Finding::Open => {
             if portal.url.take().is_some() {
                 tracing::info!("the captive portal is out of the way");
+            }
+            if !std::mem::replace(&mut portal.is_open, true) {
                 // The tunnel tries at once, and names may have an answer now.
-                running.pump.set_underlay(running.machine.underlay())?;
+                running.pump.try_again()?;
                 running.lookups.want_names(Instant::now());
             }
         }
         Finding::Unclear(why) => {
+            portal.is_open = false;
             tracing::debug!("whether a captive portal is in the way is not known: {why}")
         }
     }
