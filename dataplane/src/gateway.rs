@@ -110,7 +110,6 @@ struct Worker {
     voice_ready: bool,
     responder: Responder,
     paths: Paths,
-    listen: SocketAddr,
     socket: Socket,
     outbox: Outbox,
     inbox: Inbox,
@@ -152,7 +151,6 @@ impl Worker {
             voice,
             paths: Paths::new(&setup.responder, &setup.addresses, setup.mtu),
             responder: setup.responder,
-            listen: setup.listen,
             outbox: Outbox::new(segmentation, setup.outer_dscp),
             inbox: Inbox::new(&socket, true),
             socket,
@@ -380,15 +378,9 @@ impl Worker {
 
     /// Sends probes of the paths' MTUs, and applies what was found.
     fn follow_paths(&mut self, now: Instant) {
-        let like = self.listen.ip();
         for _ in 0..BATCH {
             let Some((probe, endpoint)) = self.paths.on_deadline(&mut self.responder, now) else { break };
-            let send = || {
-                self.outbox.send_now(&probe, endpoint, &self.socket);
-            };
-            if let Err(error) = sockets::probing(&self.socket, like, (Discover::On, None), send) {
-                tracing::debug!(%error, "no probe of a path's MTU");
-            }
+            self.outbox.send_now(&probe, endpoint, &self.socket);
         }
         if self.paths.apply(&mut self.responder) {
             // A path that is too narrow refuses large sends in one call.

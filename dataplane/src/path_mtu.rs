@@ -151,10 +151,10 @@ impl PathMtu {
         self.discovers
     }
 
-    /// The outer size that packets must be let fragmented to on their way, since they have to be carried and only we know that larger ones are
-    /// lost. Over IPv6 none does that but the sender.
+    /// The outer size that packets must be let fragmented to on their way, since larger ones have to be carried. Over IPv6 none does that but the
+    /// sender.
     pub(crate) fn fragments(&self) -> Option<u16> {
-        (self.is_silent() && self.mtu() < LEAST_LINK_MTU).then(|| self.outer())
+        (self.discovers && self.mtu() < LEAST_LINK_MTU).then(|| self.outer())
     }
 
     /// Whether routers are let fragment what is too large for them: it is known that they must, or nobody would tell.
@@ -326,11 +326,6 @@ impl PathMtu {
         if self.known == Known::Icmp { RAISE } else { self.patience }
     }
 
-    /// Whether only we know that larger packets are lost: no router will say so.
-    fn is_silent(&self) -> bool {
-        self.known == Known::Probe && self.mtu < self.ceiling
-    }
-
     fn set(&mut self, mtu: u16, known: Known) {
         self.has_changed |= self.mtu != mtu || self.known != known;
         (self.mtu, self.known) = (mtu, known);
@@ -455,8 +450,9 @@ mod tests {
                 let mut path = Path::new(carries, true, routers_answer);
                 path.pass(MINUTE, true);
                 assert_eq!(path.mtu.outer(), carries.min(1480), "{routers_answer}");
-                assert_eq!(path.mtu.is_silent(), !routers_answer && carries < 1480);
-                assert!(!path.mtu.lets_routers_fragment() || carries < 1340);
+                let is_narrow = carries < 1480;
+                assert_eq!(path.mtu.known == Known::Probe, !routers_answer && is_narrow);
+                assert_eq!(path.mtu.lets_routers_fragment(), carries < 1340);
                 assert!(path.mtu.to_string().ends_with("confirmed by a probe"), "{}", path.mtu);
             }
         }
@@ -485,7 +481,7 @@ mod tests {
         assert_eq!(path.mtu.outer(), 1400);
         path.carries = 1500;
         path.pass(RAISE + MINUTE, true);
-        assert_eq!((path.mtu.mtu(), path.mtu.is_silent()), (1420, false));
+        assert_eq!((path.mtu.mtu(), path.mtu.fragments()), (1420, None));
     }
 
     #[test]
@@ -548,7 +544,7 @@ mod tests {
         path.mtu.told(1380, path.now);
         assert!(!path.mtu.lets_routers_fragment());
         path.pass(MINUTE, true);
-        assert_eq!((path.mtu.mtu(), path.mtu.outer(), path.mtu.is_silent()), (1312, 1380, false));
+        assert_eq!((path.mtu.mtu(), path.mtu.outer(), path.mtu.known), (1312, 1380, Known::Icmp));
         assert!(!path.mtu.lets_routers_fragment(), "routers speak here");
         assert!(path.mtu.to_string().ends_with("no probe was answered yet"), "{}", path.mtu);
         path.mtu.told(2000, path.now);
@@ -599,7 +595,7 @@ mod tests {
         path.mtu.told(576, path.now);
         assert_eq!(path.mtu.outer(), 576);
         path.pass(CONFIRM, false);
-        assert_eq!((path.mtu.mtu(), path.mtu.is_silent()), (1420, false));
+        assert_eq!((path.mtu.mtu(), path.mtu.fragments()), (1420, None));
     }
 
     #[test]

@@ -116,14 +116,17 @@ fn offender_address(bytes: &[u8]) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
+    use std::io::Read;
+    use std::net::{Ipv6Addr, UdpSocket};
     use std::os::fd::AsFd;
+    use std::time::Duration;
 
-    use packet::Tos;
+    use packet::{Packet, Tos, build};
+    use socket2::{Domain, Protocol, Socket, Type};
 
     use super::*;
     use crate::io::send::{Datagram, Next, Sender};
-    use crate::io::sockets;
+    use crate::io::sockets::{self, Discover};
 
     const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -152,6 +155,65 @@ mod tests {
         assert_eq!(live.recv(&mut received).unwrap(), 5);
         let cause = Cause::Icmp { from: LOCALHOST, kind: 3, code: 3, rest: 0 };
         assert_eq!(errors, [SendError { destination: dead, quoted: 9, cause }]);
+    }
+
+    /// Anybody may write what a router says. It is told whatever the socket does with what is too large, and the kernel does not go by it.
+    #[test]
+    fn what_a_router_says_is_told_and_cuts_nothing() {
+        for like in [IpAddr::from([127, 0, 77, 2]), Ipv6Addr::LOCALHOST.into()] {
+            for mode in [Discover::On, Discover::Off] {
+                let (Ok(forger), Ok(captured)) = (
+                    sockets::raw(Domain::for_address(SocketAddr::new(like, 0)), 0),
+                    Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)),
+                ) else {
+                    assert!(std::env::var_os("BREAKOUT_REQUIRE_ALL").is_none(), "no raw socket");
+                    return eprintln!("skipped, because packets cannot be made and captured");
+                };
+                let router = UdpSocket::bind((like, 0)).unwrap();
+                captured.bind(&SocketAddr::new([127, 0, 77, 2].into(), 0).into()).unwrap();
+                captured.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                let socket = sockets::listening(SocketAddr::new(like, 0), 0, Discover::On).unwrap();
+                sockets::discover(&socket, mode, like).unwrap();
+                let (source, destination) =
+                    (socket.local_addr().unwrap().as_socket().unwrap(), router.local_addr().unwrap());
+                let mut said = [0; build::MAX_REFUSAL];
+                let (kind, code) = if like.is_ipv4() { (3, 4) } else { (2, 0) };
+                let sent = build::SentUdp { source, destination, payload: &[7; 1000] };
+                let error = build::IcmpError { kind, code, rest: 1280 };
+                let length = build::error_about_udp(&sent, error, like, &mut said).unwrap();
+                forger.send_to(&said[..length], &SocketAddr::new(like, 0).into()).unwrap();
+
+                let told = take(socket.as_fd(), &mut []).expect("an error");
+                assert_eq!((told.destination, told.path_mtu()), (destination, Some(1280)), "{mode:?}");
+                if like.is_ipv6() {
+                    continue;
+                }
+                // As large datagrams of one send, too.
+                let one =
+                    Datagram { payload: &[7; 1400], destination, tos: Tos(0), ttl: None, segment: None };
+                let several = Datagram { payload: &[7; 4000], segment: Some(1400), ..one };
+                for datagram in [one, several] {
+                    let refused = |_, _, error: &io::Error| panic!("{mode:?}: {error}");
+                    assert!(
+                        Sender::new().send_all(socket.as_fd(), std::iter::once(datagram), refused).is_none()
+                    );
+                    let seen = next_to(destination, &captured);
+                    assert_eq!(seen, (28 + datagram.payload.len(), mode == Discover::On));
+                }
+            }
+        }
+    }
+
+    /// The length of the next packet to there, and whether it has DF. Until a raw socket is bound it hears everybody.
+    fn next_to(destination: SocketAddr, mut captured: &Socket) -> (usize, bool) {
+        let mut bytes = [0; 5000];
+        loop {
+            let length = captured.read(&mut bytes).unwrap();
+            let packet = Packet::parse(&bytes[..length]).unwrap();
+            if packet.five_tuple().is_some_and(|tuple| tuple.destination == destination) {
+                return (length, bytes[6] & 0x40 != 0);
+            }
+        }
     }
 
     fn closed_port() -> SocketAddr {

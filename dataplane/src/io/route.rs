@@ -112,13 +112,18 @@ impl Routes {
             return None;
         }
         let mut hop = Hop { interface: 0, via: None, mtu: u32::MAX };
+        // A path's size that some router has told, or somebody in its name.
+        let is_cached = route
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, RouteAttribute::CacheInfo(cached) if cached.expires != 0));
         for attribute in &route.attributes {
             match attribute {
                 RouteAttribute::Oif(interface) => hop.interface = *interface,
                 RouteAttribute::Gateway(via) => hop.via = ip(via),
                 RouteAttribute::Via(RouteVia::Inet6(via)) => hop.via = Some((*via).into()),
                 RouteAttribute::Via(RouteVia::Inet(via)) => hop.via = Some((*via).into()),
-                RouteAttribute::Metrics(metrics) => {
+                RouteAttribute::Metrics(metrics) if !is_cached => {
                     for metric in metrics {
                         if let RouteMetric::Mtu(mtu) = metric {
                             hop.mtu = *mtu;
@@ -165,6 +170,8 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
+    use netlink_packet_route::route::RouteCacheInfo;
+
     use super::*;
 
     #[test]
@@ -175,6 +182,22 @@ mod tests {
             let error = routes.to(there, here, None, Dscp::DEFAULT).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::HostUnreachable, "{local}: {error}");
         }
+    }
+
+    #[test]
+    fn the_size_of_a_path_that_a_router_has_told_is_not_the_routes() {
+        let routes = Routes::open(0).unwrap();
+        let mut message = RouteMessage::default();
+        message.header.kind = RouteType::Unicast;
+        // The loopback interface has it everywhere.
+        message.attributes =
+            vec![RouteAttribute::Oif(1), RouteAttribute::Metrics(vec![RouteMetric::Mtu(600)])];
+        assert_eq!(routes.hop(&message).unwrap().mtu, 600);
+        // `struct rta_cacheinfo` (linux/rtnetlink.h), whose third word is when it expires.
+        let mut cached = [0; 32];
+        cached[8] = 1;
+        message.attributes.push(RouteAttribute::CacheInfo(RouteCacheInfo::parse(&cached).unwrap()));
+        assert!(routes.hop(&message).unwrap().mtu > 600);
     }
 
     #[test]

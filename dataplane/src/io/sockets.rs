@@ -58,7 +58,8 @@ pub(crate) fn segments_datagrams(socket: &Socket) -> io::Result<()> {
     set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0)
 }
 
-/// A mapping's socket on `address`, at `port` if it is free.
+/// A mapping's socket on `address`, at `port` if it is free. DF is on all that it sends: applications' sockets set it by default, and so has what
+/// the kernel's fast path forwards. What turns out too large they are told of.
 pub(crate) fn mapping(address: IpAddr, port: u16, fwmark: u32) -> io::Result<Socket> {
     let socket = udp(address, fwmark)?;
     discover(&socket, Discover::On, address)?;
@@ -103,42 +104,30 @@ fn udp(like: IpAddr, fwmark: u32) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Path MTU discovery by the kernel (ip(7), IP_MTU_DISCOVER).
+/// What becomes of packets that are too large for their way (ip(7), IP_MTU_DISCOVER). The kernel goes by what routers once told it in neither
+/// case: anybody may have written that, and it holds for ten minutes. It does tell the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Discover {
-    /// Routers fragment what is too large.
+    /// Routers fragment them; over IPv6 the kernel does, see [`fragment_v6`].
     Off,
-    /// DF is set, but on what the kernel knows to be too large: that it fragments itself.
+    /// DF is set on all.
     On,
-    /// DF is set on all, whatever the kernel knows.
-    Probe,
 }
 
 pub(crate) fn discover(socket: &Socket, discover: Discover, like: IpAddr) -> io::Result<()> {
-    let (level, name, values) = match like {
-        IpAddr::V4(_) => (
-            libc::SOL_IP,
-            libc::IP_MTU_DISCOVER,
-            [libc::IP_PMTUDISC_DONT, libc::IP_PMTUDISC_WANT, libc::IP_PMTUDISC_PROBE],
-        ),
-        IpAddr::V6(_) => (
-            libc::SOL_IPV6,
-            libc::IPV6_MTU_DISCOVER,
-            [libc::IPV6_PMTUDISC_DONT, libc::IPV6_PMTUDISC_WANT, libc::IPV6_PMTUDISC_PROBE],
-        ),
-    };
-    let [off, on, probe] = values;
-    let value = match discover {
-        Discover::Off => off,
-        Discover::On => on,
-        Discover::Probe => probe,
+    let (level, name, value) = match (like, discover) {
+        (IpAddr::V4(_), Discover::Off) => (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT),
+        (IpAddr::V4(_), Discover::On) => (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+        // With IPV6_PMTUDISC_OMIT the socket would not be told (net/ipv6/udp.c, __udp6_lib_err).
+        (IpAddr::V6(_), Discover::Off) => (libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+        (IpAddr::V6(_), Discover::On) => (libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
     };
     set_option(socket, level, name, value)
 }
 
-/// Runs `send` so that all it sends has DF set and is as large as it is: the kernel may know of a narrow place that is no longer on the way.
-/// `otherwise` is what holds for all else, as of [`discover`] and [`fragment_v6`]: what the latter would cut is refused while DF is set.
-/// What another thread sends meanwhile has DF too: of that, only what is larger than the path carries could be lost.
+/// Runs `send` so that all it sends has DF set and is as large as it is. `otherwise` is what holds for all else, as of [`discover`] and
+/// [`fragment_v6`]: what the latter would cut is refused while DF is set. What another thread sends meanwhile has DF too: of that, only what is
+/// larger than the path carries could be lost.
 pub(crate) fn probing(
     socket: &Socket,
     like: IpAddr,
@@ -146,13 +135,16 @@ pub(crate) fn probing(
     send: impl FnOnce(),
 ) -> io::Result<()> {
     let (mode, cut) = otherwise;
-    let is_cut = like.is_ipv6() && cut.is_some();
-    discover(socket, Discover::Probe, like)?;
-    if is_cut {
+    if mode == Discover::On {
+        send();
+        return Ok(());
+    }
+    discover(socket, Discover::On, like)?;
+    if like.is_ipv6() {
         fragment_v6(socket, None)?;
     }
     send();
-    if is_cut {
+    if like.is_ipv6() {
         fragment_v6(socket, cut)?;
     }
     discover(socket, mode, like)
@@ -165,14 +157,15 @@ pub(crate) fn fragmenting(
     least: Option<u16>,
     send: impl FnOnce(),
 ) -> io::Result<()> {
-    if like.is_ipv4() {
-        discover(socket, Discover::Off, like)?;
-        send();
-        return discover(socket, Discover::On, like);
+    discover(socket, Discover::Off, like)?;
+    if like.is_ipv6() {
+        fragment_v6(socket, least)?;
     }
-    fragment_v6(socket, least)?;
     send();
-    fragment_v6(socket, None)
+    if like.is_ipv6() {
+        fragment_v6(socket, None)?;
+    }
+    discover(socket, Discover::On, like)
 }
 
 /// Has the kernel cut IPv6 packets to `mtu` bytes (IPV6_MTU, at least 1280): only their sender may, and it may not know. `None`: as it knows.

@@ -112,11 +112,9 @@ fn mark(socket: &Socket, path: &PathMtu, like: IpAddr) -> io::Result<()> {
 
 /// Whether DF is set, and what IPv6 packets are cut to.
 fn marks(path: &PathMtu, like: IpAddr) -> (Discover, Option<u16>) {
-    let mode = match path.discovers() && !(path.lets_routers_fragment() && like.is_ipv4()) {
-        true => Discover::On,
-        false => Discover::Off,
-    };
     let cut = path.fragments().filter(|_| like.is_ipv6()).map(|outer| outer.max(LEAST_LINK_MTU));
+    let is_fragmented = if like.is_ipv4() { path.lets_routers_fragment() } else { cut.is_some() };
+    let mode = if path.discovers() && !is_fragmented { Discover::On } else { Discover::Off };
     (mode, cut)
 }
 
@@ -159,7 +157,7 @@ mod tests {
         let to = listener.local_addr().unwrap().into();
         let send = || assert_eq!(socket.send_to(&[0; 1400], &to).unwrap(), 1400);
         sockets::probing(&socket, like, marks(&path, like), send).unwrap();
-        sockets::discover(&socket, Discover::Probe, like).unwrap();
+        sockets::discover(&socket, Discover::On, like).unwrap();
         assert_eq!(socket.send_to(&[0; 1400], &to).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
     }
 

@@ -7,10 +7,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::sleep;
 use std::time::Duration;
 
-use lab::addresses::{GATEWAY, SIGNALING, STREAMING};
+use lab::addresses::{GATEWAY, GATEWAY_PORT, ROUTER, SIGNALING, STREAMING};
 use lab::service::{answer_udp, listen_tcp};
 use lab::traffic::stream::connect;
-use lab::{Foreign, Gateway, Host, Internet, Process, Wiring};
+use lab::{Foreign, Gateway, Host, Internet, Process, Record, Wiring};
+use packet::build::{IcmpError, MAX_REFUSAL, SentUdp, error_about_udp};
+use packet::protocol::UDP;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::common::{Scene, eventually, exe, is_long, ok, program, said, shared};
 
@@ -73,6 +76,66 @@ fn every_path_to_every_gateway() {
             }
         }
     }
+}
+
+#[test]
+fn a_path_that_narrows_for_a_while_without_a_word_is_followed_both_ways() {
+    let _turn = shared();
+    let Some(nft) = program("nft", "nftables") else { return };
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    for host in [&scene.internet.router, &scene.internet.core] {
+        silence(&nft, host, "destination-unreachable");
+    }
+    scene.raise();
+    serve(&scene);
+    let widest = WIDEST + Outside::V4.overhead();
+    eventually(FOUND, || is_found(&scene, widest, "confirmed by a probe"));
+    for (carries, path) in [(1280, 1280), (1500, widest)] {
+        narrow(&scene, carries);
+        eventually(FOUND, || {
+            upload(&scene).finish();
+            is_found(&scene, path, "confirmed by a probe")
+        });
+    }
+    // What is in use is confirmed; a size that failed is tried again after ever longer pauses.
+    narrow(&scene, 1380);
+    upload(&scene).finish();
+    eventually(FOUND, || is_found(&scene, 1380, "probes"));
+}
+
+/// Anybody may write what routers do, and the kernel believes it for ten minutes.
+#[test]
+fn a_forged_word_of_a_narrow_path_cuts_nothing() {
+    let _turn = shared();
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    scene.raise();
+    serve(&scene);
+    let widest = WIDEST + Outside::V4.overhead();
+    eventually(FOUND, || is_found(&scene, widest, "confirmed by a probe"));
+    let (wire, ()) = scene.on_wire(|| upload(&scene).finish());
+    let is_sent = |record: &&Record| record.protocol == UDP && record.destination.ip() == GATEWAY;
+    let source = wire.records.iter().find(is_sent).expect("a tunnel").source;
+
+    let forge = move || {
+        let sent = SentUdp { source, destination: (GATEWAY, GATEWAY_PORT).into(), payload: &[7; 1452] };
+        let mut said = [0; MAX_REFUSAL];
+        let narrow = IcmpError { kind: 3, code: 4, rest: 600 };
+        let length = error_about_udp(&sent, narrow, ROUTER.into(), &mut said).unwrap();
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255)))?;
+        socket.send_to(&said[..length], &source.into())
+    };
+    ok(scene.internet.router.run(forge)).unwrap();
+    eventually(FOUND, || is_found(&scene, widest, "confirmed by a probe"));
+    let log = std::fs::read_to_string(scene.directory.file("daemon.log")).unwrap();
+    assert!(log.contains("path=600 known=as a router on the way says"), "it was not heard: {log}");
+
+    let (wire, ()) = scene.on_wire(|| upload(&scene).finish());
+    let sent: Vec<_> = wire.records.iter().filter(is_sent).collect();
+    let (whole, later) = (
+        sent.iter().filter(|record| record.len >= widest.into()).count(),
+        sent.iter().filter(|record| record.source.port() == 0).count(),
+    );
+    assert!(whole > CHUNKS && later == 0, "{whole} whole, {later} fragments");
 }
 
 /// Neither does the gateway answer probes: only routers that fragment can make large packets arrive.
@@ -161,14 +224,7 @@ fn narrows(gateway: Gateway, mtu: u16, routers: Routers, outside: Outside) {
         Outside::V6 => start_over_ipv6(&mut scene, gateway),
     }
     serve(&scene);
-    let found = |path: u16, known: &'static str| {
-        let tunnel = scene.gateway();
-        match (tunnel.path_mtu == path, tunnel.path_mtu_known.contains(known)) {
-            (true, true) => Ok(()),
-            _ => Err(format!("{}, {}", tunnel.path_mtu, tunnel.path_mtu_known)),
-        }
-    };
-    eventually(FOUND, || found(WIDEST + outside.overhead(), "confirmed by a probe"));
+    eventually(FOUND, || is_found(&scene, WIDEST + outside.overhead(), "confirmed by a probe"));
 
     // Only a gateway that does as we do notices by itself that what it sends no longer arrives.
     let downloads = gateway == Gateway::Breakout || routers == Routers::Tell;
@@ -178,7 +234,7 @@ fn narrows(gateway: Gateway, mtu: u16, routers: Routers, outside: Outside) {
     running.into_iter().flatten().for_each(Transfer::finish);
 
     let known = if routers == Routers::Tell { "a router" } else { "probes" };
-    eventually(FOUND, || found(mtu, known));
+    eventually(FOUND, || is_found(&scene, mtu, known));
     // What the other end pads to.
     let inner = (mtu - outside.overhead()) & !15;
     eventually(FOUND, || match link_mtu(&scene) {
@@ -190,6 +246,14 @@ fn narrows(gateway: Gateway, mtu: u16, routers: Routers, outside: Outside) {
     upload(&scene).finish();
     download(&scene).finish();
     fragmentable(&scene);
+}
+
+fn is_found(scene: &Scene, path: u16, known: &str) -> Result<(), String> {
+    let tunnel = scene.gateway();
+    match (tunnel.path_mtu == path, tunnel.path_mtu_known.contains(known)) {
+        (true, true) => Ok(()),
+        _ => Err(format!("{}, {}", tunnel.path_mtu, tunnel.path_mtu_known)),
+    }
 }
 
 /// A datagram of 1280 bytes that may be fragmented arrives over every path, and its answer.
