@@ -27,8 +27,10 @@ pub const MIN_OUT: usize = INITIATION_LEN;
 /// Handshake messages with our key's MAC that are looked at, at about 0.1 ms each. Low enough to bound the work, high
 /// enough that a flood does not keep out the gateway's answers.
 const HANDSHAKES_PER_SECOND: u64 = 500;
-/// For [`Peer::ask`]. Boringtun knows the answers to its last two initiations: those take up to twice as long.
+/// For [`Peer::ask`], or the last round trip if that is more.
 const LEAST_BETWEEN_QUESTIONS: Duration = Duration::from_millis(500);
+/// How long an answer may take though the last ones were faster, as where an uplink is filled.
+const LATE_ANSWER: Duration = Duration::from_secs(3);
 
 pub struct PeerConfig {
     pub private_key: PrivateKey,
@@ -255,12 +257,12 @@ impl Peer {
         None
     }
 
-    /// Has the peer show whether it is there: a handshake begins, or is repeated if that was not done within the last 500 ms.
-    /// It keeps up no session, is repeated of itself only while one lives, and as long as nobody wants to send, no answer
+    /// Has the peer show whether it is there: a handshake begins, or is repeated if that was not done a moment ago: 500 ms or the last round trip,
+    /// and 3 s if it was done twice. It keeps up no session, is repeated of itself only while one lives, and as long as nobody wants to send, no answer
     /// does not make the peer down.
     pub fn ask(&mut self, now: Instant) {
         let is_asked = self.attempt.is_some_and(|attempt| {
-            Some(attempt.sent) > self.underlay_told && now < attempt.sent + LEAST_BETWEEN_QUESTIONS
+            Some(attempt.sent) > self.underlay_told && now < self.next_question(&attempt)
         });
         if self.underlay_lost.is_none() && !is_asked {
             self.ask_at = Some(now);

@@ -419,6 +419,8 @@ fn an_answer_to_an_earlier_initiation_counts() {
     let Ok(Took::Reply(keepalive)) = take(&mut pair.agent, &late, pair.now) else { panic!() };
     assert_eq!(take(&mut pair.gateway, &keepalive, pair.now), Ok(Took::Keepalive));
     assert!(matches!(pair.agent.state(pair.now), State::Up { .. }));
+    let stats = pair.agent.stats();
+    assert_eq!((stats.round_trip, stats.last_handshake), (Some(RETRY), Some(pair.now - RETRY)));
     pair.upload();
     pair.answer(&second[0]);
     pair.upload();
@@ -460,6 +462,31 @@ fn a_question_is_one_handshake_and_keeps_nothing_up() {
     assert_eq!((stats.round_trip, stats.round_trip_at), (Some(30 * MILLI), Some(pair.now)));
     assert!(!pair.agent.is_wanted(pair.now));
     assert_eq!(pair.pass(secs(1000)), 0, "the session ends unused");
+}
+
+/// Only the answers to the last two initiations are taken.
+#[test]
+fn however_often_it_is_asked_an_answer_that_takes_seconds_is_taken() {
+    for round_trip in [1000, 2000, 2750].map(Duration::from_millis) {
+        let mut pair = Pair::new();
+        let begun = pair.now;
+        let mut answers = Vec::new();
+        while pair.agent.stats().round_trip_at.is_none() {
+            pair.agent.ask(pair.now);
+            for initiation in run(&mut pair.agent, pair.now) {
+                let Ok(Took::Reply(answer)) = take(&mut pair.gateway, &initiation, pair.now) else {
+                    panic!()
+                };
+                answers.push((pair.now + round_trip, answer));
+            }
+            pair.wait(250 * MILLI);
+            for (_, answer) in answers.extract_if(.., |(at, _)| *at <= pair.now) {
+                let _ = take(&mut pair.agent, &answer, pair.now);
+            }
+            assert!(pair.now < begun + 3 * round_trip, "{round_trip:?}");
+        }
+        assert_eq!(pair.agent.stats().round_trip, Some(round_trip));
+    }
 }
 
 #[test]

@@ -12,10 +12,11 @@ const SUSPICION: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(4)
 const SILENCE: Duration = Duration::from_secs(5);
 /// Without one data waits for a handshake, whose answer takes no longer than a round trip.
 const NO_ANSWER: Duration = Duration::from_secs(1);
-/// For a silent gateway to answer itself: traffic in one direction alone is no outage, and others are often nearer.
+/// For a silent gateway to answer itself: traffic in one direction alone is no outage, and others are often nearer. Where round trips are long,
+/// two of them and a half: after half of it the silent one is asked once more, for the question may have been lost.
 const GRACE: Duration = Duration::from_secs(1);
-/// After which the silent one is asked once more in its grace: the question may have been lost.
-const REPEAT: Duration = Duration::from_millis(500);
+/// A round trip of 3 s, as where an uplink is filled, is no outage.
+const MAX_GRACE: Duration = Duration::from_millis(7500);
 /// For a route that is gone to come back, after a resume or where another access point takes over: its connections wait so long.
 pub(super) const ROUTE_GRACE: Duration = Duration::from_secs(2);
 /// As long as nobody answers, all are asked again after this.
@@ -84,10 +85,12 @@ struct Known {
     asked_for: Option<Instant>,
     /// When it was asked last.
     asked: Option<Instant>,
+    /// The way to it is another one since then.
+    moved: Option<Instant>,
     /// Preferred to the one in use: when it was last asked whether flows may return. What it says from then on shows that they may.
     return_asked: Option<Instant>,
-    /// Its flows have left it: it may be silent.
-    left: bool,
+    /// When its flows left it: it may be silent.
+    left: Option<Instant>,
 }
 
 /// How the shortest round trip is found.
@@ -140,7 +143,9 @@ impl Choice {
     /// The underlay has changed, or a gateway has moved. What those were asked before to which the way is `another` one says nothing.
     pub(super) fn network_changed(&mut self, another: GatewaySet, now: Instant) {
         for (place, known) in (0..).zip(&mut self.gateways) {
-            known.asked_for = known.asked_for.filter(|_| !another.contains(place));
+            if another.contains(place) {
+                (known.asked_for, known.moved) = (None, Some(now));
+            }
         }
         self.asks_again = true;
         self.return_at = self.return_at.map(|_| now);
@@ -187,7 +192,7 @@ impl Choice {
         let gains = measured(seen, self.used, since)
             .is_none_or(|used| time + LEAST_GAIN <= used && time <= used * 4 / 5);
         if best != self.used && gains {
-            self.begin_to_use(best, steps);
+            self.begin_to_use(best, seen, steps, now);
         }
     }
 
@@ -197,16 +202,18 @@ impl Choice {
         for place in 0..self.gateways.len() {
             let is_silent = self.is_silent(place, seen, now);
             let is_wanted = seen.get(place).is_some_and(|seen| seen.is_wanted);
+            let grace = self.grace(place, seen);
+            let again = ASK_AGAIN.max(2 * grace);
             let Some(known) = self.gateways.get_mut(place) else { continue };
             known.asked_for = known.asked_for.filter(|_| is_silent);
-            let is_due = known.asked_for.is_none_or(|asked| is_wanted && asked + ASK_AGAIN <= now);
+            let is_due = known.asked_for.is_none_or(|asked| is_wanted && asked + again <= now);
             if is_silent && is_due {
                 known.asked_for = Some(now);
             }
             asks |= is_silent && (is_due || asks_again);
             if let Some(asked) = known.asked_for {
-                let again = (is_wanted).then_some(asked + ASK_AGAIN);
-                let next = Some(asked + GRACE).filter(|end| *end > now).or(again);
+                let again = is_wanted.then_some(asked + again);
+                let next = Some(asked + grace).filter(|end| *end > now).or(again);
                 next.into_iter().for_each(|next| self.wake_at(next));
             }
         }
@@ -221,9 +228,9 @@ impl Choice {
     /// Asks one that may be silent soon, or is in its grace, where that is not done yet.
     fn make_sure(&mut self, place: usize, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
         let (Some(known), Some(it)) = (self.gateways.get(place).copied(), seen.get(place)) else { return };
-        let Some(since) = it.waits_since.filter(|_| it.reachable && !known.left) else { return };
+        let Some(since) = it.waits_since.filter(|_| it.reachable && known.left.is_none()) else { return };
         let questions = match known.asked_for {
-            Some(asked) => [asked + REPEAT, asked + REPEAT],
+            Some(asked) => [asked + self.grace(place, seen) / 2; 2],
             None if it.has_session => SUSPICION.map(|after| since + after),
             None => return,
         };
@@ -241,23 +248,26 @@ impl Choice {
         let Some(known) = self.gateways.get(from).copied() else { return };
         let Some(asked) = known.asked_for else { return };
         let may_answer = |it: usize| it != from && is_reachable(seen, it) && !self.is_silent(it, seen, now);
-        let answered = |it: usize| may_answer(it) && has_answered(seen, it, asked);
-        let Some(to) = self.best(answered, seen, asked) else { return };
-        let could_be_better = |it: usize| {
-            may_answer(it) && !has_answered(seen, it, asked) && (self.prefer == Prefer::RoundTrip || it < to)
+        let left = |it: usize| self.gateways.get(it).and_then(|known| known.left);
+        let answered = |it: usize| {
+            may_answer(it) && has_answered(seen, it, left(it).map_or(asked, |left| left.max(asked)))
         };
+        let Some(to) = self.best(answered, seen, asked) else { return };
+        let could_be_better =
+            |it: usize| may_answer(it) && !answered(it) && (self.prefer == Prefer::RoundTrip || it < to);
         let cause = if known.lost.is_none() { FailoverCause::Silence } else { FailoverCause::NoRoute };
         let waits = cause == FailoverCause::Silence || (0..self.gateways.len()).any(could_be_better);
-        if waits && now < asked + GRACE {
+        let grace = self.grace(from, seen);
+        if waits && now < asked + grace {
             return;
         }
         let in_time =
-            seen.get(to).is_some_and(|to| to.answered <= Some(asked + GRACE)) && now < asked + 2 * GRACE;
+            seen.get(to).is_some_and(|to| to.answered <= Some(asked + grace)) && now < asked + 2 * grace;
         if cause == FailoverCause::Silence && !in_time {
             if let Some(known) = self.gateways.get_mut(from) {
                 known.asked_for = Some(now);
             }
-            self.wake_at(now + GRACE);
+            self.wake_at(now + grace);
             self.ask(|it, seen| (it == from || it == to) && seen.reachable, seen, steps, now);
             return self.make_sure(from, seen, steps, now);
         }
@@ -271,20 +281,18 @@ impl Choice {
         let had_answered = seen.get(from).is_some_and(|from| from.answered.is_some());
         if let Some(lost) = known.lost.filter(|lost| had_answered && now < *lost + ROUTE_GRACE) {
             if self.used == from {
-                self.begin_to_use(to, steps);
+                self.begin_to_use(to, seen, steps, now);
             }
             return self.wake_at(lost + ROUTE_GRACE);
         }
         if let Some(known) = self.gateways.get_mut(from) {
-            *known = Known { asked_for: None, left: true, ..*known };
-        }
-        if let Some(known) = self.gateways.get_mut(to) {
-            known.left = false;
+            *known = Known { asked_for: None, left: Some(now), ..*known };
         }
         if self.used == from {
             self.used = to;
         }
         steps.push(Step::FailOver { from, to, cause });
+        self.welcome(to, seen, steps, now);
     }
 
     /// New flows return to a gateway that is preferred as soon as it has answered twice.
@@ -324,18 +332,18 @@ impl Choice {
         }
         let Some(asked) = return_asked(it).filter(|asked| *asked >= at) else {
             self.ask_to_return(|place| place == it, seen, steps, now);
-            return self.wake_at(now + GRACE);
+            return self.wake_at(now + self.grace(it, seen));
         };
         if answers(it) {
-            self.begin_to_use(it, steps);
+            self.begin_to_use(it, seen, steps, now);
             self.returned = Some(now);
             self.confirms = None;
-        } else if asked + GRACE <= now {
+        } else if asked + self.grace(it, seen) <= now {
             // What it answers later is what its peer repeats.
             self.gateways.get_mut(it).into_iter().for_each(|known| known.return_asked = None);
             self.confirms = None;
         } else {
-            self.wake_at(asked + GRACE);
+            self.wake_at(asked + self.grace(it, seen));
         }
     }
 
@@ -355,12 +363,18 @@ impl Choice {
         self.ask(asked, seen, steps, now);
     }
 
-    fn begin_to_use(&mut self, gateway: usize, steps: &mut Vec<Step>) {
+    fn begin_to_use(&mut self, gateway: usize, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
         self.used = gateway;
-        if let Some(known) = self.gateways.get_mut(gateway) {
-            known.left = false;
-        }
         steps.push(Step::Use(gateway));
+        self.welcome(gateway, seen, steps, now);
+    }
+
+    /// Flows go there, which may have left it before.
+    fn welcome(&mut self, gateway: usize, seen: &[Seen], steps: &mut Vec<Step>, now: Instant) {
+        if let Some(known) = self.gateways.get_mut(gateway) {
+            known.left = None;
+        }
+        self.make_sure(gateway, seen, steps, now);
     }
 
     fn ask(
@@ -392,10 +406,17 @@ impl Choice {
     fn is_silent(&self, place: usize, seen: &[Seen], now: Instant) -> bool {
         let (Some(known), Some(seen)) = (self.gateways.get(place), seen.get(place)) else { return false };
         match seen.waits_since {
-            _ if known.left => false,
+            _ if known.left.is_some() => false,
             Some(since) => !seen.reachable || silent_at(since, seen.has_session) <= now,
             None => !seen.reachable && (place == self.used || known.asked_for.is_some()),
         }
+    }
+
+    fn grace(&self, place: usize, seen: &[Seen]) -> Duration {
+        let moved = self.gateways.get(place).and_then(|known| known.moved);
+        let round_trip = seen.get(place).and_then(|seen| seen.round_trip);
+        let known = round_trip.filter(|(at, _)| Some(*at) > moved);
+        known.map_or(GRACE, |(_, round_trip)| (round_trip * 5 / 2).clamp(GRACE, MAX_GRACE))
     }
 
     fn wake_at(&mut self, at: Instant) {

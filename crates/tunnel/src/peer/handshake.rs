@@ -1,12 +1,12 @@
 //! The handshake's side of a peer: when one begins, is repeated, given up, answered.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use boringtun::noise::TunnResult;
 use boringtun::noise::errors::WireGuardError;
 
-use super::{DATAGRAM_OVERHEAD, LEAST_BETWEEN_QUESTIONS, Peer};
+use super::{DATAGRAM_OVERHEAD, LATE_ANSWER, LEAST_BETWEEN_QUESTIONS, Peer};
 use crate::message::{Message, sender_index};
 use crate::outcome::{OpenError, Opened, State};
 use crate::session::Session;
@@ -21,6 +21,8 @@ pub(super) struct Attempt {
     pub(super) sent: Instant,
     /// The latest initiation's sender index.
     pub(super) index: u32,
+    /// The one before it: boringtun takes answers to the last two.
+    pub(super) previous: Option<(u32, Instant)>,
     /// `None`: given up until somebody wants to send.
     pub(super) retry_at: Option<Instant>,
     /// Begun by [`Peer::ask`], and nobody has wanted to send since. Nothing is refused because it is not answered.
@@ -30,6 +32,12 @@ pub(super) struct Attempt {
 impl Attempt {
     pub(super) fn down_at(&self) -> Instant {
         self.started + REKEY_TIMEOUT
+    }
+
+    /// When the initiation of this index went out, if its answer is still taken.
+    fn sent_as(&self, index: u32) -> Option<Instant> {
+        let previous = self.previous.filter(|(previous, _)| *previous == index);
+        if self.index == index { Some(self.sent) } else { previous.map(|(_, sent)| sent) }
     }
 }
 
@@ -81,14 +89,15 @@ impl Peer {
     fn answered_by(&mut self, local: u32, received: usize, sent: usize, now: Instant) {
         let was_up = matches!(self.state(now), State::Up { .. });
         // An answer may have waited while the machine slept; the other side counts from when it answered.
-        let established =
-            self.attempt.filter(|attempt| attempt.index == local).map_or(now, |attempt| attempt.sent);
+        let asked = self.attempt.and_then(|attempt| attempt.sent_as(local));
+        let established = asked.unwrap_or(now);
         let session = Session { local, established, initiator: true, confirmed: true };
         self.sessions.insert(session);
         // The answer to an earlier initiation leaves the latest one open in boringtun, which would drop all sessions
         // after 90 s: it goes on being retried.
-        if let Some(attempt) = self.attempt.take_if(|attempt| attempt.index == local) {
-            self.stats.round_trip = Some(now.saturating_duration_since(attempt.sent));
+        self.attempt.take_if(|attempt| attempt.index == local);
+        if let Some(asked) = asked {
+            self.stats.round_trip = Some(now.saturating_duration_since(asked));
             self.stats.round_trip_at = Some(now);
         }
         self.stats.received_bytes += received as u64;
@@ -152,10 +161,22 @@ impl Peer {
 
     /// Somebody wants to send: from now on a question counts as any handshake does.
     pub(super) fn answer_is_wanted(&mut self, now: Instant) {
-        let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.is_question) else { return };
+        let Some(asked) = self.attempt.filter(|attempt| attempt.is_question) else { return };
+        let next = self.next_question(&asked);
+        let Some(attempt) = &mut self.attempt else { return };
         attempt.is_question = false;
         attempt.started = now;
-        attempt.retry_at = Some(now.max(attempt.sent + LEAST_BETWEEN_QUESTIONS));
+        attempt.retry_at = Some(now.max(next));
+    }
+
+    /// From when on it may be asked again. A third initiation makes the answer to the first worthless.
+    pub(super) fn next_question(&self, attempt: &Attempt) -> Instant {
+        let is_of_this_underlay = self.stats.round_trip_at > self.underlay_told;
+        let round_trip = self.stats.round_trip.filter(|_| is_of_this_underlay).unwrap_or(Duration::ZERO);
+        let round_trip = round_trip.min(REKEY_TIMEOUT);
+        let next = attempt.sent + LEAST_BETWEEN_QUESTIONS.max(round_trip);
+        let previous = attempt.previous.filter(|(_, sent)| Some(*sent) > self.underlay_told);
+        previous.map_or(next, |(_, sent)| next.max(sent + LATE_ANSWER.max(round_trip)))
     }
 
     /// Begins or repeats a handshake.
@@ -166,18 +187,20 @@ impl Peer {
             return None;
         };
         let (sent, index) = (initiation.len(), sender_index(initiation)?);
-        let (started, is_question) = match &self.attempt {
-            Some(attempt) => {
+        let retry_at = Some(now + REKEY_TIMEOUT + self.jitter.next());
+        let begun = Attempt { started: now, sent: now, index, previous: None, retry_at, is_question: false };
+        self.attempt = Some(match self.attempt {
+            Some(last) => {
                 self.stats.handshakes_failed += 1;
-                (attempt.started, attempt.is_question)
+                let previous = Some((last.index, last.sent));
+                let Attempt { started, is_question, .. } = last;
+                Attempt { started, previous, is_question, ..begun }
             }
             None => {
                 self.last_wanted = Some(now);
-                (now, false)
+                begun
             }
-        };
-        let retry_at = Some(now + REKEY_TIMEOUT + self.jitter.next());
-        self.attempt = Some(Attempt { started, sent: now, index, retry_at, is_question });
+        });
         self.erase_at = Some(now + ERASE_AFTER_TIME);
         self.sent(sent, false, now);
         Some(sent)

@@ -6,6 +6,8 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 /// As WireGuard has it.
 const SESSION: Duration = Duration::from_secs(180);
 const RETRY: Duration = Duration::from_secs(5);
+/// As its peer has it: the least between two questions, and from the first to the third.
+const LEAST: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(3)];
 const WANTED: Duration = Duration::from_secs(90);
 
 /// A gateway as it is, and what its peer has seen of it.
@@ -21,9 +23,11 @@ struct Gateway {
     well_since: Option<Instant>,
     /// When its peer repeats a handshake that was not answered.
     repeats_at: Option<Instant>,
-    /// Answers on their way, to handshakes and to what else was sent.
-    answers_at: Answers,
-    echoes_at: Answers,
+    /// The last two initiations, the latest first: the answer to another one is worthless.
+    asked: [Option<Initiation>; 2],
+    moved: Option<Instant>,
+    /// When answers to what else was sent arrive.
+    echoes_at: [Option<Instant>; 8],
     session_until: Option<Instant>,
     waits_since: Option<Instant>,
     answered: Option<Instant>,
@@ -31,8 +35,12 @@ struct Gateway {
     measured: Option<(Instant, Duration)>,
 }
 
-/// When they arrive.
-type Answers = [Option<Instant>; 8];
+#[derive(Clone, Copy)]
+struct Initiation {
+    sent: Instant,
+    /// When its answer arrives; `None`: never.
+    answer: Option<Instant>,
+}
 
 impl Gateway {
     fn has_session(&self, now: Instant) -> bool {
@@ -48,29 +56,63 @@ impl Gateway {
         self.reachable && self.is_alive && self.messages % 3 != self.loses
     }
 
-    fn hear(&mut self, now: Instant) {
-        let arrives = |answers: &mut Answers| {
-            answers.iter_mut().filter_map(|at| at.take_if(|at| *at == now)).count() > 0
-        };
-        let (answered, echoed) = (arrives(&mut self.answers_at), arrives(&mut self.echoes_at));
-        if !self.is_alive || !self.reachable {
-            return;
-        }
-        if answered || echoed {
-            self.waits_since = None;
-        }
-        if answered {
-            self.repeats_at = None;
-            self.answered = Some(now);
-            self.measured = Some((now, self.round_trip));
-            self.session_until = Some(now + SESSION);
+    fn arrivals(&self) -> impl Iterator<Item = Instant> {
+        self.asked
+            .into_iter()
+            .flatten()
+            .filter_map(|asked| asked.answer)
+            .chain(self.echoes_at.into_iter().flatten())
+    }
+
+    /// What is on its way is lost.
+    fn lose_all(&mut self) {
+        self.asked.iter_mut().flatten().for_each(|asked| asked.answer = None);
+        self.echoes_at = [None; 8];
+    }
+
+    fn initiate(&mut self, now: Instant) {
+        self.repeats_at = Some(now + RETRY);
+        let answer = self.carries_next().then_some(now + self.round_trip);
+        self.asked = [Some(Initiation { sent: now, answer }), self.asked[0]];
+    }
+
+    fn echo(&mut self, now: Instant) {
+        let at = now + self.round_trip;
+        if self.carries_next()
+            && let Some(free) = self.echoes_at.iter_mut().find(|at| at.is_none())
+        {
+            *free = Some(at);
         }
     }
-}
 
-fn note(answers: &mut Answers, at: Instant) {
-    if let Some(free) = answers.iter_mut().find(|at| at.is_none()) {
-        *free = Some(at);
+    /// Whether its answer may still come, so that another question would be too much.
+    fn is_asked(&self, now: Instant) -> bool {
+        let known = self.measured.filter(|(at, _)| Some(*at) > self.moved);
+        self.asked[0].is_some()
+            && self.asked.iter().zip(LEAST).any(|(asked, least)| {
+                let pause = known.map_or(least, |(_, round_trip)| round_trip.max(least));
+                asked.is_some_and(|asked| Some(asked.sent) > self.moved && now < asked.sent + pause)
+            })
+    }
+
+    fn hear(&mut self, now: Instant) {
+        let is_heard = self.is_alive && self.reachable;
+        for place in 0..2 {
+            let arrives = |asked: &mut Initiation| asked.answer.take_if(|at| *at == now).is_some();
+            if self.asked[place].take_if(arrives).is_some() && is_heard {
+                if place == 0 {
+                    self.repeats_at = None;
+                }
+                self.waits_since = None;
+                self.answered = Some(now);
+                self.measured = Some((now, self.round_trip));
+                self.session_until = Some(now + SESSION);
+            }
+        }
+        let echoes = self.echoes_at.iter_mut().filter_map(|at| at.take_if(|at| *at == now)).count();
+        if echoes > 0 && is_heard {
+            self.waits_since = None;
+        }
     }
 }
 
@@ -96,7 +138,8 @@ impl World {
             is_alive: true,
             well_since: Some(now),
             repeats_at: None,
-            answers_at: [None; 8],
+            asked: [None; 2],
+            moved: None,
             echoes_at: [None; 8],
             session_until: None,
             waits_since: None,
@@ -134,8 +177,15 @@ impl World {
                 assert!(from != to && seen[to].reachable, "{step:?}");
                 assert_eq!(cause == FailoverCause::NoRoute, !seen[from].reachable);
                 assert!(seen[to].answered > seen[from].answered, "{step:?}: it answered later");
-                let well = self.gateways[from].well_since;
-                assert!(well.is_none_or(|since| self.now - since < SILENCE + GRACE), "{step:?} is well");
+                let Gateway { well_since, measured, moved, round_trip, .. } = self.gateways[from];
+                // How long its answers take is not known from elsewhere.
+                let is_known =
+                    round_trip * 5 / 2 <= GRACE || measured.is_some_and(|(at, _)| Some(at) > moved);
+                let grace = (round_trip * 5 / 2).max(GRACE);
+                assert!(
+                    !is_known || well_since.is_none_or(|since| self.now - since < SILENCE + grace),
+                    "{step:?} is well"
+                );
             }
             match step {
                 Step::Ask(place) => self.ask(place),
@@ -147,12 +197,14 @@ impl World {
     }
 
     fn ask(&mut self, place: usize) {
-        self.questions += 1;
-        let (now, gateway) = (self.now, &mut self.gateways[place]);
-        gateway.repeats_at = Some(now + RETRY);
-        if gateway.carries_next() {
-            note(&mut gateway.answers_at, now + gateway.round_trip);
+        if !self.gateways[place].is_asked(self.now) {
+            self.initiate(place);
         }
+    }
+
+    fn initiate(&mut self, place: usize) {
+        self.questions += 1;
+        self.gateways[place].initiate(self.now);
     }
 
     /// An application sends to a gateway; what it talks to answers if `both_ways`.
@@ -162,11 +214,11 @@ impl World {
         gateway.wanted = Some(now);
         gateway.waits_since.get_or_insert(now);
         if gateway.has_session(now) {
-            if both_ways && gateway.carries_next() {
-                note(&mut gateway.echoes_at, now + gateway.round_trip);
+            if both_ways {
+                gateway.echo(now);
             }
         } else if gateway.repeats_at.is_none() {
-            self.ask(place);
+            self.initiate(place);
         }
         self.follow();
     }
@@ -188,8 +240,8 @@ impl World {
 
     fn rest(&mut self, end: Instant) {
         loop {
-            let events = self.gateways.iter().flat_map(|it| [it.answers_at, it.echoes_at]).flatten();
-            let events = events.chain(self.gateways.iter().map(|it| it.repeats_at)).flatten();
+            let arrivals = self.gateways.iter().flat_map(Gateway::arrivals);
+            let events = arrivals.chain(self.gateways.iter().filter_map(|it| it.repeats_at));
             let silences = self
                 .seen()
                 .into_iter()
@@ -213,7 +265,7 @@ impl World {
                 continue;
             }
             if gateway.is_wanted(now) || gateway.has_session(now) {
-                self.ask(place);
+                self.initiate(place);
             }
         }
     }
@@ -221,6 +273,8 @@ impl World {
     fn meet(&mut self, event: Event) {
         match event {
             Event::Set { place, is_alive, reachable } => self.set(place, is_alive, reachable),
+            // Flows that have left a gateway send nothing there.
+            Event::OneWay(place) if self.choice.gateways[place].left.is_some() => {}
             Event::OneWay(place) => self.send_to(place, false),
             Event::Pass(time, with_traffic) => self.pass(Duration::from_millis(time), with_traffic),
         }
@@ -232,6 +286,10 @@ impl World {
         gateway.is_alive = is_alive;
         gateway.well_since = (is_alive && reachable).then(|| gateway.well_since.unwrap_or(now));
         if was_reachable != reachable {
+            gateway.moved = Some(now);
+            if reachable && (gateway.has_session(now) || gateway.is_wanted(now)) {
+                gateway.initiate(now);
+            }
             self.choice.network_changed([place as u8].into_iter().collect(), now);
         }
         self.follow();
@@ -247,7 +305,7 @@ impl World {
 
     /// What is on its way is lost.
     fn sleep(&mut self, time: Duration) {
-        self.gateways.iter_mut().for_each(|it| (it.answers_at, it.echoes_at) = ([None; 8], [None; 8]));
+        self.gateways.iter_mut().for_each(Gateway::lose_all);
         self.now += time;
         self.repeat();
         self.follow();
@@ -304,6 +362,24 @@ const CASES: &[Case] = &[
             for _ in 0..100 {
                 world.send_to(0, false);
                 world.rest(world.now + secs(1));
+            }
+        },
+        &[],
+    ),
+    (
+        "an uplink that has been filled since the last measurement is no outage",
+        Prefer::Order,
+        &[30, 10],
+        |world| {
+            world.pass(secs(2), true);
+            for round_trip in [1600, 2400, 2700] {
+                world.gateways.iter_mut().for_each(|it| it.measured = Some((world.now, 30 * MILLISECOND)));
+                let shorter = [0, 400];
+                for (gateway, shorter) in world.gateways.iter_mut().zip(shorter) {
+                    gateway.round_trip = (round_trip - shorter) * MILLISECOND;
+                }
+                world.send_to(0, false);
+                world.pass(secs(30), false);
             }
         },
         &[],
@@ -641,6 +717,14 @@ enum Event {
     Pass(u64, bool),
 }
 
+/// In milliseconds. The long ones are those of an uplink that is filled.
+fn round_trip() -> impl Strategy<Value = u64> {
+    prop_oneof![2 => 1..400_u64, 1 => 400..3000_u64]
+}
+
+/// What waits for several round trips takes so many of those that are longer than usual.
+const SLOWER: u32 = 8;
+
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => (0..3_usize, any::<bool>(), prop::bool::weighted(0.8))
@@ -655,7 +739,7 @@ proptest! {
     #[test]
     fn who_is_well_is_not_left_for_one_message_of_three_that_is_lost(
         by_order in any::<bool>(),
-        gateways in prop::collection::vec((1..400_u64, 0..3_usize), 3),
+        gateways in prop::collection::vec((round_trip(), 0..3_usize), 3),
         events in prop::collection::vec(event(), 1..30),
     ) {
         let prefer = if by_order { Prefer::Order } else { Prefer::RoundTrip };
@@ -671,19 +755,21 @@ proptest! {
     #[test]
     fn who_is_well_is_never_left_and_who_is_not_does_not_stay_in_use(
         by_order in any::<bool>(),
-        round_trips in prop::collection::vec(1..400_u64, 3),
+        round_trips in prop::collection::vec(round_trip(), 3),
         events in prop::collection::vec(event(), 1..30),
     ) {
         let prefer = if by_order { Prefer::Order } else { Prefer::RoundTrip };
         let mut world = World::new(prefer, &round_trips);
         events.into_iter().for_each(|event| world.meet(event));
         // One more question to all (5 s) and an answer, or 5 s of silence and the grace, with half a second to send.
-        world.pass(Duration::from_millis(7000), true);
+        let longest = round_trips.iter().max().copied().unwrap_or(0);
+        let slow = Duration::from_millis(longest).saturating_sub(GRACE * 2 / 5);
+        world.pass(Duration::from_millis(7000) + slow * SLOWER, true);
         let well: Vec<_> = (0..3).filter(|it| world.gateways[*it].well_since.is_some()).collect();
         let used = world.choice.used();
         prop_assert!(well.is_empty() || well.contains(&used), "{used} is used, {well:?} are well");
         // And in the end the first that is well, by order.
-        world.pass(world.choice.return_after + secs(3), true);
+        world.pass(world.choice.return_after + secs(3) + slow * SLOWER, true);
         if by_order && let Some(first) = well.first() {
             prop_assert_eq!(world.choice.used(), *first);
         }
