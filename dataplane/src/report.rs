@@ -35,6 +35,8 @@ pub struct TunnelReport {
     /// `idle`, `connecting`, `up` or `down`.
     pub state: &'static str,
     pub endpoint: SocketAddr,
+    /// Where a handshake was completed last.
+    pub proven: Option<SocketAddr>,
     /// Whether new flows go to this gateway.
     pub is_used: bool,
     /// Pinned to this gateway.

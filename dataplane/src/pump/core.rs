@@ -48,6 +48,8 @@ pub(super) struct Judge {
 pub(super) struct Tunnel {
     pub(super) peer: Peer,
     pub(super) endpoint: SocketAddr,
+    /// Where a handshake was completed last.
+    pub(super) proven: Option<SocketAddr>,
     pub(super) path: PathMtu,
     /// From which address of ours to whom probes of the path are sent; `None`: none are.
     pub(super) probed: Option<(IpAddr, IpAddr)>,
@@ -292,6 +294,7 @@ impl Tunnel {
                 State::Down { .. } => "down",
             },
             endpoint: self.endpoint,
+            proven: self.proven,
             is_used,
             flows,
             round_trip: stats.round_trip,

@@ -362,6 +362,7 @@ fn open_tunnels(setup: &mut Setup, clock: Clock) -> Result<Vec<Tunnel>, PumpErro
         let mut tunnel = Tunnel {
             peer,
             endpoint,
+            proven: None,
             path,
             probed,
             socket,

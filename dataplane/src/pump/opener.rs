@@ -99,7 +99,8 @@ impl Opener {
                     }
                 };
                 // Roaming: from now on the peer is answered where it is.
-                if opened.is_authentic() {
+                let is_authentic = opened.is_authentic();
+                if is_authentic {
                     tunnel.heard_at(from, now);
                 }
                 match opened {
@@ -119,6 +120,9 @@ impl Opener {
                     }
                     Opened::Reply(reply) => {
                         handshakes = true;
+                        if is_authentic {
+                            tunnel.proven = Some(from);
+                        }
                         sealer.send_now(reply, from, &socket, core);
                     }
                     Opened::Keepalive | Opened::Nothing => {}

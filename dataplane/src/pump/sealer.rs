@@ -398,6 +398,7 @@ cidrs = ["203.0.113.0/24"]
             let tunnel = |place, flows, mtu| Tunnel {
                 peer: peer(&agent, &gateway, 1),
                 endpoint,
+                proven: None,
                 path: PathMtu::fixed(mtu, true, clock.now()),
                 probed: None,
                 socket: Arc::clone(&own),

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    former, gateways,
+    former, gateways, learned,
     names::{self, Heard},
     portal,
     reloads::Reloads,
@@ -118,7 +118,7 @@ async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failur
     match running.machine.follow().await {
         Ok(false) => Ok(None),
         Ok(true) => {
-            let since = Instant::now();
+            let since = learned::now();
             let underlay = running.machine.underlay();
             tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateways = ?underlay.gateways, "the underlay has changed");
             running.pump.set_underlay(underlay).map_err(|error| pump_failed(error.to_string()))?;

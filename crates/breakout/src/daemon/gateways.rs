@@ -17,6 +17,7 @@ use routes::{connections, dns};
 use tokio::{net::lookup_host, sync::mpsc, task::AbortHandle, time::timeout};
 
 use super::{
+    learned,
     load::{called, taken},
     lookups::Answer,
     start::Running,
@@ -40,32 +41,42 @@ pub async fn find(gateways: &[Gateway]) -> Vec<Result<Vec<SocketAddr>, Failure>>
     found
 }
 
-/// Takes in what a lookup has found: a gateway that has moved is followed. One that does not answer is looked for again.
+/// Takes in what a lookup has found. A gateway that answers stays where it is, whatever its name leads to now: names lie, too. One that does not is
+/// looked for in turn wherever its name leads and where it answered last, and one that nobody has asked where its name leads.
 pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses }: Answer) {
     // A pump that has ended says so itself.
     let Ok(tunnels) = running.pump.tunnels() else { return };
     let Some(tunnel) = tunnels.get(gateway) else { return };
-    let is_lost = is_lost(&tunnels, gateway);
+    let now = tokio::time::Instant::now();
+    let is_lost = is_lost(running, &tunnels, gateway);
     if is_lost || addresses.is_err() {
-        running.lookups.want_later(gateway, tokio::time::Instant::now());
+        running.lookups.want_later(gateway, now);
     }
     if is_lost {
         want_lost(running, &tunnels);
     }
-    let addresses = match addresses {
-        Ok(addresses) => addresses,
-        Err(error) => {
-            tracing::warn!("{}", unresolved(&endpoint, error).plain());
+    let mut addresses = addresses.unwrap_or_else(|error| {
+        tracing::warn!("{}", unresolved(&endpoint, error).plain());
+        Vec::new()
+    });
+    let known = running.loaded.endpoints.get(gateway).copied().flatten();
+    let at = match tunnel.state {
+        "up" if !is_lost => {
+            if !running.portal.hears(tunnel) {
+                running.lookups.want(gateway, now);
+            }
             return;
         }
+        // It may have moved by itself.
+        _ if is_lost => Some(tunnel.endpoint),
+        _ => known,
     };
+    let before = tunnel.proven.filter(|proven| is_lost && !addresses.contains(proven));
+    addresses.extend(before);
     let Some(config) = running.loaded.config.tunnel.gateways.get(gateway) else { return };
     let addresses = taken(config, addresses, &running.snapshot).unwrap_or_default();
-    let known = running.loaded.endpoints.get(gateway).copied().flatten();
-    let Some(address) = choose(&addresses, known, is_lost) else { return };
-    // A gateway that answers may have roamed; one that does not may be back where it should be.
-    let is_there = !is_lost || tunnel.endpoint == address;
-    if known == Some(address) && is_there {
+    let Some(address) = choose(&addresses, at, is_lost) else { return };
+    if known == Some(address) && at == known {
         return;
     }
     let called = called(&running.loaded.config.tunnel.gateways, gateway);
@@ -97,16 +108,24 @@ fn went_down(running: &mut Running) {
 
 fn want_lost(running: &mut Running, tunnels: &[TunnelReport]) {
     let now = tokio::time::Instant::now();
-    for (gateway, tunnel) in tunnels.iter().enumerate().filter(|(gateway, _)| is_lost(tunnels, *gateway)) {
+    for (gateway, tunnel) in tunnels.iter().enumerate() {
+        if !is_lost(running, tunnels, gateway) {
+            continue;
+        }
         let heard = [tunnel.last_handshake, tunnel.last_received].into_iter().flatten().min();
-        running.lookups.want_silent(gateway, heard.and_then(|ago| now.checked_sub(ago)), now);
+        running.lookups.want_silent(gateway, heard.map(|ago| learned::now().saturating_sub(ago)), now);
     }
 }
 
-/// Whether a gateway does not answer: those that are not used are asked only while the one that is does not.
-fn is_lost(tunnels: &[TunnelReport], gateway: usize) -> bool {
+/// Whether a gateway does not answer: those that are not used are asked only while the one that is does not, and those that have a session when
+/// the network changes.
+fn is_lost(running: &Running, tunnels: &[TunnelReport], gateway: usize) -> bool {
     let is_asked = tunnels.iter().any(|tunnel| tunnel.is_used && tunnel.state == "down");
-    tunnels.get(gateway).is_some_and(|tunnel| tunnel.state == "down" || is_asked && tunnel.state != "up")
+    tunnels.get(gateway).is_some_and(|tunnel| match tunnel.state {
+        "down" => true,
+        "up" => !running.portal.hears(tunnel) && running.portal.has_waited(),
+        _ => is_asked,
+    })
 }
 
 /// Says that another gateway is used, and ends the connections of the one before: a program that only listens would wait for ever.
@@ -174,9 +193,9 @@ pub async fn lead_to(
     Ok(())
 }
 
-/// An address that is known stays, whichever is named first now, unless the gateway does not answer there.
-pub fn choose(addresses: &[SocketAddr], known: Option<SocketAddr>, is_lost: bool) -> Option<SocketAddr> {
-    let at = addresses.iter().position(|address| known == Some(*address));
+/// An address where the gateway is held to be stays, whichever is named first now, unless it does not answer there.
+pub fn choose(addresses: &[SocketAddr], at: Option<SocketAddr>, is_lost: bool) -> Option<SocketAddr> {
+    let at = addresses.iter().position(|address| at == Some(*address));
     let next = match at {
         Some(at) if is_lost => addresses.get(at + 1),
         Some(at) => addresses.get(at),
@@ -273,6 +292,9 @@ mod tests {
             (&[1, 2], Some(2), true, 1),
             (&[1], Some(1), true, 1),
             (&[3, 2], Some(1), true, 3),
+            // What it has now, and where it answered last.
+            (&[3, 1], Some(1), true, 3),
+            (&[3, 1], Some(3), true, 1),
         ] {
             let addresses: Vec<_> = found.iter().map(|last| at(*last)).collect();
             assert_eq!(choose(&addresses, known.map(at), is_lost), Some(at(chosen)), "{found:?} {known:?}");

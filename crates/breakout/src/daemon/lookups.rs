@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, time::Duration};
 use policy::{Endpoint, Gateway};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{gateways::look_up, wait::wait_until};
+use super::{gateways::look_up, learned, wait::wait_until};
 
 /// Between two lookups of one name, at least.
 const LEAST_PAUSE: Duration = Duration::from_secs(10);
@@ -29,6 +29,8 @@ pub struct Answer {
 struct Lookup {
     endpoint: Endpoint,
     last: Option<Instant>,
+    /// The same by the clock that counts sleep, as what was heard of a gateway does.
+    last_since_boot: Duration,
     due: Option<Instant>,
     pause: Duration,
 }
@@ -48,11 +50,11 @@ impl Lookups {
         }
     }
 
-    /// Looks for a gateway that has stopped answering and was last heard at this time: as soon as it may, or, if it was silent when it was
+    /// Looks for a gateway that has stopped answering and was last heard so long after the machine's start: as soon as it may, or, if it was silent when it was
     /// looked for last, after the pause that it has by now.
-    pub fn want_silent(&mut self, gateway: usize, heard: Option<Instant>, now: Instant) {
+    pub fn want_silent(&mut self, gateway: usize, heard: Option<Duration>, now: Instant) {
         let Some(lookup) = self.each.get(gateway) else { return };
-        if lookup.last.is_none_or(|last| heard.is_some_and(|heard| heard > last)) {
+        if lookup.last.is_none() || heard > Some(lookup.last_since_boot) {
             self.want(gateway, now);
         } else if lookup.due.is_none() {
             self.want_later(gateway, now);
@@ -102,7 +104,7 @@ impl Lookups {
             if lookup.due.is_none_or(|due| due > now) {
                 continue;
             }
-            (lookup.due, lookup.last) = (None, Some(now));
+            (lookup.due, lookup.last, lookup.last_since_boot) = (None, Some(now), learned::now());
             let endpoint = lookup.endpoint.clone();
             self.running.spawn(async move {
                 let addresses = look_up(endpoint.clone()).await;
@@ -114,7 +116,7 @@ impl Lookups {
 
 impl Lookup {
     fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, last: None, due: None, pause: LEAST_PAUSE }
+        Self { endpoint, last: None, last_since_boot: Duration::ZERO, due: None, pause: LEAST_PAUSE }
     }
 
     fn due_by(&mut self, time: Instant) {
@@ -174,18 +176,20 @@ mod tests {
     fn a_gateway_that_stays_silent_wherever_it_is_looked_for_is_asked_for_ever_more_seldom() {
         let begin = Instant::now();
         let mut lookups = Lookups::new(&[gateway("vpn.invalid")]);
-        lookups.want_silent(0, Some(begin), begin);
+        let heard = Some(Duration::from_secs(1000));
+        lookups.want_silent(0, heard, begin);
         let mut asked = Vec::new();
         while let Some(due) = due(&lookups)[0].filter(|_| asked.len() < 7) {
             asked.push((due - begin).as_secs());
-            (lookups.each[0].due, lookups.each[0].last) = (None, Some(due));
+            let lookup = &mut lookups.each[0];
+            (lookup.due, lookup.last, lookup.last_since_boot) = (None, Some(due), Duration::from_secs(1001));
             lookups.want_later(0, due);
-            lookups.want_silent(0, Some(begin), due + Duration::from_secs(5));
+            lookups.want_silent(0, heard, due + Duration::from_secs(5));
         }
         assert_eq!(asked, [0, 10, 30, 70, 150, 310, 610]);
 
         let again = begin + Duration::from_secs(700);
-        lookups.want_silent(0, Some(again), again);
+        lookups.want_silent(0, Some(Duration::from_secs(1002)), again);
         assert_eq!(due(&lookups), [Some(again)], "it had answered, and falls silent anew");
     }
 

@@ -92,6 +92,52 @@ fn a_gateway_whose_name_moves_is_followed() {
     assert_eq!(both.scene.gateway().endpoint, Some((OTHER_GATEWAY, GATEWAY_PORT).into()));
 }
 
+#[test]
+fn a_name_that_lies_moves_no_gateway_that_answers_and_none_for_long() {
+    let _turn = shared();
+    let Some(nft) = program("nft", "nftables") else { return };
+    let Some(mut both) = Both::build() else { return };
+    both.know("near.example", GATEWAY);
+    both.write_config("order", &[("near", "near.example".to_owned(), both.scene.keys.clone())]);
+    both.up();
+    both.scene.reaches_signaling().unwrap();
+    let is_at = |both: &Both, address| match both.scene.gateway().endpoint {
+        Some(at) if at == (address, GATEWAY_PORT).into() => Ok(()),
+        at => Err(format!("it is looked for at {at:?}")),
+    };
+
+    both.know("near.example", NOBODY);
+    let lookups = |both: &Both| both.log().matches("resolving the gateway's name").count();
+    let before = lookups(&both);
+    both.shell(
+        "ip address del 192.168.77.10/24 dev eth0
+         ip address add 192.168.77.11/24 dev eth0
+         ip route replace default via 192.168.77.1",
+    );
+    eventually(FOUND, || match lookups(&both) {
+        more if more > before => Ok(()),
+        _ => Err("its name was not asked for".to_owned()),
+    });
+    // The answer stands in a file.
+    sleep(Duration::from_secs(1));
+    is_at(&both, GATEWAY).unwrap();
+    both.scene.reaches_signaling().unwrap();
+
+    let nft = |arguments: &[&str]| {
+        let mut command = Command::new(&nft);
+        command.args(arguments);
+        said(&ok(both.scene.internet.gateway.output(command)));
+    };
+    nft(&["table ip hole { chain in { type filter hook prerouting priority -400; policy drop; }; }"]);
+    eventually(FOUND, || {
+        let _ = both.scene.reaches_signaling();
+        is_at(&both, NOBODY)
+    });
+    nft(&["delete", "table", "ip", "hole"]);
+    eventually(FOUND, || both.scene.reaches_signaling());
+    is_at(&both, GATEWAY).unwrap();
+}
+
 /// Nobody has asked the other one since it moved.
 #[test]
 fn a_standby_that_has_moved_is_found_when_the_one_in_use_dies() {
@@ -231,6 +277,12 @@ impl Both {
         let config = self.scene.directory.file("breakout.toml");
         let agent = &self.scene.internet.agent;
         self.scene.daemon = Some(ok(Daemon::start(agent, exe(), &config, &self.scene.directory)));
+    }
+
+    fn shell(&self, script: &str) {
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", script]);
+        said(&ok(self.scene.internet.agent.output(shell)));
     }
 
     /// What the daemon has said.

@@ -8,7 +8,7 @@ use std::{future::pending, pin::Pin, time::Duration};
 use dataplane::{PumpError, TunnelReport};
 use tokio::time::Instant;
 
-use super::{machine::Machine, start::Running, wait::wait_until};
+use super::{learned, machine::Machine, start::Running, wait::wait_until};
 
 pub use answer::Finding;
 
@@ -18,6 +18,8 @@ const PAUSE: Duration = Duration::from_secs(30);
 const PAUSE_AFTER_CHANGE: Duration = Duration::from_secs(5);
 /// A network's own servers may need it.
 const SETTLE: Duration = Duration::from_secs(1);
+/// For a gateway to answer that is asked when the network changes, as WireGuard has it.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Whether there is one in the way, as far as is known. Nobody is asked while the tunnel is up or not wanted.
 pub struct Portal {
@@ -25,8 +27,8 @@ pub struct Portal {
     due: Option<Instant>,
     asked: Option<Instant>,
     asking: Option<Pin<Box<dyn Future<Output = Finding>>>>,
-    /// Since when this network is the one: what gateways said before says nothing of the way out.
-    since: Instant,
+    /// Since when this network is the one, by the clock that counts sleep: what gateways said before says nothing of the way out.
+    since: Duration,
     /// Whether nobody was asked yet since then.
     is_new: bool,
     /// Whether nobody was in the way when that was asked last.
@@ -42,8 +44,7 @@ pub enum Step {
 
 impl Portal {
     pub fn new() -> Self {
-        let since = Instant::now();
-        let due = Some(since + SETTLE);
+        let (since, due) = (learned::now(), Some(Instant::now() + SETTLE));
         Self { due, asked: None, asking: None, since, is_new: true, is_open: false, url: None }
     }
 
@@ -52,14 +53,25 @@ impl Portal {
         self.url.as_deref()
     }
 
-    /// Whether a gateway is heard in this network: a session may be older.
+    /// Whether any gateway is heard in this network.
     pub fn is_passed(&self, tunnels: &[TunnelReport]) -> bool {
-        let is_heard = |ago: Option<Duration>| ago.is_some_and(|ago| ago <= self.since.elapsed());
-        tunnels.iter().any(|tunnel| tunnel.state == "up" && is_heard(tunnel.last_received))
+        tunnels.iter().any(|tunnel| self.hears(tunnel))
+    }
+
+    /// Whether a gateway is heard in this network: its session may be older.
+    pub fn hears(&self, tunnel: &TunnelReport) -> bool {
+        let is_heard =
+            tunnel.last_received.is_some_and(|ago| ago <= learned::now().saturating_sub(self.since));
+        tunnel.state == "up" && is_heard
+    }
+
+    /// Whether a gateway has had time enough to be heard in this network.
+    pub fn has_waited(&self) -> bool {
+        learned::now() > self.since + ANSWER
     }
 
     /// What came before `since` is of no use any more.
-    pub fn network_changed(&mut self, since: Instant) {
+    pub fn network_changed(&mut self, since: Duration) {
         self.since = since;
         self.ask_anew();
     }
