@@ -172,13 +172,18 @@ fn end_cut(pump: &Handle) -> Result<usize, Box<dyn Error>> {
 async fn follow(running: &mut Running, gateway: usize, endpoint: SocketAddr) -> Result<(), Failure> {
     let mut endpoints = running.loaded.endpoints.clone();
     endpoints.get_mut(gateway).into_iter().for_each(|known| *known = Some(endpoint));
-    lead_to(running, &endpoints, |moved| moved == gateway).await?;
+    if let Err(why) = lead_to(running, &endpoints, |moved| moved == gateway).await {
+        // The machine may know the way already that the pump has refused to take.
+        let known = running.loaded.endpoints.clone();
+        lead_to(running, &known, |_| false).await?;
+        return Err(why);
+    }
     running.loaded.endpoints = endpoints;
     Ok(())
 }
 
 /// Has the gateways that have moved looked for at these endpoints, and says whether there are ways there; they are tried at once. First the
-/// machine, which may fail and then has changed nothing; the pump fails only where it has ended.
+/// machine, which may fail and then has changed nothing; then the pump, which may refuse an endpoint: without IPv6 in the kernel one over IPv6.
 pub async fn lead_to(
     running: &mut Running,
     endpoints: &[Option<SocketAddr>],
