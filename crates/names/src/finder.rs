@@ -2,9 +2,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hickory_proto::rr::{Name, RecordType};
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{OnceCell, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -94,7 +95,7 @@ impl Finder {
             return Ok((Arc::new(answer), Duration::ZERO));
         }
         let key: Key = (text.into(), query_type);
-        let cached = self.cache().get(&key, Instant::now());
+        let cached = self.cache().get(&key, now());
         if let Some(found) = cached {
             self.counters.cached.add(1);
             return Ok(found);
@@ -141,7 +142,7 @@ impl Finder {
                 (answer.lacks_withheld, answer.ttl) = (true, answer.ttl.min(KEPT_WITHOUT));
             }
         }
-        self.cache().put(key.clone(), answer.clone(), Instant::now());
+        self.cache().put(key.clone(), answer.clone(), now());
         Ok(answer)
     }
 
@@ -212,4 +213,44 @@ impl Finder {
 /// The TTL that applications are told, in whole seconds.
 fn told(remaining: Duration) -> Duration {
     Duration::from_secs(remaining.as_secs().clamp(1, MAX_TOLD_TTL))
+}
+
+/// Since the machine's start, sleep included.
+fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const ASLEEP: &str = "100000000";
+
+    /// A time namespace whose time since boot is later is as a machine that has slept: no other clock has counted that.
+    #[test]
+    fn what_is_kept_gets_older_while_the_machine_sleeps() {
+        let asleep = Duration::from_secs(ASLEEP.parse().unwrap());
+        if std::env::var_os("ASLEEP").is_some() {
+            assert!(now() >= asleep);
+            return;
+        }
+        let later = |program: &str| {
+            let mut command = Command::new("unshare");
+            command.args(["--time", "--boottime", ASLEEP, program]);
+            command
+        };
+        if !later("true").status().is_ok_and(|status| status.success()) {
+            assert!(std::env::var_os("BREAKOUT_REQUIRE_ALL").is_none(), "no time namespaces");
+            return eprintln!("skipped, because time namespaces need root and unshare (util-linux)");
+        }
+        assert!(now() < asleep);
+        let own = std::env::current_exe().unwrap();
+        let mut again = later(own.to_str().unwrap());
+        let test = "finder::tests::what_is_kept_gets_older_while_the_machine_sleeps";
+        let output = again.args(["--exact", test]).env("ASLEEP", "").output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    }
 }

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     former, gateways, learned,
-    names::{self, Heard},
+    names::{self, Heard, Names},
     portal,
     reloads::Reloads,
     report,
@@ -123,6 +123,7 @@ async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failur
             tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateways = ?underlay.gateways, "the underlay has changed");
             running.pump.set_underlay(underlay).map_err(|error| pump_failed(error.to_string()))?;
             running.lookups.want_names(Instant::now());
+            running.names.iter().for_each(Names::network_changed);
             running.portal.network_changed(since);
             Ok(None)
         }

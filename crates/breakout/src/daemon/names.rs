@@ -103,6 +103,11 @@ impl Names {
         Ok(Some((names, Heard { learn: learned, ended })))
     }
 
+    /// Another network may be nearer to other addresses.
+    pub fn network_changed(&self) {
+        self.resolver.flush();
+    }
+
     /// While a reload may go either way, the names of both policies are ours.
     pub fn set_policies(&self, policies: &[&Loaded]) {
         let policies = policies.iter().copied().map(Ours::of).collect();

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use lab::addresses::{GATEWAY, GATEWAY_TUNNEL, ROUTER};
@@ -29,9 +30,9 @@ const V6: Ipv6Addr = Ipv6Addr::new(0x2600, 0x1f14, 0, 0, 0, 0, 0, 0x10);
 /// What the network's own DNS server answers, where there is one.
 const UNLEARNED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 240);
 const NAMES: [&str; 3] = ["api.usw2.pure.cloud", "login.usw2.pure.cloud", "streaming.usw2.pure.cloud"];
-/// Every name has another address after each period, in seconds, and so many in all.
-type Moves = (&'static str, u8);
-pub const STILL: Moves = ("1000", 1);
+/// Every name has another address after each period, in seconds, and so many in all; each holds for a TTL in seconds.
+type Moves = (&'static str, u8, &'static str);
+pub const STILL: Moves = ("1000", 1, "1");
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where other names are asked for: nobody is there, so that what comes by the wrong way fails. The C library goes on to the search list
 /// with a name that has no answer.
@@ -111,6 +112,28 @@ fn what_was_learned_outlives_a_crash() {
     assert_none(&wire);
     said(&scene.breakout(&["down"]));
     assert_eq!(resolv_conf(&scene), BEFORE);
+}
+
+/// An answer is kept for its TTL, but not into another network.
+#[test]
+fn in_another_network_names_are_asked_for_again() {
+    let _turn = shared();
+    let Some(mut scene) = scene() else { return };
+    let _dns = raise_with(&mut scene, ("1", COUNT, "3600"), false);
+    let first = call(&scene, 1);
+    assert_eq!(first.greeted, 1, "{first:?}");
+    sleep(AT_ONCE * 2);
+    assert_eq!(call(&scene, 1).addresses, first.addresses);
+    sh(
+        &scene,
+        "ip address del 192.168.77.10/24 dev eth0
+         ip address add 192.168.77.11/24 dev eth0
+         ip route replace default via 192.168.77.1",
+    );
+    eventually(PATIENCE, || match call(&scene, 1) {
+        told if told.greeted == 1 && told.addresses != first.addresses => Ok(()),
+        told => Err(format!("{told:?}")),
+    });
 }
 
 /// Without a tunnel a name has no answer, and a question is not asked elsewhere.
@@ -496,7 +519,7 @@ pub fn open_scene() -> Option<Scene> {
 
 /// The gateway with a DNS server behind it, and the daemon.
 fn raise(scene: &mut Scene, period: &'static str) -> Process {
-    raise_with(scene, (period, COUNT), false)
+    raise_with(scene, (period, COUNT, "1"), false)
 }
 
 fn raise_with(scene: &mut Scene, moves: Moves, kill_switch: bool) -> Process {
@@ -513,13 +536,14 @@ pub fn start_gateway(scene: &mut Scene, moves: Moves) -> Process {
 
 /// A DNS server at `listen`, for which names have `first` and the addresses after it.
 pub fn serve_dns(scene: &Scene, host: &Host, (listen, first): (Ipv4Addr, Ipv4Addr), moves: Moves) -> Process {
-    let (period, count) = moves;
+    let (period, count, ttl) = moves;
     let mut server = Command::new("python3");
     server.arg(file("names_server.py")).args([
         &listen.to_string(),
         period,
         &first.to_string(),
         &count.to_string(),
+        ttl,
     ]);
     let log = scene.directory.file(&format!("names_server-{}.log", host.name()));
     let mut dns = ok(Process::spawn(host, "names_server.py", server, &log));
