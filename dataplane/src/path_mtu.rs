@@ -7,12 +7,12 @@ pub(crate) mod probe;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use probe::CONTROL;
+
 /// IPv6's least (RFC 8200 §5): an interface has at least this, and what may not be made smaller is sent in outer fragments up to it.
 pub(crate) const LEAST_LINK_MTU: u16 = 1280;
 /// What a narrower path than the known one may lose: whoever sends or receives such packets makes the path's size worth asking for.
 pub(crate) const LARGE: usize = 1000;
-/// Of the control: a probe so small that only a gateway which answers none, or a way that carries nothing, leaves it unanswered.
-const CONTROL: u16 = 64;
 /// Outer sizes that paths are known to have, in ascending order: IPv4's and IPv6's least, tunnels in tunnels, mobile networks, PPPoE, Ethernet.
 const USUAL: [u16; 18] = [
     576, 800, 1006, 1200, 1280, 1300, 1340, 1358, 1380, 1400, 1420, 1440, 1452, 1460, 1472, 1480, 1492, 1500,
@@ -145,6 +145,11 @@ impl PathMtu {
     /// The largest outer packet.
     pub(crate) fn outer(&self) -> u16 {
         self.mtu.saturating_add(self.overhead)
+    }
+
+    /// Whether the peer has answered a probe.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.is_answered
     }
 
     pub(crate) fn discovers(&self) -> bool {

@@ -32,6 +32,8 @@ const CABLE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 88, 10));
 const NOWHERE: &str = "02:00:00:00:00:99";
 const HTTPS: u16 = 443;
 const SIP: u16 = 5060;
+/// Signaling that answers nothing.
+const SINK: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 11), SIP);
 /// From a gateway's last answer until all goes through another: 5 s of silence, 1 s of grace, and as much to spare.
 const FAIL_OVER: Duration = Duration::from_secs(7);
 /// For what is sent at once.
@@ -278,6 +280,30 @@ fn a_change_of_the_network_asks_those_alone_to_which_the_way_is_another() {
     assert!(after[0] > before[0] && after[1] == before[1], "{before:?}, {after:?}");
     assert!(scene.machine.pump.tunnels().unwrap()[0].last_handshake.unwrap() < asked_before, "it was asked");
     assert_eq!(asked(&mut established), "1?");
+}
+
+/// Each would be a handshake, and another session.
+#[test]
+fn who_only_sends_is_answered_by_small_probes() {
+    let Some(scene) = Scene::new() else { return };
+    let sink = scene.machine.far.run(|| {
+        // A gateway that forwards says of probes that they go no further.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        ip("address add 203.0.113.11/32 dev lo");
+        UdpSocket::bind(SINK).unwrap()
+    });
+    sink.set_read_timeout(Some(PATIENCE)).unwrap();
+    let call = UdpSocket::bind((V4.tun, 0)).unwrap();
+    for number in 0..20_u8 {
+        call.send_to(&[number], SINK).unwrap();
+        let mut received = [0];
+        sink.recv(&mut received).unwrap();
+        assert_eq!(received, [number]);
+        thread::sleep(Duration::from_millis(500));
+    }
+    let tunnel = &scene.machine.pump.tunnels().unwrap()[0];
+    let ago = [tunnel.last_handshake, tunnel.last_received].map(Option::unwrap);
+    assert!(ago[0] > Duration::from_secs(8) && ago[1] < Duration::from_secs(5), "{ago:?}");
 }
 
 /// SIP over UDP.

@@ -10,6 +10,8 @@ use super::PathMtu;
 /// Only the tunnel's other end sees such a probe: it answers rather than forward it, whoever wrote it and whatever the destination is.
 const TTL: u8 = 1;
 
+/// Of the control: a probe so small that only a gateway which answers none, or a way that carries nothing, leaves it unanswered.
+pub(crate) const CONTROL: u16 = 64;
 /// What our probes carry, so that their other end tells them from anybody else's pings. The smallest probe has room for it.
 const MARK: &[u8; 16] = b"breakout pathmtu";
 
@@ -48,7 +50,6 @@ pub(crate) fn seal(path: &PathMtu, size: u16, ends: Ends, peer: &mut Peer, now: 
 
 #[cfg(test)]
 mod tests {
-    use super::super::CONTROL;
     use super::*;
 
     #[test]

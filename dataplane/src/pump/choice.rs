@@ -6,7 +6,8 @@ use super::gateway_set::GatewaySet;
 use super::{FailoverCause, Prefer};
 
 /// With a session: after data was sent for so long and nothing authentic came back, the gateway is asked, and asked again. Most pauses
-/// begin with a packet that nobody answers (an acknowledgement), and a peer's keepalive comes after 10 s only.
+/// begin with a packet that nobody answers (an acknowledgement), and a peer's keepalive comes after 10 s only. The first question is but a knock
+/// where that is answered: traffic in one direction would be rekeyed all the time.
 const SUSPICION: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(4)];
 /// After so long all gateways are asked.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -57,6 +58,8 @@ pub(super) struct Choice {
 pub(super) struct Seen {
     pub(super) reachable: bool,
     pub(super) has_session: bool,
+    /// Its kernel answers small probes inside the session.
+    pub(super) answers_probes: bool,
     /// Since when data waits for anything authentic to come back.
     pub(super) waits_since: Option<Instant>,
     /// When a handshake was last completed. What comes by itself, a keepalive for what arrived before, says nothing of the way there.
@@ -69,6 +72,8 @@ pub(super) struct Seen {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
+    /// Send a small probe to this one.
+    Knock(usize),
     /// Begin a handshake with this one.
     Ask(usize),
     /// New flows go to this one, all others stay where they are.
@@ -85,6 +90,7 @@ struct Known {
     asked_for: Option<Instant>,
     /// When it was asked last.
     asked: Option<Instant>,
+    knocked: Option<Instant>,
     /// The way to it is another one since then.
     moved: Option<Instant>,
     /// Preferred to the one in use: when it was last asked whether flows may return. What it says from then on shows that they may.
@@ -235,7 +241,11 @@ impl Choice {
             None => return,
         };
         let last = questions.into_iter().filter(|at| *at <= now).max();
-        if last.is_some_and(|last| known.asked.is_none_or(|asked| asked < last)) {
+        let is_knock = it.answers_probes && known.asked_for.is_none() && last == questions.into_iter().min();
+        if is_knock && last > known.knocked {
+            self.gateways.get_mut(place).into_iter().for_each(|known| known.knocked = Some(now));
+            steps.push(Step::Knock(place));
+        } else if !is_knock && last > known.asked {
             self.ask(|it, _| it == place, seen, steps, now);
         }
         if let Some(next) = questions.into_iter().filter(|at| *at > now).min() {

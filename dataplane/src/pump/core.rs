@@ -257,6 +257,7 @@ impl Tunnel {
         Seen {
             reachable: self.reachable,
             has_session: self.is_up(now),
+            answers_probes: self.path.is_answered() && self.probed.is_some(),
             waits_since: self.peer.waits_since(),
             answered: stats.round_trip_at,
             is_wanted: self.peer.is_wanted(now),

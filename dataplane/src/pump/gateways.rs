@@ -1,13 +1,15 @@
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::choice::{Choice, Seen, Step};
-use super::core::{Core, Flows};
+use super::core::{Core, Flows, Tunnel};
 use super::gateway_set::GatewaySet;
 use super::sealer::Sealer;
 use super::to_tun::ToTun;
 use super::{Failover, GatewayEvent, MAX_GATEWAYS, OnGateway, Prefer};
 use crate::clock::Alarm;
+use crate::path_mtu::probe;
 
 /// Where there are several gateways: has each flow go to one that answers.
 pub(super) struct Gateways {
@@ -50,6 +52,7 @@ impl Gateways {
             .count();
         for step in self.choice.follow(seen.get(..count).unwrap_or_default(), now) {
             match step {
+                Step::Knock(gateway) => knock(gateway as u8, core, sealer, now),
                 Step::Ask(gateway) => core.tunnel(gateway as u8).lock().peer.ask(now),
                 Step::Use(gateway) => {
                     lead_new_flows(gateway as u8, core);
@@ -91,6 +94,18 @@ impl Gateways {
         drop(source);
         sealer.send_moved(waiting, target, core, to_tun, now);
         cut_flows
+    }
+}
+
+/// Of all that the gateway has to answer this costs the least.
+fn knock(gateway: u8, core: &Core, sealer: &mut Sealer, now: Instant) {
+    let mut tunnel = core.tunnel(gateway).lock();
+    let Tunnel { peer, path, probed, .. } = &mut *tunnel;
+    let probe = probed.and_then(|ends| probe::seal(path, probe::CONTROL, ends, peer, now));
+    let (socket, endpoint) = (Arc::clone(&tunnel.socket), tunnel.endpoint);
+    drop(tunnel);
+    if let Some(probe) = probe {
+        sealer.send_now(&probe, endpoint, &socket, core);
     }
 }
 

@@ -28,6 +28,7 @@ struct Gateway {
     moved: Option<Instant>,
     /// When answers to what else was sent arrive.
     echoes_at: [Option<Instant>; 8],
+    answers_probes: bool,
     session_until: Option<Instant>,
     waits_since: Option<Instant>,
     answered: Option<Instant>,
@@ -141,6 +142,7 @@ impl World {
             asked: [None; 2],
             moved: None,
             echoes_at: [None; 8],
+            answers_probes: false,
             session_until: None,
             waits_since: None,
             answered: None,
@@ -158,6 +160,7 @@ impl World {
         let seen = |it: &Gateway| Seen {
             reachable: it.reachable,
             has_session: it.has_session(self.now),
+            answers_probes: it.answers_probes,
             waits_since: it.waits_since,
             answered: it.answered,
             is_wanted: it.is_wanted(self.now),
@@ -188,6 +191,7 @@ impl World {
                 );
             }
             match step {
+                Step::Knock(place) => self.gateways[place].echo(self.now),
                 Step::Ask(place) => self.ask(place),
                 _ => self.log.push(((self.now - self.begun).as_millis(), step)),
             }
@@ -383,6 +387,33 @@ const CASES: &[Case] = &[
             }
         },
         &[],
+    ),
+    (
+        "where small probes are answered, traffic in one direction begins no handshakes",
+        Prefer::Order,
+        &[30, 10],
+        |world| {
+            world.gateways[0].answers_probes = true;
+            world.pass(secs(2), true);
+            for _ in 0..100 {
+                world.send_to(0, false);
+                world.rest(world.now + secs(1));
+            }
+            assert_eq!(world.questions, 1);
+        },
+        &[],
+    ),
+    (
+        "a gateway that answered small probes and dies is left as soon as any",
+        Prefer::Order,
+        &[30, 10],
+        |world| {
+            world.gateways[0].answers_probes = true;
+            world.pass(secs(10), true);
+            world.dies(0);
+            world.pass(secs(20), true);
+        },
+        &[(16_000, silent(0, 1))],
     ),
     (
         "before a gateway is silent it alone is asked",
@@ -739,14 +770,14 @@ proptest! {
     #[test]
     fn who_is_well_is_not_left_for_one_message_of_three_that_is_lost(
         by_order in any::<bool>(),
-        gateways in prop::collection::vec((round_trip(), 0..3_usize), 3),
+        gateways in prop::collection::vec((round_trip(), 0..3_usize, any::<bool>()), 3),
         events in prop::collection::vec(event(), 1..30),
     ) {
         let prefer = if by_order { Prefer::Order } else { Prefer::RoundTrip };
-        let round_trips: Vec<_> = gateways.iter().map(|(round_trip, _)| *round_trip).collect();
+        let round_trips: Vec<_> = gateways.iter().map(|(round_trip, ..)| *round_trip).collect();
         let mut world = World::new(prefer, &round_trips);
-        for (gateway, (_, loses)) in world.gateways.iter_mut().zip(gateways) {
-            gateway.loses = loses;
+        for (gateway, (_, loses, answers_probes)) in world.gateways.iter_mut().zip(gateways) {
+            (gateway.loses, gateway.answers_probes) = (loses, answers_probes);
         }
         events.into_iter().for_each(|event| world.meet(event));
     }
