@@ -168,7 +168,7 @@ impl Judge {
     pub(super) fn routes_changed(&mut self, now: Instant) {
         self.engine.routes_changed(now);
         if let Ok(fast) = &mut self.fast {
-            fast.hand_all_back();
+            fast.follow_routes(self.engine.underlay());
             fast.prepare(self.engine.underlay());
         }
     }
@@ -177,6 +177,7 @@ impl Judge {
     pub(super) fn sweep(&mut self, now: Instant, closed: impl FnMut(MappingId)) {
         if self.engine.deadline().is_some_and(|due| due <= now) {
             self.hear_of_moved(now);
+            self.fast.iter_mut().for_each(|fast| fast.follow_routers(self.engine.underlay()));
         }
         let mut gone = Vec::new();
         self.engine.sweep(now, |mapping| gone.push(mapping));

@@ -8,7 +8,7 @@ use super::looks::Looks;
 use crate::clock::Clock;
 use crate::engine::{Cacheable, Engine, MappingId, Moved, Note};
 use crate::fast_path::{self, Counts, EntryId, FastPath, Link, Statistics, Unavailable};
-use crate::io::route::Routes;
+use crate::io::route::{Hop, Routes};
 use crate::rtp::RtpStream;
 use crate::{Direction, Feature, Underlay};
 
@@ -18,6 +18,8 @@ const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 
 /// Bypass flows that the kernel moves at a time, as many as there are mappings; more stay with the pump. Each takes 448 bytes that count as
 /// resident from the start, and an agent has tens.
 const ENTRIES: u32 = 4_096;
+/// Flows whose ways are asked for again at a change of routes. It takes some microseconds each, for which voice waits.
+const MAX_ASKED: usize = 128;
 
 /// The kernel fast path as the pump uses it: which flows it has, and who moves them at the moment. It stands beside the engine, under the
 /// same lock, and is a cache of it.
@@ -39,6 +41,9 @@ struct Entry {
     id: EntryId,
     /// `None` on the identity mapping.
     mapping: Option<MappingId>,
+    external: SocketAddr,
+    dscp: Dscp,
+    hop: Hop,
     /// What the engine was told of.
     told: Statistics,
     /// Which directions are on the list of unsettled ones.
@@ -160,10 +165,31 @@ impl FastTier {
         }
     }
 
-    /// Takes all flows back, packet by packet: the routes that they follow may have changed.
-    pub(super) fn hand_all_back(&mut self) {
-        let tuples: Vec<_> = self.entries.keys().copied().collect();
-        tuples.iter().for_each(|tuple| self.hand_back(tuple));
+    /// Takes those back, packet by packet, that go another way now; if they are too many to ask, all.
+    pub(super) fn follow_routes(&mut self, underlay: &Underlay) {
+        let moved = match self.entries.len() {
+            ..=MAX_ASKED => self.moved(underlay),
+            _ => self.entries.keys().copied().collect(),
+        };
+        moved.iter().for_each(|tuple| self.hand_back(tuple));
+    }
+
+    /// As [`FastTier::follow_routes`], for what no change of routes tells of: IPv6 leaves a router that falls silent (RFC 4861 section 7.3.3).
+    pub(super) fn follow_routers(&mut self, underlay: &Underlay) {
+        if self.entries.len() <= MAX_ASKED && self.entries.keys().any(|tuple| tuple.destination.is_ipv6()) {
+            self.follow_routes(underlay);
+        }
+    }
+
+    fn moved(&mut self, underlay: &Underlay) -> Vec<FiveTuple> {
+        let Self { routes, entries, .. } = self;
+        let mut goes_on = |tuple: &FiveTuple, entry: &Entry| {
+            let device = underlay.device_of(entry.external.ip());
+            let hop = routes.to(tuple.destination, entry.external, device, entry.dscp);
+            hop.is_ok_and(|hop| hop == entry.hop)
+        };
+        let moved = entries.iter().filter(|(tuple, entry)| !entry.leaving && !goes_on(tuple, entry));
+        moved.map(|(tuple, _)| *tuple).collect()
     }
 
     /// The mappings whose sockets have to be found empty before their flows' answers are the kernel's.
@@ -250,8 +276,8 @@ impl FastTier {
         });
         let id = installed.map_err(|error| error.to_string())?;
         let told = self.kernel.statistics(id).ok_or("the entry is gone")?;
-        let mapping = flow.mapping;
-        Ok(Entry { id, mapping, told, unsettled: [false; 2], leaving: false })
+        let (mapping, external) = (flow.mapping, flow.external);
+        Ok(Entry { id, mapping, external, dscp, hop, told, unsettled: [false; 2], leaving: false })
     }
 
     fn unsettle(&mut self, tuple: FiveTuple, direction: Direction, now: Instant) {

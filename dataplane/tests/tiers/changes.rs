@@ -9,13 +9,15 @@ use policy::{Config, Snapshot};
 
 use crate::call::{Call, PATIENCE, STUN, machine_with_fast_path};
 use crate::capture::{Capture, Seen};
-use crate::machine::{CONFIG, Machine, ip, underlay, wait_for_carrier};
+use crate::machine::{CONFIG, Machine, V6, ip, underlay, wait_for_carrier};
 
 const OTHER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 78, 10));
 /// Between two packets of a call.
 const PACE: Duration = Duration::from_millis(1);
 /// Without a packet for so long, a way is no longer taken.
 const SILENCE: Duration = Duration::from_millis(200);
+/// What is idle is looked for every 30 s.
+const SWEPT: Duration = Duration::from_secs(35);
 
 #[derive(Clone, Copy, Debug)]
 enum Change {
@@ -37,6 +39,26 @@ fn the_kernel_moves_nothing_by_what_was_before_a_change() {
         times.sort_unstable();
         let (median, most) = (times[rounds / 2], times[rounds - 1]);
         eprintln!("{change:?}: an entry outlives it by {median:?} (median of {rounds}), at most {most:?}");
+    }
+}
+
+/// Over IPv6 the kernel leaves a router that is silent, and tells nobody.
+#[test]
+fn a_way_that_changes_without_a_word_is_followed_when_idle_flows_are_ended() {
+    let Some(machine) = machine_with_fast_path() else { return };
+    add_cable(&machine);
+    machine.far.run(|| ip("address add 2001:db8:88::1/64 dev other nodad"));
+    ip("address add 2001:db8:88::10/64 dev cable nodad");
+    let mut call = Call::new(&machine, V6.tun, V6);
+    call.there_and_back();
+    call.wait_for_kernel(&machine);
+    let other = machine.far.run(|| Capture::start("other"));
+    ip("route replace default via 2001:db8:88::1");
+    let begun = Instant::now();
+    while !other.waiting().any(|seen| seen.destination == call.remote) {
+        assert!(begun.elapsed() < SWEPT, "it goes by the old router");
+        call.there_and_back();
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -71,10 +71,15 @@ fn nothing_is_lost_or_overtaken_while_flows_change_hands() {
     let mut call = Call::new(&machine, V4.tun, V4);
     let external = call.there_and_back();
     let begun = Instant::now();
-    let mut handed_back = Instant::now();
+    let (mut handed_back, mut is_narrow) = (Instant::now(), false);
     while begun.elapsed() < Duration::from_secs(3) {
         if handed_back.elapsed() > Duration::from_millis(50) {
             handed_back = Instant::now();
+            is_narrow = !is_narrow;
+            ip(&format!(
+                "route replace default via 192.168.77.1 mtu {}",
+                if is_narrow { 1400 } else { 1500 }
+            ));
             machine.pump.routes_changed().unwrap();
         }
         // Bursts, so that packets of both tiers would be on their way at once.
@@ -101,6 +106,20 @@ fn nothing_is_lost_or_overtaken_while_flows_change_hands() {
     }
     let flow = flow(&machine, &call).unwrap();
     assert_eq!((flow.out_packets, flow.in_packets), (u64::from(call.sent), u64::from(call.sent)));
+}
+
+#[test]
+fn a_change_of_routes_that_is_not_its_own_leaves_a_call_in_the_kernel() {
+    let Some(machine) = machine_with_fast_path() else { return };
+    let (mut call, external) = Call::in_kernel(&machine);
+    let pump = Capture::start(&machine.tun);
+    for number in 0..20 {
+        ip(&format!("route add 198.51.100.{number}/32 via 192.168.77.1"));
+        machine.pump.routes_changed().unwrap();
+        assert_eq!(call.there_and_back(), external);
+    }
+    let pumped = pump.waiting().filter(|seen| seen.outgoing && seen.destination == call.remote).count();
+    assert_eq!(pumped, 0);
 }
 
 #[test]

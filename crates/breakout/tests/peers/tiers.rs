@@ -60,7 +60,7 @@ fn a_call_that_changes_hands_every_50_ms_looks_the_same() {
         let begun = Instant::now();
         while begun.elapsed() < time {
             for action in ["add", "del"] {
-                ip(scene, &format!("route {action} blackhole 198.51.100.0/24"));
+                ip(scene, &format!("route {action} {MEDIA}/32 via {ROUTER} mtu 1400"));
                 sleep(FLIP);
             }
         }
