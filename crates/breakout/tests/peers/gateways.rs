@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{JoinHandle, sleep};
@@ -18,7 +19,7 @@ use packet::protocol::{TCP, UDP};
 use tunnel::PrivateKey;
 
 use crate::common::{
-    Scene, assert_hidden, assert_shown, eventually, exe, is_signaling, ok, program, said, shared,
+    Scene, assert_hidden, assert_shown, eventually, exe, is_long, is_signaling, ok, program, said, shared,
 };
 
 /// From the last answer to the end of a connection whose gateway is gone: 6 s, and what a busy machine adds.
@@ -29,6 +30,11 @@ const RETURN: Duration = Duration::from_secs(45);
 const FOUND: Duration = Duration::from_secs(40);
 /// An address on the gateways' network that nobody has.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 99);
+const HOLE: &str = "table ip hole { chain in { type filter hook prerouting priority -400; policy drop; }; }";
+const NO_HOLE: &str = "delete table ip hole";
+/// Time to be returned to, and to be left.
+const UP: Duration = Duration::from_secs(8);
+const DOWN: Duration = Duration::from_secs(9);
 const HTTPS: (Ipv4Addr, u16) = (SIGNALING, 443);
 const SIP: (Ipv4Addr, u16) = (SIGNALING, 5060);
 const MTU: u32 = 1420;
@@ -46,12 +52,56 @@ fn the_second_takes_the_place_of_one_whose_wire_is_dead() {
     let _turn = shared();
     let Some(nft) = program("nft", "nftables") else { return };
     let Some(mut both) = Both::start("order", ["near", "far"]) else { return };
-    both.fail_over(|scene| {
-        let mut command = Command::new(&nft);
-        command
-            .arg("table ip hole { chain in { type filter hook prerouting priority -400; policy drop; }; }");
-        said(&ok(scene.internet.gateway.output(command)));
-    });
+    both.fail_over(|scene| run_nft(scene, &nft, HOLE));
+}
+
+/// Each fail-over resets all connections; it is returned to after 30 s, then after 60 s and so on.
+#[test]
+fn one_that_comes_and_goes_is_not_returned_to_each_time() {
+    let _turn = shared();
+    let Some(nft) = program("nft", "nftables") else { return };
+    let Some(both) = Both::start("order", ["near", "far"]) else { return };
+    let (cycles, most) = if is_long() { (36, 5) } else { (3, 2) };
+    let pass = |time: Duration| {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            // A flow of its own, whatever becomes of it.
+            drop(both.sip(1));
+            sleep(Duration::from_millis(500));
+        }
+    };
+    for _ in 0..cycles {
+        pass(UP);
+        both.nft(&nft, HOLE);
+        pass(DOWN);
+        both.nft(&nft, NO_HOLE);
+    }
+    let fail_overs = both.fail_overs();
+    assert!((1..=most).contains(&fail_overs), "{fail_overs} fail-overs in {cycles} cycles:\n{}", both.log());
+    both.scene.reaches_signaling().unwrap();
+}
+
+#[test]
+fn in_another_network_flows_stay_with_their_gateway() {
+    let _turn = shared();
+    let Some(both) = Both::start("order", ["near", "far"]) else { return };
+    let (asking, answers) = both.ask_until_it_ends();
+    let sip = both.sip(60);
+    for from in [10, 11, 10] {
+        (0..5).for_each(|_| answers.recv().unwrap());
+        both.shell(&format!(
+            "ip address del 192.168.77.{from}/24 dev eth0
+             ip address add 192.168.77.{}/24 dev eth0
+             ip route replace default via 192.168.77.1",
+            21 - from
+        ));
+        while answers.try_recv().is_ok() {}
+        answers.recv_timeout(Duration::from_secs(2)).expect("it goes on within a second or two");
+    }
+    let sip = sip.join().unwrap();
+    assert!(sip.failure.is_none() && sip.sent - sip.answered <= 3, "{sip:?}");
+    assert_eq!((both.fail_overs(), both.scene.gateway().name.as_str()), (0, "near"), "{}", both.log());
+    drop(asking);
 }
 
 #[test]
@@ -123,17 +173,12 @@ fn a_name_that_lies_moves_no_gateway_that_answers_and_none_for_long() {
     is_at(&both, GATEWAY).unwrap();
     both.scene.reaches_signaling().unwrap();
 
-    let nft = |arguments: &[&str]| {
-        let mut command = Command::new(&nft);
-        command.args(arguments);
-        said(&ok(both.scene.internet.gateway.output(command)));
-    };
-    nft(&["table ip hole { chain in { type filter hook prerouting priority -400; policy drop; }; }"]);
+    both.nft(&nft, HOLE);
     eventually(FOUND, || {
         let _ = both.scene.reaches_signaling();
         is_at(&both, NOBODY)
     });
-    nft(&["delete", "table", "ip", "hole"]);
+    both.nft(&nft, NO_HOLE);
     eventually(FOUND, || both.scene.reaches_signaling());
     is_at(&both, GATEWAY).unwrap();
 }
@@ -285,6 +330,14 @@ impl Both {
         said(&ok(self.scene.internet.agent.output(shell)));
     }
 
+    fn nft(&self, nft: &Path, rules: &str) {
+        run_nft(&self.scene, nft, rules);
+    }
+
+    fn fail_overs(&self) -> usize {
+        self.log().matches("a gateway's flows go to another").count()
+    }
+
     /// What the daemon has said.
     fn log(&self) -> String {
         std::fs::read_to_string(self.scene.directory.file("daemon.log")).unwrap()
@@ -396,6 +449,13 @@ impl Both {
         let call = Call { to, from: None, tos: EF_TOS, packets: 50 * seconds };
         ok(self.scene.internet.agent.thread("call", move || call.run()))
     }
+}
+
+/// On the near gateway.
+fn run_nft(scene: &Scene, nft: &Path, rules: &str) {
+    let mut command = Command::new(nft);
+    command.arg(rules);
+    said(&ok(scene.internet.gateway.output(command)));
 }
 
 /// How a connection ended.
