@@ -58,11 +58,11 @@ pub(crate) fn segments_datagrams(socket: &Socket) -> io::Result<()> {
     set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0)
 }
 
-/// A mapping's socket on `address`, at `port` if it is free. DF is on all that it sends: applications' sockets set it by default, and so has what
-/// the kernel's fast path forwards. What turns out too large they are told of.
+/// A mapping's socket on `address`, at `port` if it is free. What is too large for its way is fragmented there: an application that is told of it
+/// would do so itself, and fragments have no ports to be judged by.
 pub(crate) fn mapping(address: IpAddr, port: u16, fwmark: u32) -> io::Result<Socket> {
     let socket = udp(address, fwmark)?;
-    discover(&socket, Discover::On, address)?;
+    discover(&socket, Discover::Off, address)?;
     grow_buffers(&socket, MAPPING_BUFFER);
     report_errors(&socket, address)?;
     report_marks(&socket, address)?;
