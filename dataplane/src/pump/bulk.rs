@@ -18,7 +18,7 @@ use super::opener::Opener;
 use super::prober::{Prober, mark_socket};
 use super::sealer::Sealer;
 use super::to_tun::ToTun;
-use super::{Command, GatewayEvent, MAX_GATEWAYS, OnGateway, PumpError, io_error};
+use super::{Command, GatewayEvent, OnGateway, PumpError, io_error};
 use crate::io::sockets::{self, Discover};
 use crate::io::tun::{Queue, Tun};
 use crate::path_mtu::PathMtu;
@@ -261,11 +261,8 @@ impl Bulk {
     }
 
     fn tunnels(&self, now: Instant) -> Vec<TunnelReport> {
-        let mut flows = [0; MAX_GATEWAYS];
-        let _ =
-            (0..).take_while(|part| self.core.engine.lock().engine.count_flows(*part, &mut flows)).count();
         let used = self.gateways.as_ref().map_or(0, Gateways::used);
-        let tunnels = self.core.gateways().zip(flows);
+        let tunnels = self.core.gateways().zip(self.core.count_flows());
         tunnels
             .map(|(gateway, flows)| {
                 self.core.tunnel(gateway).lock().report(usize::from(gateway) == used, flows, now)

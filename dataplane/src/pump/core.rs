@@ -7,6 +7,7 @@ use packet::Packet;
 use socket2::Socket;
 use tunnel::{Peer, State};
 
+use super::MAX_GATEWAYS;
 use super::choice::{Seen, look_at};
 use super::fast_tier::FastTier;
 use crate::clock::{Alarm, Clock};
@@ -112,6 +113,23 @@ impl Core {
     pub(super) fn tunnel(&self, gateway: u8) -> &PiMutex<Tunnel> {
         debug_assert!(usize::from(gateway) <= self.others.len());
         usize::from(gateway).checked_sub(1).and_then(|place| self.others.get(place)).unwrap_or(&self.first)
+    }
+
+    /// How many flows go to each gateway. No tunnel may be locked.
+    pub(super) fn count_flows(&self) -> [usize; MAX_GATEWAYS] {
+        let mut flows = [0; MAX_GATEWAYS];
+        let _ = (0..).take_while(|part| self.engine.lock().engine.count_flows(*part, &mut flows)).count();
+        flows
+    }
+
+    /// Of gateways whose old flows have all ended the path is of no interest any more. No tunnel may be locked.
+    pub(super) fn forget_old_flows(&self) {
+        for (gateway, _) in self.gateways().zip(self.count_flows()).filter(|(_, flows)| *flows == 0) {
+            let mut tunnel = self.tunnel(gateway).lock();
+            if tunnel.flows == Flows::Old {
+                tunnel.flows = Flows::None;
+            }
+        }
     }
 
     /// What the paths to all gateways that flows go to carry. No tunnel may be locked.

@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use packet::{Dscp, FiveTuple, Tos};
@@ -12,9 +12,6 @@ use crate::io::route::{Hop, Routes};
 use crate::rtp::RtpStream;
 use crate::{Direction, Feature, Underlay};
 
-/// Addresses that are nobody's (RFC 5737, RFC 3849): their route is the default route.
-const ANYWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 /// Bypass flows that the kernel moves at a time, as many as there are mappings; more stay with the pump. Each takes 448 bytes that count as
 /// resident from the start, and an agent has tens.
 const ENTRIES: u32 = 4_096;
@@ -86,17 +83,12 @@ impl FastTier {
         (FEATURE, true, why)
     }
 
-    /// Attaches to the interfaces that lead out, before a call waits for that (it takes milliseconds), and leaves those that are gone.
+    /// Attaches to the interfaces by which calls will go, before one waits for that (it takes milliseconds), and leaves those that are gone.
     pub(super) fn prepare(&mut self, underlay: &Underlay) {
         self.kernel.detach_gone();
-        let ways = [(ANYWHERE_V4, underlay.v4.map(IpAddr::V4)), (ANYWHERE_V6, underlay.v6.map(IpAddr::V6))];
-        for (anywhere, source) in ways {
-            let Some(source) = source else { continue };
-            let (anywhere, source) = (SocketAddr::new(anywhere, 0), SocketAddr::new(source, 0));
-            if let Ok(hop) = self.routes.to(anywhere, source, None, Dscp::DEFAULT)
-                && hop.interface != self.tun
-                && let Err(error) = self.kernel.attach(hop.interface)
-            {
+        let sources = [underlay.v4.map(IpAddr::V4), underlay.v6.map(IpAddr::V6)];
+        for device in sources.into_iter().flatten().filter_map(|source| underlay.device_of(source)) {
+            if let Err(error) = self.kernel.attach(device) {
                 self.trouble = Some(error.to_string());
             }
         }

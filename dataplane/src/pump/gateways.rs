@@ -1,6 +1,6 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::choice::{Choice, Seen, Step};
 use super::core::{Core, Flows, Tunnel};
@@ -15,11 +15,16 @@ use crate::path_mtu::probe;
 pub(super) struct Gateways {
     choice: Choice,
     alarm: Alarm,
+    /// When flows were counted last.
+    counted: Instant,
 }
 
+/// Between two looks for gateways whose old flows have ended; nobody is woken for that.
+const COUNT: Duration = Duration::from_secs(30);
+
 impl Gateways {
-    pub(super) fn new(prefer: Prefer, count: usize, alarm: Alarm) -> Self {
-        Self { choice: Choice::new(prefer, count), alarm }
+    pub(super) fn new(prefer: Prefer, count: usize, alarm: Alarm, now: Instant) -> Self {
+        Self { choice: Choice::new(prefer, count), alarm, counted: now }
     }
 
     pub(super) fn used(&self) -> usize {
@@ -44,6 +49,10 @@ impl Gateways {
         on_gateway: &OnGateway,
         now: Instant,
     ) {
+        if self.counted + COUNT <= now {
+            self.counted = now;
+            core.forget_old_flows();
+        }
         let mut seen = [Seen::default(); MAX_GATEWAYS];
         let count = core
             .gateways()

@@ -250,7 +250,7 @@ impl Pump {
         )?;
         if count > 1 {
             let alarm = Alarm::new(clock).map_err(io_error("opening a timer"))?;
-            bulk.choose_among(Gateways::new(setup.prefer, count, alarm))?;
+            bulk.choose_among(Gateways::new(setup.prefer, count, alarm, clock.now()))?;
         }
 
         let (voice, features) = start_voice(voice, own_queue, Arc::clone(&core), Arc::clone(&waker))?;

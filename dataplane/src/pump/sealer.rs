@@ -508,5 +508,8 @@ cidrs = ["203.0.113.0/24"]
         tunnel.peer.seal(&mut packet, 20, &mut [0; 148], now).unwrap();
         drop(tunnel);
         assert_eq!(scene.core.least_mtu(now), Some(1300), "something waits for one");
+        scene.core.forget_old_flows();
+        assert_eq!(scene.core.least_mtu(now), Some(1420), "there is no flow");
+        assert_eq!(scene.core.tunnel(0).lock().flows, Flows::New, "there may be at any time");
     }
 }
