@@ -395,10 +395,11 @@ fn learning_goes_on_where_somebody_has_just_removed_the_kill_switch() {
         let world = World::new().await;
         let _tun = Tun::open();
         let state = State::open(world.state.path()).unwrap();
-        let mut routes = Routes::apply(state, settings(), &with_kill_switch(shared())).await.unwrap();
-        // Nothing else runs between these two: the table's keeper has not seen it yet.
+        let more = learned("signaling", &[UNRELATED[0], UNRELATED[1], "192.0.2.7", "2001:db8::7"]);
+        let mut routes = Routes::apply(state, settings(), &with_kill_switch(vec![more])).await.unwrap();
+        // What only forgets waits for nothing in between: the table's keeper has not seen it yet.
         routes::nft::remove(KILL_SWITCH).unwrap();
-        routes.learn(&[learned("signaling", &[UNRELATED[0], UNRELATED[1], "192.0.2.7"])]).await.unwrap();
+        routes.learn(&shared()).await.unwrap();
         assert_bound(&world, false);
         routes.teardown().await.unwrap();
     });

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Chain, ChainKind, Elements, Expr, Set, Table};
+use super::{Chain, ChainKind, Elements, Expr, Set, Table, socket::HEADER};
 
 // linux/netlink.h
 const NLM_F_REQUEST: u16 = 0x1;
@@ -124,11 +124,16 @@ const RANGES: usize = 500;
 /// linux/if.h: the size of an interface name with its end.
 const IFNAMSIZ: usize = 16;
 
-/// Messages that take effect together or not at all, the batch's two bounds around them.
-pub(super) struct Batch {
-    pub bytes: Vec<u8>,
-    /// What each message asks for; its index is the message's sequence number.
-    pub actions: Vec<String>,
+/// Messages that take effect together or not at all, the batch's two bounds around them; or one that only asks.
+pub(super) struct Batch(Vec<Message>);
+
+struct Message {
+    kind: u16,
+    flags: u16,
+    /// What it asks for.
+    action: String,
+    /// `struct nfgenmsg` (linux/netfilter/nfnetlink.h), then attributes.
+    body: Vec<u8>,
 }
 
 /// The whole table. One that is not owned replaces its predecessor: created if missing, deleted, created anew.
@@ -188,16 +193,46 @@ pub(super) fn remove(name: &str) -> Batch {
 }
 
 /// Asks for a table, alone.
-pub(super) fn get(name: &str) -> Vec<u8> {
-    let mut batch = Batch { bytes: Vec::new(), actions: Vec::new() };
+pub(super) fn get(name: &str) -> Batch {
+    let mut batch = Batch(Vec::new());
     let kind = (NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_GETTABLE;
-    batch.message(kind, 0, NFPROTO_INET, "look for a table".to_owned(), |w| w.string(NFTA_TABLE_NAME, name));
-    batch.bytes
+    let action = format!("look for the table inet {name}");
+    batch.message(kind, 0, NFPROTO_INET, action, |w| w.string(NFTA_TABLE_NAME, name));
+    batch
 }
 
 impl Batch {
+    /// As sent, with sequence numbers from `first` on.
+    pub fn bytes(&self, first: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (at, message) in (0..).zip(&self.0) {
+            // `struct nlmsghdr` (linux/netlink.h).
+            bytes.extend_from_slice(&(HEADER as u32 + message.body.len() as u32).to_ne_bytes());
+            bytes.extend_from_slice(&message.kind.to_ne_bytes());
+            bytes.extend_from_slice(&(NLM_F_REQUEST | message.flags).to_ne_bytes());
+            bytes.extend_from_slice(&first.wrapping_add(at).to_ne_bytes());
+            bytes.extend_from_slice(&0u32.to_ne_bytes());
+            bytes.extend_from_slice(&message.body);
+        }
+        bytes
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What the message at this place asks for.
+    pub fn action(&self, at: usize) -> String {
+        self.0.get(at).map_or_else(|| "take a batch".to_owned(), |message| message.action.clone())
+    }
+
+    /// The places of the messages that are answered whatever becomes of them.
+    pub fn answered(&self) -> impl Iterator<Item = usize> {
+        self.0.iter().enumerate().filter(|(_, message)| message.flags & NLM_F_ACK != 0).map(|(at, _)| at)
+    }
+
     fn begin() -> Self {
-        let mut batch = Self { bytes: Vec::new(), actions: Vec::new() };
+        let mut batch = Self(Vec::new());
         batch.message(NFNL_MSG_BATCH_BEGIN, 0, NFPROTO_UNSPEC, "begin a batch".to_owned(), |_| {});
         batch
     }
@@ -278,22 +313,14 @@ impl Batch {
         self.message((NFNL_SUBSYS_NFTABLES << 8) | message, NLM_F_ACK | flags, NFPROTO_INET, action, body);
     }
 
-    /// `struct nlmsghdr` (linux/netlink.h), `struct nfgenmsg` (linux/netfilter/nfnetlink.h), then attributes.
     fn message(&mut self, kind: u16, flags: u16, family: u8, action: String, body: impl FnOnce(&mut Writer)) {
-        let sequence = self.actions.len() as u32;
         // A batch's bounds name the subsystem where other messages have 0.
         let resource = if family == NFPROTO_UNSPEC { NFNL_SUBSYS_NFTABLES } else { 0 };
         let mut writer = Writer::default();
         writer.0.extend_from_slice(&[family, NFNETLINK_V0]);
         writer.0.extend_from_slice(&resource.to_be_bytes());
         body(&mut writer);
-        self.bytes.extend_from_slice(&(16 + writer.0.len() as u32).to_ne_bytes());
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
-        self.bytes.extend_from_slice(&sequence.to_ne_bytes());
-        self.bytes.extend_from_slice(&0u32.to_ne_bytes());
-        self.bytes.extend_from_slice(&writer.0);
-        self.actions.push(action);
+        self.0.push(Message { kind, flags, action, body: writer.0 });
     }
 }
 
