@@ -148,19 +148,31 @@ impl Shared {
     }
 }
 
+/// What was missed while it could not be watched counts as a change.
 async fn keep(mut watch: Watch, shared: Arc<Shared>) {
     loop {
         let by = match watch.touched().await {
             Ok(by) => by,
             Err(error) => {
-                error!("cannot watch the kill switch any more: {error}");
-                shared.kept().report.missing = Some(format!("it is not watched any more: {error}"));
-                return;
+                watch = watch_again(error, &shared).await;
+                None
             }
         };
         while !shared.put_back(by.as_ref()) {
             sleep(RETRY).await;
         }
+    }
+}
+
+async fn watch_again(mut why: nft::Error, shared: &Shared) -> Watch {
+    loop {
+        error!("cannot watch the kill switch: {why}; trying again");
+        shared.kept().report.missing = Some(format!("it is not watched: {why}"));
+        match Watch::new(KILL_SWITCH, &shared.socket) {
+            Ok(watch) => return watch,
+            Err(error) => why = error,
+        }
+        sleep(RETRY).await;
     }
 }
 

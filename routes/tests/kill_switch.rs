@@ -10,8 +10,10 @@
 mod common;
 
 use std::{
+    fs::File,
     io::ErrorKind,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
     time::Duration,
 };
 
@@ -22,6 +24,7 @@ use common::{
         settings, settled_snapshot, silent, wanted,
     },
 };
+use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
 use policy::{Guarded, Traffic};
 use routes::{KILL_SWITCH, Routes, State, Undo, Wanted, connections, nft, open_up};
 
@@ -191,6 +194,63 @@ fn whoever_removes_or_changes_it_finds_it_put_back_and_is_named() {
         routes.teardown().await.unwrap();
         assert!(!nft::exists(KILL_SWITCH).unwrap());
     });
+}
+
+#[test]
+fn it_is_watched_again_after_an_error() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let _tun = Tun::open();
+        let routes = apply(&world, &with_kill_switch()).await;
+        // The watch has something to read, and then no socket to read it from.
+        let (watch, kept) = watching_socket();
+        assert!(nft::remove(KILL_SWITCH).unwrap());
+        let nowhere = File::open("/dev/null").unwrap();
+        // SAFETY: both are open; what is replaced is a socket of this process's, with a copy of it in `kept`.
+        assert_eq!(unsafe { libc::dup2(nowhere.as_raw_fd(), watch) }, watch);
+        let put_back = async |times| {
+            tokio::time::timeout(Duration::from_secs(10), async {
+                while routes.kill_switch().unwrap().put_back < times {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await
+            .unwrap_or_else(|_| panic!("not put back: {:?}", routes.kill_switch()));
+        };
+        put_back(1).await;
+        drop(kept);
+        assert!(nft::remove(KILL_SWITCH).unwrap(), "it was put back");
+        put_back(2).await;
+        assert_eq!(routes.kill_switch().unwrap().missing, None);
+        assert_shut(&world);
+        routes.teardown().await.unwrap();
+    });
+}
+
+/// The socket of this namespace's that hears of nftables, and a copy that keeps what it has heard.
+fn watching_socket() -> (RawFd, OwnedFd) {
+    let mine = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let namespace = |fd: RawFd| socket_option::<u64>(fd, libc::SO_NETNS_COOKIE);
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let fd: RawFd = entry.file_name().to_str().unwrap().parse().unwrap();
+        let is_watch = socket_option::<i32>(fd, libc::SO_PROTOCOL) == Some(libc::NETLINK_NETFILTER)
+            && getsockname::<NetlinkAddr>(fd).is_ok_and(|name| name.groups() != 0)
+            && namespace(fd) == namespace(mine.as_raw_fd());
+        if is_watch {
+            // SAFETY: it is open: it was just asked for its name.
+            return (fd, unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().unwrap());
+        }
+    }
+    panic!("nobody hears of nftables");
+}
+
+/// `None`: it is no socket.
+fn socket_option<T: Copy + Default>(fd: RawFd, option: i32) -> Option<T> {
+    let (mut value, mut length) = (T::default(), size_of::<T>() as u32);
+    // SAFETY: the kernel writes at most `length` bytes, which is the value's size.
+    let got =
+        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut length) };
+    (got == 0).then_some(value)
 }
 
 #[test]
