@@ -8,7 +8,7 @@ use crate::{
     Cleaned, Error, KILL_SWITCH, State, Undo,
     change::{self, Change, Present},
     clean::{take_back, take_back_all, take_back_but},
-    kill_switch::{Contents, KillSwitch, KillSwitchReport, TABLES},
+    kill_switch::{Contents, KillSwitch, KillSwitchReport, Passing, TABLES},
     learned::{Placed, place},
     netlink::{Link, Netlink},
     nft,
@@ -111,8 +111,8 @@ impl Routes {
         let before = match (&self.kill_switch, contents(wanted)) {
             (Some(up), Some(contents)) => Some(up.swap(contents).map_err(Error::KillSwitch)?),
             (None, Some(contents)) => {
-                let mark = self.settings.mark.get();
-                self.kill_switch = Some(raise_kill_switch(&self.state, contents, self.tun, mark)?);
+                let passing = passing(&self.settings, self.tun);
+                self.kill_switch = Some(raise_kill_switch(&self.state, contents, passing)?);
                 None
             }
             (_, None) => self.kill_switch.as_ref().map(KillSwitch::contents),
@@ -304,7 +304,7 @@ async fn raise(
     let present = Present::read_alone(netlink, &plan).await?;
     let stood = nft::exists(KILL_SWITCH).map_err(Error::Firewall)?;
 
-    let raised = |contents| raise_kill_switch(state, contents, tun.index, settings.mark.get());
+    let raised = |contents| raise_kill_switch(state, contents, passing(settings, tun.index));
     let kill_switch = contents(wanted).map(raised).transpose()?;
     sysctl::loosen(state.journal(), &links)?;
     let addresses = settings.addresses.clone();
@@ -353,9 +353,13 @@ async fn take_back_others(
     Ok(())
 }
 
-fn raise_kill_switch(state: &State, contents: Contents, tun: u32, mark: u32) -> Result<KillSwitch, Error> {
+fn raise_kill_switch(state: &State, contents: Contents, passing: Passing) -> Result<KillSwitch, Error> {
     state.journal().note(kill_switch_undo())?;
-    KillSwitch::raise(contents, tun, mark).map_err(Error::KillSwitch)
+    KillSwitch::raise(contents, passing).map_err(Error::KillSwitch)
+}
+
+fn passing(settings: &Settings, tun: u32) -> Passing {
+    Passing { tun: settings.tun.clone(), index: tun, mark: settings.mark.get() }
 }
 
 /// The table itself is undone last.

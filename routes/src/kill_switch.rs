@@ -36,8 +36,15 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(crate) struct KillSwitch {
     shared: Arc<Shared>,
     keeper: JoinHandle<()>,
-    tun: u32,
-    mark: u32,
+    passing: Passing,
+}
+
+/// What it lets pass: packets into the TUN, and those of our own sockets, by their mark.
+#[derive(Clone, Debug)]
+pub(crate) struct Passing {
+    pub tun: String,
+    pub index: u32,
+    pub mark: u32,
 }
 
 /// What is kept in.
@@ -74,23 +81,23 @@ struct Kept {
 }
 
 impl KillSwitch {
-    /// Installs the table, in place of a dead run's, without a gap. `tun` is the TUN's index, `mark` that of our own sockets.
+    /// Installs the table, in place of a dead run's, without a gap.
     /// Must be called within a tokio runtime with I/O and time enabled.
-    pub fn raise(contents: Contents, tun: u32, mark: u32) -> Result<Self, nft::Error> {
+    pub fn raise(contents: Contents, passing: Passing) -> Result<Self, nft::Error> {
         let socket = Socket::open()?;
         let watch = Watch::new(KILL_SWITCH, &socket)?;
-        let table = table(&contents, tun, mark);
+        let table = table(&contents, &passing);
         replace(&table, &socket)?;
         let kept = Kept { contents, table, report: KillSwitchReport::default() };
         let shared = Arc::new(Shared { socket, kept: Mutex::new(kept) });
-        Ok(Self { keeper: tokio::spawn(keep(watch, shared.clone())), shared, tun, mark })
+        Ok(Self { keeper: tokio::spawn(keep(watch, shared.clone())), shared, passing })
     }
 
     /// Swaps what is kept in, without a gap. Answers with what was before.
     pub fn swap(&self, contents: Contents) -> Result<Contents, nft::Error> {
         let mut kept = self.shared.kept();
         if kept.contents != contents {
-            let table = table(&contents, self.tun, self.mark);
+            let table = table(&contents, &self.passing);
             // Where somebody else has just touched it, an error here is no reason to go without.
             if !matches!(table.install_over(&kept.table, &self.shared.socket), Ok(true)) {
                 replace(&table, &self.shared.socket)?;
@@ -186,12 +193,13 @@ fn replace(table: &Table, socket: &Socket) -> Result<(), nft::Error> {
     nft::remove_by(STAND_IN, socket).map(drop)
 }
 
-fn table(contents: &Contents, tun: u32, mark: u32) -> Table {
+fn table(contents: &Contents, Passing { tun, index, mark }: &Passing) -> Table {
     let mut sets = Vec::new();
     let mut rules = vec![
         vec![Expr::OutInterface(LOOPBACK.to_owned()), Expr::Accept],
-        vec![Expr::OutIndex(tun), Expr::Accept],
-        vec![Expr::Mark(mark), Expr::Accept],
+        // After a crash either alone may become another interface's.
+        vec![Expr::OutIndex(*index), Expr::OutInterface(tun.clone()), Expr::Accept],
+        vec![Expr::Mark(*mark), Expr::Accept],
     ];
     for (number, Guarded { v4, v6, traffic }) in contents.guarded.iter().enumerate() {
         let v4 = (!v4.is_empty()).then(|| Elements::V4(v4.clone()));

@@ -99,6 +99,36 @@ fn it_keeps_what_is_bound_to_a_device_off_the_wire_and_outlives_the_process() {
 }
 
 #[test]
+fn a_later_interface_with_the_dead_tuns_index_or_name_does_not_pass() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let tun = Tun::open();
+        let routes = apply(&world, &with_kill_switch()).await;
+        let index = routes.tun().to_string();
+        drop(routes);
+        tun.close().await;
+        let send_by = |device: &str| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            setsockopt(&socket, sockopt::BindToDevice, &device.into()).unwrap();
+            socket.send_to(b"OPTIONS", (SIGNALING[0], 5060))
+        };
+        for (name, index) in [("wlan9", index.as_str()), (TUN, "4711")] {
+            run(["ip", "link", "add", name, "index", index, "type", "veth", "peer", "name", "ap9"]);
+            run(["ip", "link", "set", name, "up"]);
+            run(["ip", "address", "add", "192.168.9.2/24", "dev", name]);
+            let refused = send_by(name).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{name} with index {index}: {refused}");
+            assert!(nft::remove(KILL_SWITCH).unwrap());
+            send_by(name).expect("the control: it is the kill switch that refuses");
+            run(["ip", "link", "del", name]);
+            let tun = Tun::open();
+            drop(apply(&world, &with_kill_switch()).await);
+            tun.close().await;
+        }
+    });
+}
+
+#[test]
 fn a_dead_runs_kill_switch_goes_when_the_next_run_has_none() {
     in_namespace(async || {
         let world = World::new().await;

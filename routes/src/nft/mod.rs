@@ -85,7 +85,7 @@ pub enum Expr {
     NotInInterface(String),
     /// `oifname`
     OutInterface(String),
-    /// `oif`: by index, which no later interface gets.
+    /// `oif`: by index. A later interface can have it, be it made with that one or moved here from another namespace.
     OutIndex(u32),
     /// `meta l4proto`: an IANA protocol number.
     Protocol(u8),
