@@ -235,15 +235,18 @@ fn table(contents: &Contents, Passing { tun, index, mark }: &Passing) -> Table {
     }
 }
 
-/// Drops what leaves with signaling's address for a source: a refusal's reset, which follows the device that the refused socket is bound
-/// to, also where the address that it is for is another interface's.
+/// Drops a refusal's reset: it has signaling's address for a source, and follows the device that the refused socket is bound to, also where
+/// the address that it is for is another interface's. What this machine sends from an address of its own is no such thing, be that in
+/// signaling's sets or not.
 fn in_its_name(sets: &[Set]) -> Vec<Vec<Expr>> {
     let source = |set: &Set| match set.elements {
         Elements::V4(_) | Elements::SingleV4(_) => Some(Expr::SourceInV4(set.name.clone())),
         Elements::V6(_) | Elements::SingleV6(_) => Some(Expr::SourceInV6(set.name.clone())),
         Elements::Ports(_) => None,
     };
-    sets.iter().filter_map(source).map(|source| vec![source, Expr::Drop]).collect()
+    let is_reset =
+        |source| vec![source, Expr::SourceNotLocal, Expr::Protocol(TCP), Expr::IsReset, Expr::Drop];
+    sets.iter().filter_map(source).map(is_reset).collect()
 }
 
 fn refuse(

@@ -129,6 +129,30 @@ fn a_later_interface_with_the_dead_tuns_index_or_name_does_not_pass() {
 }
 
 #[test]
+fn a_machine_whose_own_address_is_signalings_keeps_all_else() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let _tun = Tun::open();
+        let own = Guarded { v4: vec![ip4("192.168.0.0")..=ip4("192.168.255.255")], ..guarded().remove(0) };
+        let wanted = Wanted { kill_switch: Some(vec![own]), ..wanted(captured()) };
+        let routes = apply(&world, &wanted).await;
+        assert!(send_from_device(0, "192.168.7.1", 5060).is_err(), "the control: it keeps that network in");
+
+        let wire = world.listen(UNRELATED[0]);
+        send(None, 0, UNRELATED[0]).unwrap();
+        assert!(arrived(&wire), "datagrams to elsewhere");
+        let server = world.neighbour.enter(|| TcpListener::bind((ip(UNRELATED[0]), 7000)).unwrap());
+        TcpStream::connect(server.local_addr().unwrap()).expect("connections to elsewhere");
+        // The neighbour is told at once that nobody listens: that reset is this machine's own.
+        let refused = world.neighbour.enter(|| {
+            TcpStream::connect_timeout(&SocketAddr::new(ip("192.168.7.2"), 7001), Duration::from_secs(3))
+        });
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        routes.teardown().await.unwrap();
+    });
+}
+
+#[test]
 fn a_dead_runs_kill_switch_goes_when_the_next_run_has_none() {
     in_namespace(async || {
         let world = World::new().await;

@@ -158,6 +158,13 @@ fn sets_hold_what_was_meant_however_many() {
                     judged(Expr::DestinationInV4("v4".into())),
                     judged(Expr::DestinationInV6("v6".into())),
                     vec![Expr::DestinationInV6("v6".into()), Expr::Counter, Expr::Prohibit],
+                    vec![
+                        Expr::SourceInV4("v4".into()),
+                        Expr::SourceNotLocal,
+                        Expr::Protocol(6),
+                        Expr::IsReset,
+                        Expr::Drop,
+                    ],
                 ],
             }],
         };
@@ -201,6 +208,7 @@ const LISTED_SETS: &str = r#"table inet ranges {
 		ip daddr @v4 tcp dport @ports reject with tcp reset
 		ip6 daddr @v6 tcp dport @ports reject with tcp reset
 		ip6 daddr @v6 counter packets 0 bytes 0 reject with icmpx admin-prohibited
+		ip saddr @v4 fib saddr type != local tcp flags rst drop
 	}
 }
 "#;

@@ -98,6 +98,11 @@ const NFTA_BITWISE_DREG: u16 = 2;
 const NFTA_BITWISE_LEN: u16 = 3;
 const NFTA_BITWISE_MASK: u16 = 4;
 const NFTA_BITWISE_XOR: u16 = 5;
+const NFTA_FIB_DREG: u16 = 1;
+const NFTA_FIB_RESULT: u16 = 2;
+const NFTA_FIB_FLAGS: u16 = 3;
+const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+const NFTA_FIB_F_SADDR: u32 = 0x1;
 const NFTA_LOOKUP_SET: u16 = 1;
 const NFTA_LOOKUP_SREG: u16 = 2;
 const NFTA_REJECT_TYPE: u16 = 1;
@@ -114,6 +119,11 @@ const NFT_REG_1: u32 = 1;
 
 /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED) | NF_CT_STATE_BIT(IP_CT_RELATED)`, linux/netfilter/nf_conntrack_common.h.
 const ESTABLISHED_OR_RELATED: u32 = 0b110;
+/// linux/rtnetlink.h
+const RTN_LOCAL: u32 = 2;
+/// RFC 9293 section 3.1: where the flags are in the header, and which one it is.
+const TCP_FLAGS: u32 = 13;
+const TCP_RST: u8 = 0x04;
 /// What nft itself keeps in `USERDATA` (libnftnl/udata.h): type, length, value.
 const UDATA_TABLE_COMMENT: u8 = 0;
 const UDATA_SET_KEY_BYTE_ORDER: u8 = 0;
@@ -382,6 +392,19 @@ impl Writer {
             Expr::DestinationInV6(set) => self.address_in(NFPROTO_IPV6, 24, 16, set),
             Expr::SourceInV4(set) => self.address_in(NFPROTO_IPV4, 12, 4, set),
             Expr::SourceInV6(set) => self.address_in(NFPROTO_IPV6, 8, 16, set),
+            Expr::SourceNotLocal => {
+                self.element("fib", |w| {
+                    w.number(NFTA_FIB_DREG, NFT_REG_1);
+                    w.number(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE);
+                    w.number(NFTA_FIB_FLAGS, NFTA_FIB_F_SADDR);
+                });
+                self.compare(NFT_CMP_NEQ, &RTN_LOCAL.to_ne_bytes());
+            }
+            Expr::IsReset => {
+                self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, TCP_FLAGS, 1);
+                self.mask(&[TCP_RST]);
+                self.compare(NFT_CMP_NEQ, &[0]);
+            }
             Expr::DestinationPortIn(set) => {
                 self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
                 self.lookup(set);

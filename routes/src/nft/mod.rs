@@ -103,6 +103,10 @@ pub enum Expr {
     /// `ip saddr @SET` or `ip6 saddr @SET`.
     SourceInV4(String),
     SourceInV6(String),
+    /// `fib saddr type != local`: the source is no address of this machine's.
+    SourceNotLocal,
+    /// `tcp flags rst`: must follow [`Expr::Protocol`].
+    IsReset,
     /// `tcp dport @SET` or `udp dport @SET`: must follow [`Expr::Protocol`].
     DestinationPortIn(String),
     /// `ct state established,related`
