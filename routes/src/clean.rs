@@ -113,8 +113,8 @@ pub(crate) async fn take_back(netlink: &Netlink, undo: &Undo, cleaned: &mut Clea
             tolerate_gone(netlink.set_down(*index).await)?;
             cleaned.tun = true;
         }
-        Undo::RpFilter { index, was, .. } => {
-            cleaned.sysctls += usize::from(sysctl::restore(*index, *was, &netlink.links().await?)?);
+        Undo::RpFilter { name, index, was } => {
+            cleaned.sysctls += usize::from(sysctl::restore(name, *index, *was, &netlink.links().await?)?);
         }
         Undo::Table { name } => cleaned.kill_switch |= remove_table(name)?,
         Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::DnsLink | Undo::ResolvedLink { .. } => {

@@ -28,7 +28,7 @@ pub enum Undo {
     Routing,
     /// Take these addresses from the TUN and set it down. It vanishes with the process that opened it.
     Tun { name: String, index: u32, addresses: Vec<IpNet> },
-    /// Give an interface's `rp_filter` its value back. The index counts: a name may come to mean another interface.
+    /// Give an interface's `rp_filter` its value back, if it has still both: either alone may become another's.
     RpFilter { name: String, index: u32, was: u8 },
     /// Delete a table of nftables' `inet` family.
     Table { name: String },

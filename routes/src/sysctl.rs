@@ -40,8 +40,10 @@ pub(crate) fn loosen(journal: &Journal, links: &[Link]) -> Result<Vec<String>, E
             found.push((link, was));
         }
     }
-    let is_gone = |index: u32| links.iter().all(|link| link.index != index);
-    journal.forget(|undo| matches!(undo, Undo::RpFilter { index, .. } if is_gone(*index)))?;
+    follow_renamed(journal, links)?;
+    let is_gone =
+        |name: &str, index: u32| links.iter().all(|link| (&*link.name, link.index) != (name, index));
+    journal.forget(|undo| matches!(undo, Undo::RpFilter { name, index, .. } if is_gone(name, *index)))?;
     let undo =
         |(link, was): &(&Link, u8)| Undo::RpFilter { name: link.name.clone(), index: link.index, was: *was };
     journal.note(found.iter().map(undo))?;
@@ -51,11 +53,26 @@ pub(crate) fn loosen(journal: &Journal, links: &[Link]) -> Result<Vec<String>, E
     Ok(found.into_iter().map(|(link, _)| link.name.clone()).collect())
 }
 
+/// Notes an interface's new name: udev gives one to each that appears. One that has taken the index of another has not its value.
+fn follow_renamed(journal: &Journal, links: &[Link]) -> Result<(), Error> {
+    for undo in journal.undo() {
+        let Undo::RpFilter { name, index, was } = undo else { continue };
+        if let Some(link) = links.iter().find(|link| link.index == index && link.name != name)
+            && read(&rp_filter(&link.name))? == Some(LOOSE)
+        {
+            journal.renew(Undo::RpFilter { name: link.name.clone(), index, was })?;
+        }
+    }
+    Ok(())
+}
+
 /// Puts an interface's value back that [`loosen`] has changed, in this run or an earlier one; one that somebody else has set
-/// since stays. Whether there was anything to do.
-pub(crate) fn restore(index: u32, was: u8, links: &[Link]) -> Result<bool, Error> {
-    let Some(link) = links.iter().find(|link| link.index == index) else { return Ok(false) };
-    let path = rp_filter(&link.name);
+/// since stays, and so does that of another interface which has come to have the name or the index. Whether there was anything to do.
+pub(crate) fn restore(name: &str, index: u32, was: u8, links: &[Link]) -> Result<bool, Error> {
+    if !links.iter().any(|link| link.index == index && link.name == name) {
+        return Ok(false);
+    }
+    let path = rp_filter(name);
     if read(&path)? != Some(LOOSE) {
         return Ok(false);
     }

@@ -324,11 +324,36 @@ fn an_interface_that_appears_later_is_made_loose_and_put_back() {
         assert!(repaired.iter().any(|what| what.contains("dock0")), "{repaired:?}");
         assert_eq!((rp_filter("dock0"), rp_filter("dock1")), ("2".into(), "2".into()));
 
+        // As udev does.
+        run(["ip", "link", "set", "dock0", "name", "enx0"]);
+        watch.changed().await.unwrap();
+        routes.repair().await.unwrap();
         // Set by somebody else meanwhile: theirs to keep.
         set_rp_filter("dock1", 0);
         routes.teardown().await.unwrap();
         tun.close().await;
-        assert_eq!((rp_filter("dock0"), rp_filter("dock1")), ("1".into(), "0".into()));
+        assert_eq!((rp_filter("enx0"), rp_filter("dock1")), ("1".into(), "0".into()));
+    });
+}
+
+#[test]
+fn another_interface_with_the_index_of_one_that_was_made_loose_keeps_its_value() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let netlink = Netlink::new().unwrap();
+        netlink.add_veth("dock0", "dock1", None).await.unwrap();
+        set_rp_filter("dock0", 1);
+        let tun = Tun::open();
+        drop(world.apply().await);
+        tun.close().await;
+        assert_eq!(rp_filter("dock0"), "2");
+
+        let index = netlink.link_index("dock0").await.unwrap().to_string();
+        run(["ip", "link", "del", "dock0"]);
+        run(["ip", "link", "add", "other0", "index", &index, "type", "veth", "peer", "name", "other1"]);
+        set_rp_filter("other0", 2);
+        assert_eq!(clean(world.state.path()).await.unwrap().sysctls, 0);
+        assert_eq!(rp_filter("other0"), "2");
     });
 }
 
