@@ -318,7 +318,8 @@ async fn raise(
         warn!("neighbours can reach the tunnel's address: {error}");
     }
     if sysctl::has_ipv6() {
-        sysctl::prepare_tun(&settings.tun)?;
+        sysctl::enable_ipv6(&settings.tun)?;
+        netlink.set_no_own_address(tun.index).await?;
     }
     raise_tun(netlink, settings, tun).await?;
     change::make(netlink, present.missing_tun_routes(&plan), done).await?;

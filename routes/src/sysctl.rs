@@ -17,16 +17,13 @@ pub(crate) fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 
-/// IPv6 on, and no link-local address of its own (`IN6_ADDR_GEN_MODE_NONE`, linux/if_link.h): the TUN has the configured
-/// addresses and sends nothing by itself.
-pub(crate) fn prepare_tun(tun: &str) -> Result<(), Error> {
-    write(&ipv6(tun, "disable_ipv6"), 0)?;
-    write(&ipv6(tun, "addr_gen_mode"), 1)
+pub(crate) fn enable_ipv6(link: &str) -> Result<(), Error> {
+    set(&disable_ipv6_of(link), 0)
 }
 
 /// A link that is to say nothing by itself.
 pub(crate) fn disable_ipv6(link: &str) -> Result<(), Error> {
-    write(&ipv6(link, "disable_ipv6"), 1)
+    set(&disable_ipv6_of(link), 1)
 }
 
 /// Makes `rp_filter` loose where it is strict, each old value noted first. Answers with the names of those changed.
@@ -84,8 +81,13 @@ fn rp_filter(interface: &str) -> PathBuf {
     Path::new("/proc/sys/net/ipv4/conf").join(interface).join("rp_filter")
 }
 
-fn ipv6(interface: &str, key: &str) -> PathBuf {
-    Path::new("/proc/sys/net/ipv6/conf").join(interface).join(key)
+fn disable_ipv6_of(interface: &str) -> PathBuf {
+    Path::new("/proc/sys/net/ipv6/conf").join(interface).join("disable_ipv6")
+}
+
+/// Where /proc/sys cannot be written, as in most containers, what is as wanted already must do.
+fn set(path: &Path, value: u8) -> Result<(), Error> {
+    if read(path)? == Some(value) { Ok(()) } else { write(path, value) }
 }
 
 /// `None` if the interface is gone.

@@ -26,7 +26,7 @@ use common::{
         net, rp_filter, send, set_rp_filter, settings, settle_addresses, settled_snapshot, silent, wanted,
     },
 };
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use policy::{Captured, Fail};
 use routes::{
     Cleaned, Conflict, Error, Routes, State, conflicts,
@@ -354,6 +354,28 @@ fn another_interface_with_the_index_of_one_that_was_made_loose_keeps_its_value()
         set_rp_filter("other0", 2);
         assert_eq!(clean(world.state.path()).await.unwrap().sysctls, 0);
         assert_eq!(rp_filter("other0"), "2");
+    });
+}
+
+#[test]
+fn it_is_up_where_kernel_settings_can_only_be_read() {
+    in_namespace(async || {
+        let world = World::new().await;
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        run(["mount", "--make-rprivate", "/"]);
+        run(["mount", "--bind", "/proc/sys", "/proc/sys"]);
+        run(["mount", "-o", "remount,bind,ro", "/proc/sys"]);
+        let refused = std::fs::write("/proc/sys/net/ipv6/conf/wan0/disable_ipv6", "0").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EROFS), "the control");
+
+        let mut tun = Tun::open();
+        let routes = world.apply().await;
+        let own = run(["ip", "-6", "address", "show", "dev", TUN, "scope", "link"]);
+        assert_eq!(own, "", "it has an address that nobody gave it");
+        tun.entered();
+        send(None, 0, SIGNALING[1]).unwrap();
+        assert_eq!(tun.entered(), [(ip(TUN_V6), ip(SIGNALING[1]))]);
+        routes.teardown().await.unwrap();
     });
 }
 

@@ -2,7 +2,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+        LinkInfo, LinkMessage,
+    },
 };
 
 use super::{Error, Netlink};
@@ -104,6 +107,15 @@ impl Netlink {
         message.attributes.push(LinkAttribute::Mtu(mtu));
         self.change(RouteNetlinkMessage::SetLink(message), &format!("set the MTU {mtu} of link {index}"))
             .await
+    }
+
+    /// The kernel gives it no IPv6 address of its own accord (`IN6_ADDR_GEN_MODE_NONE`, linux/if_link.h).
+    pub async fn set_no_own_address(&self, index: u32) -> Result<(), Error> {
+        let mut message = link_message(index);
+        let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]));
+        let action = format!("keep link {index} without an IPv6 address of its own");
+        self.change(RouteNetlinkMessage::SetLink(message), &action).await
     }
 
     async fn set_flags(&self, index: u32, flags: LinkFlags) -> Result<(), Error> {
