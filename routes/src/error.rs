@@ -20,6 +20,12 @@ pub enum Error {
         path.display()
     )]
     JournalVersion { path: PathBuf, found: u32, known: u32 },
+    #[error(
+        "{} is about another network namespace, {theirs}, and this is {own}: run it there; each namespace needs a state \
+         directory of its own",
+        path.display()
+    )]
+    JournalNamespace { path: PathBuf, theirs: String, own: String },
     #[error("cannot use the kernel setting {}: {source}", path.display())]
     Sysctl { path: PathBuf, source: io::Error },
     #[error(

@@ -1,8 +1,8 @@
 //! The journal: what is to be undone, on disk before it is done.
 //!
 //! Another kind of change becomes a variant of [`Undo`]; `take_back` in `clean.rs` says how it is undone. What is noted here
-//! does not outlive the machine's run, so that another boot's journal is void; /etc/resolv.conf, which does, says itself
-//! what was there.
+//! outlives neither the machine's run nor the network namespace, so that another boot's journal is void, and one of a namespace that is
+//! gone, as a container's is after its restart; /etc/resolv.conf, which does, says itself what was there.
 
 use std::{
     fmt,
@@ -15,7 +15,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, crash_point, dns};
+use crate::{Error, crash_point, dns, namespace};
 
 const FILE: &str = "undo.json";
 const VERSION: u32 = 1;
@@ -55,6 +55,9 @@ struct Content {
     version: u32,
     /// The machine's run.
     boot: String,
+    /// The network namespace, as /proc names it. Older versions did not note it.
+    #[serde(default)]
+    namespace: Option<String>,
     /// In the order in which it was noted.
     undo: Vec<Undo>,
 }
@@ -64,15 +67,18 @@ struct Content {
 struct Header {
     version: u32,
     boot: String,
+    #[serde(default)]
+    namespace: Option<String>,
 }
 
 impl Journal {
-    /// Reads what earlier runs have left to undo.
+    /// Reads what earlier runs have left to undo in the calling thread's network namespace.
     pub fn read(directory: &Path) -> Result<Self, Error> {
         let path = directory.join(FILE);
         let failed = |source| Error::Directory { path: path.clone(), source };
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed)?.trim().to_owned();
-        let void = Content { version: VERSION, boot, undo: Vec::new() };
+        let namespace = Some(namespace::own().map_err(failed)?);
+        let void = Content { version: VERSION, boot, namespace, undo: Vec::new() };
         let content = match fs::read(&path) {
             Ok(text) => read(&path, &text, void)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => void,
@@ -155,17 +161,25 @@ impl Journal {
     }
 }
 
-/// What the file says; `void` if that was for another run of the machine.
+/// What the file says; `void` if that was for another run of the machine, or for a namespace that is gone.
 fn read(path: &Path, text: &[u8], void: Content) -> Result<Content, Error> {
     let broken = |source| Error::Journal { path: path.to_owned(), source };
     let header: Header = serde_json::from_slice(text).map_err(broken)?;
     if header.boot != void.boot {
         return Ok(void);
     }
+    if let Some(theirs) = header.namespace.filter(|theirs| void.namespace.as_ref() != Some(theirs)) {
+        if namespace::is_gone(&theirs) {
+            return Ok(void);
+        }
+        let own = void.namespace.unwrap_or_default();
+        return Err(Error::JournalNamespace { path: path.to_owned(), theirs, own });
+    }
     if header.version != VERSION {
         return Err(Error::JournalVersion { path: path.to_owned(), found: header.version, known: VERSION });
     }
-    serde_json::from_slice(text).map_err(broken)
+    let content: Content = serde_json::from_slice(text).map_err(broken)?;
+    Ok(Content { namespace: void.namespace, ..content })
 }
 
 impl Undo {

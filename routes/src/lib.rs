@@ -17,6 +17,7 @@ mod ip_protocol;
 mod journal;
 mod kill_switch;
 mod learned;
+mod namespace;
 pub mod netlink;
 pub mod nft;
 mod plan;

@@ -29,7 +29,7 @@ use common::{
 use nix::sched::{CloneFlags, setns, unshare};
 use policy::{Captured, Fail};
 use routes::{
-    Cleaned, Conflict, Error, Routes, State, conflicts,
+    Cleaned, Conflict, Error, Leftovers, Routes, State, conflicts,
     netlink::{Kind, Netlink, Route, Watch},
     underlay,
 };
@@ -303,6 +303,38 @@ fn what_a_crash_left_is_known_as_such() {
         second.teardown().await.unwrap();
         assert!(!world.apply().await.took_over());
         tun.close().await;
+    });
+}
+
+#[test]
+fn another_namespaces_leftovers_are_let_be_and_named() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let before = settled_snapshot();
+        let tun = Tun::open();
+        drop(world.apply().await);
+        tun.close().await;
+        let noted = || std::fs::read_to_string(world.state.path().join("undo.json")).unwrap();
+        let journal = noted();
+        let namespace = |path: &str| std::fs::read_link(path).unwrap().display().to_string();
+        let own = namespace("/proc/thread-self/ns/net");
+        let (refused, there) = world.neighbour.enter(|| {
+            let refused = State::open(world.state.path()).unwrap_err();
+            (refused.to_string(), namespace("/proc/thread-self/ns/net"))
+        });
+        assert!(refused.contains(&format!("{own}, and this is {there}: run it there")), "{refused}");
+        assert_eq!(noted(), journal);
+        clean(world.state.path()).await.unwrap();
+        assert_eq!(settled_snapshot(), before);
+
+        // Nobody is in a namespace of that name any more, as after a container's restart.
+        std::fs::write(world.state.path().join("undo.json"), journal.replace(&own, "net:[1]")).unwrap();
+        assert_eq!(Leftovers::look(world.state.path()).unwrap().undo, []);
+        // An older version did not note it.
+        let unnamed = journal.replace(&format!("\"namespace\":\"{own}\","), "");
+        assert_ne!(unnamed, journal);
+        std::fs::write(world.state.path().join("undo.json"), unnamed).unwrap();
+        assert_eq!(Leftovers::look(world.state.path()).unwrap().undo.len(), 2);
     });
 }
 
