@@ -154,7 +154,8 @@ impl Routes {
         let mut guards = Vec::new();
         let present = Present::read(&self.netlink).await?;
         let plan = plan(&self.settings, &self.captured, &self.learned, self.tun);
-        let guarded = change::make(&self.netlink, present.missing_guards(&plan), &mut guards).await;
+        let missing = present.missing_guards(&plan);
+        let guarded = change::make_guards(&self.netlink, missing, &plan, &mut guards).await;
         let mut repaired: Vec<_> = guards.iter().map(ToString::to_string).collect();
         guarded?;
 
@@ -237,7 +238,7 @@ impl Routes {
         let plan = |learned: &[Placed]| Plan::learned(learned, self.tun, sysctl::has_ipv6());
         let (present, plan) = (Present::assumed(plan(&self.learned)), plan(learned));
         change::make(&self.netlink, present.missing_tun_routes(&plan), done).await?;
-        change::make(&self.netlink, present.missing_guards(&plan), done).await?;
+        change::make_guards(&self.netlink, present.missing_guards(&plan), &plan, done).await?;
         let Some(up) = &self.kill_switch else {
             return change::make(&self.netlink, present.stale(&plan), done).await;
         };
@@ -275,7 +276,7 @@ impl Routes {
         let present = Present::read_alone(&self.netlink, &plan).await?;
         // A new prefix inside an old one would be refused if what stands behind its route came first.
         change::make(&self.netlink, present.missing_tun_routes(&plan), done).await?;
-        change::make(&self.netlink, present.missing_guards(&plan), done).await?;
+        change::make_guards(&self.netlink, present.missing_guards(&plan), &plan, done).await?;
         change::make(&self.netlink, present.stale(&plan), done).await
     }
 }
@@ -311,7 +312,7 @@ async fn raise(
     state
         .journal()
         .note([Undo::Routing, Undo::Tun { name: tun.name.clone(), index: tun.index, addresses }])?;
-    change::make(netlink, present.missing_guards(&plan), done).await?;
+    change::make_guards(netlink, present.missing_guards(&plan), &plan, done).await?;
 
     let firewall = firewall(settings).install_owned();
     if let Err(error) = &firewall {

@@ -6,7 +6,7 @@ use tracing::warn;
 
 use crate::{
     Error,
-    netlink::{self, Netlink, Route, Rule},
+    netlink::{self, Family, Netlink, Route, Rule},
     plan::{PROTOCOL, Plan, TABLE_CAPTURED, TABLE_LEARNED, TABLE_SOURCE},
 };
 
@@ -104,6 +104,25 @@ pub(crate) async fn make(
     Ok(())
 }
 
+/// The same for what refuses, and the rules that lead to it. An IPv6 socket goes on by the route that it has found until one in the same
+/// place changes, or a rule does (`fib6_rules_ops`, net/ipv6/fib6_rules.c): where only routes are new, one rule says for a moment what
+/// another says already.
+pub(crate) async fn make_guards(
+    netlink: &Netlink,
+    guards: Vec<Change>,
+    plan: &Plan,
+    done: &mut Vec<Change>,
+) -> Result<(), Error> {
+    let before = done.len();
+    make(netlink, guards, done).await?;
+    let is_new = |change: &Change| matches!(change, Change::AddRoute(route) if route.prefix.addr().is_ipv6());
+    let Some(again) = plan.once_more(Family::V6).filter(|_| done.iter().skip(before).any(is_new)) else {
+        return Ok(());
+    };
+    let changes = vec![Change::AddRule(again.clone()), Change::DeleteRule(again)];
+    make(netlink, changes, &mut Vec::new()).await
+}
+
 /// Takes changes back, the last first. What cannot be taken back is logged: the error that led here is the one to tell.
 pub(crate) async fn revert(netlink: &Netlink, done: Vec<Change>) {
     for change in done.into_iter().rev() {
@@ -162,7 +181,7 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
-    use crate::netlink::{Family, Kind};
+    use crate::netlink::Kind;
 
     #[test]
     fn a_failure_midway_takes_back_what_was_done() {

@@ -106,6 +106,12 @@ impl Plan {
         plan.limit(ipv6)
     }
 
+    /// A rule that says what one of these says, behind them all.
+    pub fn once_more(&self, family: Family) -> Option<Rule> {
+        let rule = self.rules.iter().find(|rule| rule.family == family)?;
+        Some(Rule { priority: PRIORITY_SOURCE + 1, ..rule.clone() })
+    }
+
     fn capture(&mut self, table: u32, prefix: IpNet, fail: Fail, tun: u32) {
         let (kind, metric) = match fail {
             Fail::Closed => (Kind::Prohibit, METRIC_PROHIBIT),

@@ -27,7 +27,7 @@ use common::{
     },
 };
 use nix::sched::{CloneFlags, setns, unshare};
-use policy::{Captured, Fail};
+use policy::{Captured, Fail, LearnedSet, Traffic};
 use routes::{
     Cleaned, Conflict, Error, Leftovers, Routes, State, conflicts,
     netlink::{Kind, Netlink, Route, Watch},
@@ -241,6 +241,62 @@ fn what_others_remove_is_put_back() {
         tun.close().await;
         watch.changed().await.unwrap();
         assert!(matches!(routes.repair().await, Err(Error::TunGone(name)) if name == TUN));
+    });
+}
+
+/// IPv6 sockets keep the route that they have found for longer than others.
+#[test]
+fn a_connected_socket_follows_whatever_is_added() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let _tun = Tun::open();
+        let state = State::open(world.state.path()).unwrap();
+        let before = [closed("192.0.2.0/24"), closed("2001:db8:2::/48")];
+        let mut routes = Routes::apply(state, settings(), &wanted(before.to_vec())).await.unwrap();
+        let connected = |destination: &str| {
+            let any = if ip(destination).is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = UdpSocket::bind(any).unwrap();
+            socket.connect((ip(destination), 5060)).unwrap();
+            let wire = world.listen(destination);
+            socket.send(b"before").unwrap();
+            assert!(arrived(&wire), "the control: {destination} is reached");
+            (socket, wire)
+        };
+        let assert_gone = |(socket, wire): (UdpSocket, UdpSocket), when: &str| {
+            for _ in 0..3 {
+                let _refused = socket.send(b"after");
+            }
+            assert!(silent(&wire), "to {} in the clear {when}", wire.local_addr().unwrap());
+        };
+
+        let old = SIGNALING.map(connected);
+        routes.update(&wanted(captured())).await.unwrap();
+        old.into_iter().for_each(|old| assert_gone(old, "after an update"));
+
+        let traffic = Traffic { udp: vec![5060..=5060], ..Traffic::default() };
+        let learned = |addresses: &[&str]| {
+            let addresses = addresses.iter().map(|address| ip(address)).collect();
+            [LearnedSet { set: "signaling".to_owned(), addresses, traffic: traffic.clone() }]
+        };
+        routes.learn(&learned(&["192.0.2.7", "2001:db8:2::7"])).await.unwrap();
+        let old = UNRELATED.map(connected);
+        routes.learn(&learned(&["192.0.2.7", "2001:db8:2::7", UNRELATED[0], UNRELATED[1]])).await.unwrap();
+        old.into_iter().for_each(|old| assert_gone(old, "after it was learned"));
+
+        let mut watch = Watch::new().unwrap();
+        watch.ignore(routes.netlink());
+        for family in ["-4", "-6"] {
+            run(["ip", family, "route", "flush", "table", "51821"]);
+        }
+        let old = SIGNALING.map(connected);
+        watch.changed().await.unwrap();
+        routes.repair().await.unwrap();
+        old.into_iter().for_each(|old| assert_gone(old, "after the routes were put back"));
+        assert_eq!(
+            routes.repair().await.unwrap(),
+            [""; 0],
+            "nothing is left of what made sockets look again"
+        );
     });
 }
 
