@@ -1,4 +1,4 @@
-//! Ending TCP connections of this machine (sock_diag(7)): one that is older than the routes knows nothing of them if its socket is
+//! Ending connections of this machine (sock_diag(7)): one that is older than the routes knows nothing of them if its socket is
 //! bound to a device, and else would hang with a source that the tunnel does not take.
 
 use std::{
@@ -18,26 +18,38 @@ use nix::{
     },
 };
 
+use crate::ip_protocol::{TCP, UDP};
+
 /// What keeps the kernel's list from being read, or a connection from being ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("this kernel cannot end connections (CONFIG_INET_DIAG_DESTROY)")]
     Unsupported,
+    #[error("this kernel cannot list UDP sockets (CONFIG_INET_UDP_DIAG)")]
+    UnsupportedUdp,
     #[error("cannot ask for connections: {0}")]
     Exchange(io::Error),
     #[error("the kernel refused to {action}: {source}")]
     Refused { action: String, source: io::Error },
 }
 
-/// A TCP connection, or the attempt at one.
+/// A TCP connection, or the attempt at one; or a UDP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// IPv4 addresses of IPv6 sockets as such.
     pub local: SocketAddr,
+    /// Unspecified where a UDP socket is not connected.
     pub remote: SocketAddr,
+    protocol: Protocol,
     id: Id,
     /// Of the socket, which may be IPv6's with IPv4 addresses.
     family: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Tcp,
+    Udp,
 }
 
 /// `struct inet_diag_sockid` (linux/inet_diag.h), as the kernel gave it.
@@ -56,17 +68,28 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 /// Bits by `TCP_*` (linux/tcp_states.h): all but LISTEN, CLOSE, TIME_WAIT and NEW_SYN_RECV, which are no connections or have no
 /// process behind them.
-const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
+const STATES_TCP: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
+/// ESTABLISHED, which is connected, and CLOSE.
+const STATES_UDP: u32 = 1 << 1 | 1 << 7;
 /// The kernel answers at once.
 const LIMIT_SECONDS: i64 = 5;
 
-/// Ends the connections for which `is_wanted` holds, in the calling thread's network namespace: their programs are told
+/// Ends the TCP connections for which `is_wanted` holds, in the calling thread's network namespace: their programs are told
 /// (ECONNABORTED). Answers with those that were ended.
 pub fn end(is_wanted: impl Fn(&Connection) -> bool) -> Result<Vec<Connection>, Error> {
+    end_all(Protocol::Tcp, is_wanted)
+}
+
+/// The same for UDP sockets: a connected one is so no longer, and has no address of its own any more but what its program gave it.
+pub fn end_udp(is_wanted: impl Fn(&Connection) -> bool) -> Result<Vec<Connection>, Error> {
+    end_all(Protocol::Udp, is_wanted)
+}
+
+fn end_all(protocol: Protocol, is_wanted: impl Fn(&Connection) -> bool) -> Result<Vec<Connection>, Error> {
     let socket = open().map_err(Error::Exchange)?;
     let mut ended = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        for connection in list(&socket, family as u8)?.into_iter().filter(&is_wanted) {
+        for connection in list(&socket, protocol, family as u8)?.into_iter().filter(&is_wanted) {
             if destroy(&socket, &connection)? {
                 ended.push(connection);
             }
@@ -82,20 +105,26 @@ fn open() -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn list(socket: &OwnedFd, family: u8) -> Result<Vec<Connection>, Error> {
+fn list(socket: &OwnedFd, protocol: Protocol, family: u8) -> Result<Vec<Connection>, Error> {
     let mut found = Vec::new();
-    let request = request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, &[0; 48]);
-    ask(socket, &request, |body| found.extend(Connection::read(body)))
-        .map_err(|source| Error::Refused { action: "list connections".to_owned(), source })?;
-    Ok(found)
+    let request = request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, protocol, family, &[0; 48]);
+    match ask(socket, &request, |body| found.extend(Connection::read(protocol, body))) {
+        Ok(()) => Ok(found),
+        Err(error) if protocol == Protocol::Udp && error.raw_os_error() == Some(libc::ENOENT) => {
+            Err(Error::UnsupportedUdp)
+        }
+        Err(source) => Err(Error::Refused { action: "list connections".to_owned(), source }),
+    }
 }
 
 /// `false`: it has ended by itself.
 fn destroy(socket: &OwnedFd, connection: &Connection) -> Result<bool, Error> {
-    let request = request(SOCK_DESTROY, NLM_F_ACK, connection.family, &connection.id);
+    let Connection { protocol, family, id, .. } = connection;
+    let request = request(SOCK_DESTROY, NLM_F_ACK, *protocol, *family, id);
     match ask(socket, &request, |_| {}) {
         Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        // The latter where another socket has its addresses and ports now.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(false),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(Error::Unsupported),
         Err(source) => {
             let action = format!("end the connection to {}", connection.remote);
@@ -105,9 +134,13 @@ fn destroy(socket: &OwnedFd, connection: &Connection) -> Result<bool, Error> {
 }
 
 /// `struct nlmsghdr`, then `struct inet_diag_req_v2` (linux/inet_diag.h).
-fn request(kind: u16, flags: u16, family: u8, id: &Id) -> Vec<u8> {
-    let mut body = vec![family, libc::IPPROTO_TCP as u8, 0, 0];
-    body.extend_from_slice(&STATES.to_ne_bytes());
+fn request(kind: u16, flags: u16, protocol: Protocol, family: u8, id: &Id) -> Vec<u8> {
+    let (number, states) = match protocol {
+        Protocol::Tcp => (TCP, STATES_TCP),
+        Protocol::Udp => (UDP, STATES_UDP),
+    };
+    let mut body = vec![family, number, 0, 0];
+    body.extend_from_slice(&states.to_ne_bytes());
     body.extend_from_slice(id);
     let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
     message.extend_from_slice(&kind.to_ne_bytes());
@@ -160,7 +193,7 @@ fn acknowledged(body: &[u8]) -> io::Result<()> {
 impl Connection {
     /// `struct inet_diag_msg` (linux/inet_diag.h): family, state, timer, retransmissions, then the id, which begins with
     /// the ports and the addresses.
-    fn read(body: &[u8]) -> Option<Self> {
+    fn read(protocol: Protocol, body: &[u8]) -> Option<Self> {
         let (head, rest) = body.split_first_chunk::<4>()?;
         let id: Id = *rest.first_chunk()?;
         let (local_port, at) = id.split_first_chunk::<2>()?;
@@ -171,7 +204,8 @@ impl Connection {
         let end = |address, port: &[u8; 2]| {
             Some(SocketAddr::new(address_of(family, address)?, u16::from_be_bytes(*port)))
         };
-        Some(Self { local: end(local, local_port)?, remote: end(remote, remote_port)?, id, family })
+        let (local, remote) = (end(local, local_port)?, end(remote, remote_port)?);
+        Some(Self { protocol, local, remote, id, family })
     }
 }
 
@@ -192,7 +226,7 @@ mod tests {
         for length in 0..200 {
             let bytes = vec![0xff; length];
             assert_eq!(message(&bytes), None);
-            assert_eq!(Connection::read(&bytes), None);
+            assert_eq!(Connection::read(Protocol::Tcp, &bytes), None);
             drop(acknowledged(&bytes));
         }
         assert_eq!(message(&[0; 64]), None);

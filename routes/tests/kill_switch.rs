@@ -380,6 +380,43 @@ fn old_connections_are_ended_and_others_are_not() {
     });
 }
 
+#[test]
+fn connected_udp_sockets_are_ended_and_others_are_not() {
+    in_namespace(async || {
+        let _world = World::new().await;
+        let socket = |to: &str| {
+            let to: SocketAddr = to.parse().unwrap();
+            let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        };
+        let [v4, v6] = SIGNALING;
+        let old = [format!("{v4}:5060"), format!("[{v6}]:5060"), format!("[::ffff:{v4}]:5060")];
+        let old = old.each_ref().map(|to| socket(to));
+        let others = [socket(&format!("{}:5060", UNRELATED[0])), socket(&format!("{v4}:5062"))];
+        let unconnected = UdpSocket::bind("0.0.0.0:5060").unwrap();
+        let is_signaling = |connection: &connections::Connection| {
+            SIGNALING.contains(&connection.remote.ip().to_string().as_str())
+                && connection.remote.port() == 5060
+        };
+        let ended = match connections::end_udp(is_signaling) {
+            Err(connections::Error::Unsupported | connections::Error::UnsupportedUdp) => {
+                println!("skipped, because this kernel cannot end UDP sockets");
+                return;
+            }
+            ended => ended.unwrap(),
+        };
+        assert_eq!(ended.len(), 3, "{ended:?}");
+        for socket in &old {
+            assert_eq!(socket.send(b"secret").unwrap_err().raw_os_error(), Some(libc::EDESTADDRREQ));
+        }
+        for socket in &others {
+            socket.send(b"still there").unwrap();
+        }
+        unconnected.send_to(b"still there", (v4, 5062)).unwrap();
+    });
+}
+
 fn ip4(text: &str) -> std::net::Ipv4Addr {
     text.parse().unwrap()
 }

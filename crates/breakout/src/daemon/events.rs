@@ -115,7 +115,7 @@ pub async fn follow(
 async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failure> {
     // At once, whatever becomes of the rest: flows in the kernel follow the routes that they began with.
     running.pump.routes_changed().map_err(|error| pump_failed(error.to_string()))?;
-    match running.machine.follow().await {
+    match running.machine.follow(&running.loaded, &running.snapshot).await {
         Ok(false) => Ok(None),
         Ok(true) => {
             let since = learned::now();

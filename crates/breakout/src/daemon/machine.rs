@@ -3,7 +3,8 @@
 use std::{net::IpAddr, num::NonZero};
 
 use dataplane::{GatewayLeg, OwnAddress, Tun, tunnel_mtu};
-use policy::{Captured, Facts, Path, Snapshot};
+use packet::Dscp;
+use policy::{Captured, Content, Facts, Path, Snapshot};
 use routes::{
     Cleaned, Conflict, KILL_SWITCH, Routes, Settings, State, Wanted,
     connections::{self, Connection},
@@ -38,7 +39,7 @@ pub struct Machine {
     /// As far as they are known.
     gateways: Vec<Option<IpAddr>>,
     underlay: routes::Underlay,
-    /// How many connections older than the routes were ended, or why that cannot be done.
+    /// How many connections outside of the tunnel were ended, or why that cannot be done.
     ended: Result<usize, String>,
 }
 
@@ -142,28 +143,35 @@ impl Machine {
         Ok((machine, mtu))
     }
 
-    /// Ends the TCP connections that run outside of the TUN and belong into the tunnel: they are older than the routes.
+    /// Ends the connections that run outside of the TUN and belong into the tunnel: they are older than the routes, or were made
+    /// while somebody else had taken those away. A UDP socket that may be voice is let be.
     pub fn end_old_connections(&mut self, loaded: &Loaded, snapshot: &Snapshot) {
         let own = &loaded.config.interface.address;
         let is_own = |address: IpAddr| own.iter().any(|own| own.addr() == address);
-        let ended = connections::end(|Connection { local, remote, .. }| {
-            let facts = Facts::tcp(*remote);
-            !is_own(local.ip())
-                && snapshot.is_routed(&facts)
-                && snapshot.classify(&facts).path == Path::Tunnel
+        let is_tunnels =
+            |facts: Facts| snapshot.is_routed(&facts) && snapshot.classify(&facts).path == Path::Tunnel;
+        let tcp = connections::end(|Connection { local, remote, .. }| {
+            !is_own(local.ip()) && is_tunnels(Facts::tcp(*remote))
         });
-        match &ended {
-            Ok(ended) => {
-                for Connection { local, remote, .. } in ended {
-                    tracing::info!(%local, %remote, "ended a connection that is older than the tunnel");
+        let udp = connections::end_udp(|Connection { local, remote, .. }| {
+            let marked = |dscp| is_tunnels(Facts::udp(*remote, dscp, Content::Other));
+            !is_own(local.ip()) && marked(Dscp::DEFAULT) && marked(Dscp::EF)
+        });
+        for ended in [tcp, udp] {
+            match &ended {
+                Ok(ended) => {
+                    for Connection { local, remote, .. } in ended {
+                        tracing::info!(%local, %remote, "ended a connection to signaling outside of the tunnel");
+                    }
                 }
+                Err(error) => tracing::warn!("connections to signaling outside of the tunnel stay: {error}"),
             }
-            Err(error) => {
-                tracing::warn!("connections to signaling that are older than the tunnel stay: {error}")
-            }
+            self.ended = match (&self.ended, ended) {
+                (Ok(before), Ok(ended)) => Ok(before + ended.len()),
+                (_, Err(error)) => Err(error.to_string()),
+                (Err(why), Ok(_)) => Err(why.clone()),
+            };
         }
-        let before = *self.ended.as_ref().unwrap_or(&0);
-        self.ended = ended.map(|ended| before + ended.len()).map_err(|error| error.to_string());
     }
 
     pub const fn fwmark() -> u32 {
@@ -186,9 +194,13 @@ impl Machine {
         }
     }
 
-    /// Puts back what others have removed, and looks at the underlay again. Whether that has changed.
-    pub async fn follow(&mut self) -> Result<bool, routes::Error> {
-        for repaired in self.routes.repair().await? {
+    /// Puts back what others have removed, ends what was connected meanwhile, and looks at the underlay again. Whether that has changed.
+    pub async fn follow(&mut self, loaded: &Loaded, snapshot: &Snapshot) -> Result<bool, routes::Error> {
+        let repaired = self.routes.repair().await;
+        if !matches!(&repaired, Ok(repaired) if repaired.is_empty()) {
+            self.end_old_connections(loaded, snapshot);
+        }
+        for repaired in repaired? {
             tracing::warn!("put back: {repaired}");
         }
         let now =
@@ -279,10 +291,8 @@ impl Machine {
         };
         let old_connections = match &self.ended {
             Ok(0) => (true, "there was none to end".to_owned()),
-            Ok(1) => (true, "1 connection to signaling, older than the tunnel, was ended".to_owned()),
-            Ok(count) => {
-                (true, format!("{count} connections to signaling, older than the tunnel, were ended"))
-            }
+            Ok(1) => (true, "1 connection to signaling outside of the tunnel was ended".to_owned()),
+            Ok(count) => (true, format!("{count} connections to signaling outside of the tunnel were ended")),
             Err(why) => (false, why.clone()),
         };
         let names = match self.led() {
