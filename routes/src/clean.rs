@@ -1,15 +1,18 @@
 //! Taking back what is noted in the journal, and what is known to be ours without it.
 
+use std::net::IpAddr;
+
 use tracing::warn;
 
 use crate::{
     Error, State, Undo,
     change::{self, Present},
+    connections::{self, Connection},
     dns,
     kill_switch::TABLES,
-    netlink::{self, Netlink},
+    netlink::{self, Netlink, Rule},
     nft,
-    plan::Plan,
+    plan::{Plan, TABLE_SOURCE},
     sysctl,
 };
 
@@ -126,8 +129,24 @@ pub(crate) async fn take_back(netlink: &Netlink, undo: &Undo, cleaned: &mut Clea
 
 async fn remove_routing(netlink: &Netlink) -> Result<Cleaned, Error> {
     let present = Present::read(netlink).await?;
+    silence(netlink, &present.rules).await?;
     change::make(netlink, present.stale(&Plan::default()), &mut Vec::new()).await?;
     Ok(Cleaned { rules: present.rules.len(), routes: present.routes.len(), ..Cleaned::default() })
+}
+
+/// Ends what is still bound to a TUN's address that is gone, while the rules refuse it: over IPv6 it would go on directly, in that name.
+async fn silence(netlink: &Netlink, rules: &[Rule]) -> Result<(), Error> {
+    let ours = rules.iter().filter(|rule| rule.table == TABLE_SOURCE).filter_map(|rule| rule.from);
+    let mut gone: Vec<IpAddr> = ours.map(|from| from.addr()).collect();
+    let addresses = netlink.addresses().await?;
+    gone.retain(|ours| addresses.iter().all(|address| address.net.addr() != *ours));
+    let is_its = |connection: &Connection| gone.contains(&connection.local.ip());
+    for ended in [connections::end(is_its), connections::end_udp(is_its)] {
+        if let Err(error) = ended {
+            warn!("what is bound to the tunnel's address stays: {error}");
+        }
+    }
+    Ok(())
 }
 
 fn remove_kill_switch() -> Result<bool, Error> {

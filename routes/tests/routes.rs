@@ -11,7 +11,9 @@ mod common;
 
 use std::{
     fs::File,
-    net::UdpSocket,
+    io::ErrorKind,
+    net::{SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -26,7 +28,11 @@ use common::{
         net, rp_filter, send, set_rp_filter, settings, settle_addresses, settled_snapshot, silent, wanted,
     },
 };
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, setns, unshare},
+    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket},
+};
 use policy::{Captured, Fail, LearnedSet, Traffic};
 use routes::{
     Cleaned, Conflict, Error, Leftovers, Routes, State, conflicts,
@@ -241,6 +247,53 @@ fn what_others_remove_is_put_back() {
         tun.close().await;
         watch.changed().await.unwrap();
         assert!(matches!(routes.repair().await, Err(Error::TunGone(name)) if name == TUN));
+    });
+}
+
+#[test]
+fn what_has_the_tuns_address_is_silent_once_that_is_gone() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let [v4, v6] = SIGNALING.map(|address| SocketAddr::new(ip(address), 5060));
+        let open = |to: SocketAddr| {
+            let udp = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+            udp.connect(to).unwrap();
+            let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let tcp = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+            let begun = connect(tcp.as_raw_fd(), &SockaddrStorage::from(to));
+            assert_eq!(begun, Err(Errno::EINPROGRESS));
+            let tcp = TcpStream::from(tcp);
+            let names = [udp.local_addr().unwrap(), tcp.local_addr().unwrap()];
+            assert_eq!(names.map(|name| name.ip()), [ip(if to.is_ipv4() { TUN_V4 } else { TUN_V6 }); 2]);
+            (udp, tcp)
+        };
+        for has_crashed in [false, true] {
+            let tun = Tun::open();
+            let routes = world.apply().await;
+            let sockets = [v4, v6].map(open);
+            if has_crashed {
+                drop(routes);
+                tun.close().await;
+                clean(world.state.path()).await.unwrap();
+            } else {
+                routes.teardown().await.unwrap();
+                tun.close().await;
+            }
+            for (udp, tcp) in sockets {
+                let wire = world.listen(if udp.local_addr().unwrap().is_ipv4() {
+                    SIGNALING[0]
+                } else {
+                    SIGNALING[1]
+                });
+                assert!(udp.send(b"secret").is_err(), "after a crash: {has_crashed}");
+                assert!(silent(&wire), "in the tunnel's name, after a crash: {has_crashed}");
+                let ended = tcp.take_error().unwrap().expect("it goes on");
+                assert_eq!(ended.kind(), ErrorKind::ConnectionAborted, "after a crash: {has_crashed}");
+            }
+            let wire = world.listen(SIGNALING[1]);
+            send(None, 0, SIGNALING[1]).unwrap();
+            assert!(arrived(&wire), "the control: others are reached");
+        }
     });
 }
 
