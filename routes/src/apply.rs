@@ -10,9 +10,9 @@ use crate::{
     clean::{take_back, take_back_all, take_back_but},
     kill_switch::{Contents, KillSwitch, KillSwitchReport, Passing, TABLES},
     learned::{Placed, place},
-    netlink::{Link, Netlink},
-    nft,
-    plan::Plan,
+    netlink::{AnyRule, Link, Netlink},
+    nft, place,
+    plan::{PRIORITIES, Plan},
     sysctl,
 };
 
@@ -62,6 +62,10 @@ pub struct Routes {
     captured: Vec<Captured>,
     learned: Vec<Placed>,
     tun: u32,
+    /// The first of our rules' priorities.
+    place: u32,
+    /// Others' rules that decide before ours.
+    ahead: Vec<String>,
     kill_switch: Option<KillSwitch>,
     firewall: Result<nft::Owned, nft::Error>,
     took_over: bool,
@@ -81,19 +85,23 @@ impl Routes {
         let left = state.journal().undo();
         let mut done = Vec::new();
         match raise(&netlink, &state, &settings, wanted, &mut done).await {
-            Ok(Raised { learned, tun, kill_switch, firewall, took_over }) => {
+            Ok(Raised { learned, tun, place, others, kill_switch, firewall, took_over }) => {
                 let captured = wanted.captured.clone();
-                Ok(Self {
+                let mut routes = Self {
                     netlink,
                     state,
                     settings,
                     captured,
                     learned,
                     tun,
+                    place,
+                    ahead: Vec::new(),
                     kill_switch,
                     firewall,
                     took_over,
-                })
+                };
+                routes.heed(&others);
+                Ok(routes)
             }
             Err(error) => {
                 change::revert(&netlink, done).await;
@@ -147,16 +155,27 @@ impl Routes {
         Ok(())
     }
 
-    /// Puts back what others have removed, and makes `rp_filter` loose on new interfaces: to be called after each
-    /// [`crate::netlink::Watch::changed`], and again after an error. Answers with what was missing. What refuses comes first and stays,
-    /// whatever fails after it. Fails with [`Error::TunGone`] when there is no TUN to lead to.
+    /// Puts back what others have removed, moves our rules ahead of theirs, and makes `rp_filter` loose on new interfaces: to be called
+    /// after each [`crate::netlink::Watch::changed`], and again after an error. Answers with what was missing. What refuses comes first and
+    /// stays, whatever fails after it. Fails with [`Error::TunGone`] when there is no TUN to lead to.
     pub async fn repair(&mut self) -> Result<Vec<String>, Error> {
-        let mut guards = Vec::new();
+        let stood = self.place;
+        let mut done = Vec::new();
+        // The rules first, since all routes may take a while to read: until they are there, signaling is in the open.
+        let present = Present::read_rules(&self.netlink).await?;
+        let came = self.heed(&present.others);
+        let mut repaired: Vec<_> =
+            came.iter().map(|rule| format!("our rules' place ahead of {rule}")).collect();
+        let plan = self.plan(&self.captured, &self.learned);
+        change::make(&self.netlink, present.missing_rules(&plan), &mut done).await?;
+        if self.place != stood {
+            // They are not missing, they stand elsewhere.
+            done.clear();
+        }
         let present = Present::read(&self.netlink).await?;
-        let plan = plan(&self.settings, &self.captured, &self.learned, self.tun);
-        let missing = present.missing_guards(&plan);
-        let guarded = change::make_guards(&self.netlink, missing, &plan, &mut guards).await;
-        let mut repaired: Vec<_> = guards.iter().map(ToString::to_string).collect();
+        let guarded =
+            change::make_guards(&self.netlink, present.missing_guards(&plan), &plan, &mut done).await;
+        repaired.extend(done.iter().map(ToString::to_string));
         guarded?;
 
         let links = self.netlink.links().await?;
@@ -224,6 +243,29 @@ impl Routes {
         self.tun
     }
 
+    /// The rules of others that decide before ours, which cannot be moved ahead of them; a line each.
+    pub fn ahead(&self) -> &[String] {
+        &self.ahead
+    }
+
+    /// Has our rules stand ahead of these from the next change on. Answers with those that have come ahead of where they stand now.
+    fn heed(&mut self, others: &[AnyRule]) -> Vec<String> {
+        let told = |place| place::ahead(others, place).map(ToString::to_string).collect::<Vec<_>>();
+        let mut came = told(self.place);
+        self.place = place::place(others, self.place);
+        let ahead = told(self.place);
+        for rule in ahead.iter().filter(|rule| !self.ahead.contains(rule)) {
+            warn!("a rule of somebody else decides before ours: {rule}");
+        }
+        came.retain(|rule| !ahead.contains(rule));
+        self.ahead = ahead;
+        came
+    }
+
+    fn plan(&self, captured: &[Captured], learned: &[Placed]) -> Plan {
+        plan(&self.settings, captured, learned, self.tun).at(self.place)
+    }
+
     fn tun_gone(&self) -> Error {
         Error::TunGone(self.settings.tun.clone())
     }
@@ -235,7 +277,7 @@ impl Routes {
     }
 
     async fn swap_learned(&self, learned: &[Placed], done: &mut Vec<Change>) -> Result<(), Error> {
-        let plan = |learned: &[Placed]| Plan::learned(learned, self.tun, sysctl::has_ipv6());
+        let plan = |learned: &[Placed]| Plan::learned(learned, self.tun, sysctl::has_ipv6()).at(self.place);
         let (present, plan) = (Present::assumed(plan(&self.learned)), plan(learned));
         change::make(&self.netlink, present.missing_tun_routes(&plan), done).await?;
         change::make_guards(&self.netlink, present.missing_guards(&plan), &plan, done).await?;
@@ -272,7 +314,7 @@ impl Routes {
         learned: &[Placed],
         done: &mut Vec<Change>,
     ) -> Result<(), Error> {
-        let plan = plan(&self.settings, captured, learned, self.tun);
+        let plan = self.plan(captured, learned);
         let present = Present::read_alone(&self.netlink, &plan).await?;
         // A new prefix inside an old one would be refused if what stands behind its route came first.
         change::make(&self.netlink, present.missing_tun_routes(&plan), done).await?;
@@ -284,6 +326,8 @@ impl Routes {
 struct Raised {
     learned: Vec<Placed>,
     tun: u32,
+    place: u32,
+    others: Vec<AnyRule>,
     kill_switch: Option<KillSwitch>,
     firewall: Result<nft::Owned, nft::Error>,
     took_over: bool,
@@ -303,6 +347,8 @@ async fn raise(
     let learned = place(&[], &wanted.learned);
     let plan = plan(settings, &wanted.captured, &learned, tun.index);
     let present = Present::read_alone(netlink, &plan).await?;
+    let place = place::place(&present.others, PRIORITIES.start);
+    let plan = plan.at(place);
     let stood = nft::exists(KILL_SWITCH).map_err(Error::Firewall)?;
 
     let raised = |contents| raise_kill_switch(state, contents, passing(settings, tun.index));
@@ -327,7 +373,7 @@ async fn raise(
     change::make(netlink, present.stale(&plan), done).await?;
     take_back_others(netlink, state, tun.index, kill_switch.is_none()).await?;
     let took_over = stood || !present.rules.is_empty();
-    Ok(Raised { learned, tun: tun.index, kill_switch, firewall, took_over })
+    Ok(Raised { learned, tun: tun.index, place, others: present.others, kill_switch, firewall, took_over })
 }
 
 /// What a dead run had and this one has not: its TUN, and its kill switch if there is none now.

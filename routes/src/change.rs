@@ -6,7 +6,7 @@ use tracing::warn;
 
 use crate::{
     Error,
-    netlink::{self, Family, Netlink, Route, Rule},
+    netlink::{self, AnyRule, Family, Netlink, Route, Rule},
     plan::{PROTOCOL, Plan, TABLE_CAPTURED, TABLE_LEARNED, TABLE_SOURCE},
 };
 
@@ -18,16 +18,22 @@ pub(crate) enum Change {
     DeleteRule(Rule),
 }
 
-/// Our routes and rules as the kernel has them.
+/// Our routes and rules as the kernel has them, and the rules of others.
 #[derive(Debug)]
 pub(crate) struct Present {
     pub routes: Vec<Route>,
     pub rules: Vec<Rule>,
+    pub others: Vec<AnyRule>,
 }
 
 impl Present {
     pub async fn read(netlink: &Netlink) -> Result<Self, Error> {
         Self::with(netlink.all_routes().await?, netlink).await
+    }
+
+    /// Without routes.
+    pub async fn read_rules(netlink: &Netlink) -> Result<Self, Error> {
+        Self::with(Vec::new(), netlink).await
     }
 
     /// Fails if somebody else has routes in the plan's tables.
@@ -44,22 +50,25 @@ impl Present {
 
     /// As if the kernel had what is planned and nothing else.
     pub fn assumed(plan: Plan) -> Self {
-        Self { routes: [plan.behind, plan.tun].concat(), rules: plan.rules }
+        Self { routes: [plan.behind, plan.tun].concat(), rules: plan.rules, others: Vec::new() }
     }
 
     async fn with(mut routes: Vec<Route>, netlink: &Netlink) -> Result<Self, Error> {
         routes.retain(is_ours);
-        let mut rules = netlink.rules().await?;
-        rules.retain(|rule| rule.protocol == PROTOCOL);
-        Ok(Self { routes, rules })
+        let (ours, others): (Vec<_>, Vec<_>) =
+            netlink.all_rules().await?.into_iter().partition(|rule| rule.protocol == PROTOCOL);
+        let rules = ours.into_iter().filter_map(|any| any.rule).collect();
+        Ok(Self { routes, rules, others })
     }
 
     /// What refuses and the rules that lead to it.
     pub fn missing_guards(&self, plan: &Plan) -> Vec<Change> {
-        let mut changes = self.missing_routes(&plan.behind);
-        let rules: HashSet<_> = self.rules.iter().collect();
-        changes.extend(plan.rules.iter().filter(|rule| !rules.contains(rule)).cloned().map(Change::AddRule));
-        changes
+        [self.missing_routes(&plan.behind), self.missing_rules(plan)].concat()
+    }
+
+    pub fn missing_rules(&self, plan: &Plan) -> Vec<Change> {
+        let present: HashSet<_> = self.rules.iter().collect();
+        plan.rules.iter().filter(|rule| !present.contains(rule)).cloned().map(Change::AddRule).collect()
     }
 
     pub fn missing_tun_routes(&self, plan: &Plan) -> Vec<Change> {

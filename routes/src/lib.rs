@@ -20,6 +20,7 @@ mod learned;
 mod namespace;
 pub mod netlink;
 pub mod nft;
+mod place;
 mod plan;
 mod state;
 mod sysctl;

@@ -1,22 +1,25 @@
 //! What routes and rules there should be: a pure function of the settings and the policy.
 //!
 //! ```text
-//! rule 5177  ipproto P dport A-B   → table 51900…  ADDRESS dev tun metric 100, for each address that a set's names have led to,
-//!      5178  ipproto P                             in a table for each set; behind it, outliving the TUN:
-//!      5179                                        prohibit ADDRESS metric 200
-//! rule 5180  not fwmark M          → table 51821   PREFIX dev tun metric 100, for each captured prefix;
-//!                                                  behind it, outliving the TUN:
-//!                                                  prohibit PREFIX metric 200 (fails closed)
-//!                                                  throw    PREFIX metric 300 (fails direct)
-//! rule 5181  from TUN-ADDRESS      → table 51822   default dev tun metric 100, prohibit default metric 200
+//! rule 90  ipproto P dport A-B   → table 51900…  ADDRESS dev tun metric 100, for each address that a set's names have led to,
+//!      91  ipproto P                             in a table for each set; behind it, outliving the TUN:
+//!      92                                        prohibit ADDRESS metric 200
+//! rule 93  not fwmark M          → table 51821   PREFIX dev tun metric 100, for each captured prefix;
+//!                                                behind it, outliving the TUN:
+//!                                                prohibit PREFIX metric 200 (fails closed)
+//!                                                throw    PREFIX metric 300 (fails direct)
+//! rule 94  from TUN-ADDRESS      → table 51822   default dev tun metric 100, prohibit default metric 200
 //! ```
 //!
+//! The rules' priorities are these as long as no other program's come ahead ([`crate::place`]).
 //! The throw route is there for a prefix that fails direct inside one that fails closed.
 //! A learned address may be a stranger's too: only what the set's rules take is led there, by protocol and port. The kernel
 //! cannot name port 65535: where a range ends there, all ports of the protocol are taken, and the policy refuses what is not
 //! its own.
 //! The other rules name no mark, since `not` would turn the whole condition round: marked sockets are never bound to the
 //! TUN's address, nor do they speak to learned addresses.
+
+use std::ops::Range;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use policy::{Captured, Fail, Traffic};
@@ -33,13 +36,17 @@ pub const TABLE_CAPTURED: u32 = 51821;
 pub const TABLE_SOURCE: u32 = 51822;
 /// The first of the tables of learned addresses; the others follow it.
 pub const TABLE_LEARNED: u32 = 51900;
+/// All that our rules have: ahead of those that other programs are known to use (NetBird's 105, strongSwan's 220, the VRFs' 1000), with
+/// room before them.
+pub(crate) const PRIORITIES: Range<u32> = 90..96;
 /// Rules to learned addresses, one priority for each kind of condition: [`crate::netlink::Netlink::delete_rule`] says why.
-pub const PRIORITY_LEARNED_PORTS: u32 = 5177;
-pub const PRIORITY_LEARNED_PROTOCOL: u32 = 5178;
-pub const PRIORITY_LEARNED_ALL: u32 = 5179;
-/// Before main (32766), after local (0).
-pub const PRIORITY_CAPTURED: u32 = 5180;
-pub const PRIORITY_SOURCE: u32 = 5181;
+pub const PRIORITY_LEARNED_PORTS: u32 = PRIORITIES.start;
+pub const PRIORITY_LEARNED_PROTOCOL: u32 = PRIORITIES.start + 1;
+pub const PRIORITY_LEARNED_ALL: u32 = PRIORITIES.start + 2;
+pub const PRIORITY_CAPTURED: u32 = PRIORITIES.start + 3;
+pub const PRIORITY_SOURCE: u32 = PRIORITIES.start + 4;
+/// Of [`Plan::once_more`].
+const PRIORITY_ONCE_MORE: u32 = PRIORITIES.start + 5;
 /// Marks our routes and rules as ours: a `RTPROT_*` number that linux/rtnetlink.h leaves free.
 pub const PROTOCOL: u8 = 181;
 pub const METRIC_TUN: u32 = 100;
@@ -55,6 +62,8 @@ pub(crate) struct Plan {
     pub behind: Vec<Route>,
     pub rules: Vec<Rule>,
     pub tun: Vec<Route>,
+    /// How far the rules are from [`PRIORITIES`], modulo 2³².
+    shift: u32,
 }
 
 impl Plan {
@@ -106,10 +115,19 @@ impl Plan {
         plan.limit(ipv6)
     }
 
+    /// A new plan's rules moved so that they begin at `place`.
+    pub fn at(mut self, place: u32) -> Self {
+        self.shift = place.wrapping_sub(PRIORITIES.start);
+        for rule in &mut self.rules {
+            rule.priority = rule.priority.wrapping_add(self.shift);
+        }
+        self
+    }
+
     /// A rule that says what one of these says, behind them all.
     pub fn once_more(&self, family: Family) -> Option<Rule> {
         let rule = self.rules.iter().find(|rule| rule.family == family)?;
-        Some(Rule { priority: PRIORITY_SOURCE + 1, ..rule.clone() })
+        Some(Rule { priority: PRIORITY_ONCE_MORE.wrapping_add(self.shift), ..rule.clone() })
     }
 
     fn capture(&mut self, table: u32, prefix: IpNet, fail: Fail, tun: u32) {
@@ -234,26 +252,26 @@ mod tests {
         assert_eq!(
             rules(Traffic { tcp: vec![80..=80, 5060..=5061], udp: vec![all.clone()], ..Traffic::default() }),
             [
-                "5177: from all ipproto 6 dport 80-80 lookup 51903",
-                "5177: from all ipproto 6 dport 5060-5061 lookup 51903",
-                "5178: from all ipproto 17 lookup 51903",
-                "5177: from ::/0 ipproto 6 dport 80-80 lookup 51903",
-                "5177: from ::/0 ipproto 6 dport 5060-5061 lookup 51903",
-                "5178: from ::/0 ipproto 17 lookup 51903",
+                "90: from all ipproto 6 dport 80-80 lookup 51903",
+                "90: from all ipproto 6 dport 5060-5061 lookup 51903",
+                "91: from all ipproto 17 lookup 51903",
+                "90: from ::/0 ipproto 6 dport 80-80 lookup 51903",
+                "90: from ::/0 ipproto 6 dport 5060-5061 lookup 51903",
+                "91: from ::/0 ipproto 17 lookup 51903",
             ]
         );
         assert_eq!(
             rules(Traffic { tcp: vec![22..=22, 1024..=u16::MAX], icmp: true, ..Traffic::default() }),
             [
-                "5178: from all ipproto 6 lookup 51903",
-                "5178: from all ipproto 1 lookup 51903",
-                "5178: from ::/0 ipproto 6 lookup 51903",
-                "5178: from ::/0 ipproto 58 lookup 51903",
+                "91: from all ipproto 6 lookup 51903",
+                "91: from all ipproto 1 lookup 51903",
+                "91: from ::/0 ipproto 6 lookup 51903",
+                "91: from ::/0 ipproto 58 lookup 51903",
             ]
         );
         assert_eq!(
             rules(Traffic { tcp: vec![all.clone()], udp: vec![all], icmp: true, other: true }),
-            ["5179: from all lookup 51903", "5179: from ::/0 lookup 51903"]
+            ["92: from all lookup 51903", "92: from ::/0 lookup 51903"]
         );
         assert_eq!(rules(Traffic::default()), [""; 0]);
     }

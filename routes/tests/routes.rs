@@ -14,6 +14,7 @@ use std::{
     io::ErrorKind,
     net::{SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -35,8 +36,8 @@ use nix::{
 };
 use policy::{Captured, Fail, LearnedSet, Traffic};
 use routes::{
-    Cleaned, Conflict, Error, Leftovers, Routes, State, conflicts,
-    netlink::{Kind, Netlink, Route, Watch},
+    Cleaned, Conflict, Error, Leftovers, PRIORITY_CAPTURED, PRIORITY_SOURCE, Routes, State, conflicts,
+    netlink::{Family, Kind, Netlink, Route, Rule, Watch},
     underlay,
 };
 
@@ -223,8 +224,8 @@ fn what_others_remove_is_put_back() {
         let with_routes = settled_snapshot();
         let mut watch = Watch::new().unwrap();
 
-        run(["ip", "rule", "del", "priority", "5180"]);
-        run(["ip", "-6", "rule", "del", "priority", "5181"]);
+        run(["ip", "rule", "del", "priority", &PRIORITY_CAPTURED.to_string()]);
+        run(["ip", "-6", "rule", "del", "priority", &PRIORITY_SOURCE.to_string()]);
         run(["ip", "route", "flush", "table", "51821"]);
         run(["ip", "address", "flush", "dev", TUN]);
         watch.changed().await.unwrap();
@@ -366,7 +367,7 @@ fn a_removed_rule_is_back_at_once_whatever_else_cannot_be() {
         routes.repair().await.unwrap_err();
 
         for family in ["-4", "-6"] {
-            run(["ip", family, "rule", "del", "priority", "5180"]);
+            run(["ip", family, "rule", "del", "priority", &PRIORITY_CAPTURED.to_string()]);
             run(["ip", family, "route", "flush", "table", "51821"]);
         }
         watch.changed().await.unwrap();
@@ -378,6 +379,152 @@ fn a_removed_rule_is_back_at_once_whatever_else_cannot_be() {
         }
         tun.close().await;
     });
+}
+
+/// As wg-quick does for all addresses: without preferences, and the second one is to be asked first.
+#[test]
+fn our_rules_move_ahead_of_others_which_keep_their_order() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let before = settled_snapshot();
+        let mut tun = Tun::open();
+        let mut routes = world.apply().await;
+        let own = [TUN_V4, TUN_V6].map(ip);
+        let mut watch = Watch::new().unwrap();
+        watch.ignore(routes.netlink());
+        let priorities = |family: &str, what: &str| -> Vec<u32> {
+            let rules = run(["ip", family, "rule"]);
+            let found = rules.lines().filter(|line| line.contains(what));
+            found.map(|line| line.split_once(':').unwrap().0.parse().unwrap()).collect()
+        };
+        let whole = "not fwmark 51820 table 51820";
+        let near = "table main suppress_prefixlength 0";
+        for (family, via) in [("-4", "192.168.7.1"), ("-6", "fd07::1")] {
+            run(["ip", family, "route", "add", "default", "via", via, "table", "51820"]);
+        }
+        for rule in [whole, near] {
+            for family in ["-4", "-6"] {
+                ip_rule(family, "add", rule);
+            }
+            watch.changed().await.unwrap();
+            let repaired = routes.repair().await.unwrap();
+            assert!(repaired.iter().any(|what| what.contains("place ahead of")), "{repaired:?}");
+            assert_eq!(routes.repair().await.unwrap(), [""; 0]);
+        }
+        for family in ["-4", "-6"] {
+            let ours = priorities(family, "proto 181");
+            let (whole, near) = (priorities(family, "lookup 51820"), priorities(family, "suppress_prefix"));
+            assert!(ours.iter().all(|ours| *ours > 0 && *ours < near[0]), "{ours:?} {near:?}");
+            assert!(near[0] < whole[0], "{near:?} {whole:?}");
+        }
+        assert_eq!(routes.ahead(), [""; 0]);
+        tun.entered();
+        for (source, destination) in own.into_iter().zip(SIGNALING) {
+            let wire = world.listen(destination);
+            send(None, 0, destination).unwrap();
+            assert!(silent(&wire), "{destination} went the others' way");
+            assert_eq!(tun.entered(), [(source, ip(destination))]);
+        }
+
+        // What is learned stands with the rest.
+        let traffic = Traffic { udp: vec![5060..=5060], ..Traffic::default() };
+        let addresses = UNRELATED.map(ip).to_vec();
+        routes.learn(&[LearnedSet { set: "signaling".to_owned(), addresses, traffic }]).await.unwrap();
+        for (source, destination) in own.into_iter().zip(UNRELATED) {
+            send(None, 0, destination).unwrap();
+            assert_eq!(tun.entered(), [(source, ip(destination))]);
+        }
+        routes.learn(&[]).await.unwrap();
+
+        // When the others are gone, all is as it was.
+        for family in ["-4", "-6"] {
+            ip_rule(family, "del", whole);
+            ip_rule(family, "del", near);
+            run(["ip", family, "route", "flush", "table", "51820"]);
+        }
+        watch.changed().await.unwrap();
+        assert_eq!(routes.repair().await.unwrap(), [""; 0]);
+        assert_eq!(priorities("-4", "proto 181"), [PRIORITY_CAPTURED, PRIORITY_SOURCE]);
+        routes.teardown().await.unwrap();
+        tun.close().await;
+        assert_eq!(settled_snapshot(), before);
+    });
+}
+
+#[test]
+fn rules_that_ours_cannot_move_ahead_of_are_told() {
+    in_namespace(async || {
+        let world = World::new().await;
+        ip_rule("-4", "add", "priority 0 uidrange 7-7 protocol static lookup main");
+        let tun = Tun::open();
+        let mut routes = world.apply().await;
+        assert_eq!(routes.ahead(), ["0: from all uidrange 7-7 lookup 254 proto static"]);
+        ip_rule("-6", "add", "priority 1 goto 32766");
+        assert_eq!(routes.repair().await.unwrap(), [""; 0]);
+        assert_eq!(routes.ahead().len(), 2, "{:?}", routes.ahead());
+        ip_rule("-4", "del", "priority 0 uidrange 7-7 protocol static lookup main");
+        ip_rule("-6", "del", "priority 1 goto 32766");
+        // No packet to another machine goes by these.
+        ip_rule("-4", "add", "priority 1 nop");
+        ip_rule("-4", "add", "priority 1 iif wan0 lookup local");
+        routes.repair().await.unwrap();
+        assert_eq!(routes.ahead(), [""; 0]);
+        drop(routes);
+        tun.close().await;
+    });
+}
+
+/// As where Cilium runs.
+#[test]
+fn our_rules_stay_behind_a_local_table_that_was_moved() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let mut tun = Tun::open();
+        for family in ["-4", "-6"] {
+            ip_rule(family, "add", "priority 100 lookup local");
+            ip_rule(family, "del", "priority 0 lookup local");
+        }
+        let _routes = world.apply().await;
+        assert!(run(["ip", "rule"]).contains("104:\tnot from all fwmark"), "{}", run(["ip", "rule"]));
+        // What answers on the TUN's address answers here.
+        let server = UdpSocket::bind((ip(TUN_V4), 5060)).unwrap();
+        let client = UdpSocket::bind("192.168.7.2:0").unwrap();
+        tun.entered();
+        server.send_to(b"answer", client.local_addr().unwrap()).unwrap();
+        assert!(arrived(&client));
+        assert_eq!(tun.entered(), []);
+    });
+}
+
+#[test]
+fn what_an_older_version_left_elsewhere_is_taken_over() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let before = settled_snapshot();
+        let netlink = Netlink::new().unwrap();
+        let old = |family| Rule {
+            mark: Some(MARK),
+            invert: true,
+            protocol: routes::PROTOCOL,
+            ..Rule::new(family, 5180, routes::TABLE_CAPTURED)
+        };
+        for family in [Family::V4, Family::V6] {
+            netlink.add_rule(&old(family)).await.unwrap();
+        }
+        let tun = Tun::open();
+        let routes = world.apply().await;
+        assert!(routes.took_over());
+        let ours: Vec<_> = netlink.rules().await.unwrap();
+        assert!(!ours.iter().any(|rule| rule.priority == 5180), "{ours:?}");
+        routes.teardown().await.unwrap();
+        tun.close().await;
+        assert_eq!(settled_snapshot(), before);
+    });
+}
+
+fn ip_rule(family: &str, what: &str, rule: &str) {
+    let output = Command::new("ip").args([family, "rule", what]).args(rule.split(' ')).output().unwrap();
+    assert!(output.status.success(), "{what} {rule}: {output:?}");
 }
 
 #[test]

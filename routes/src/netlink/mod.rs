@@ -4,6 +4,7 @@
 //! the calling thread's namespace once, and every call speaks to that one.
 
 mod address;
+mod any_rule;
 mod link;
 mod route;
 mod rule;
@@ -23,6 +24,7 @@ use tokio::task::JoinHandle;
 use crate::crash_point;
 
 pub use address::Address;
+pub use any_rule::AnyRule;
 pub use link::Link;
 pub use route::{Hop, Kind, Route};
 pub use rule::{Family, Rule};

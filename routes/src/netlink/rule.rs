@@ -15,6 +15,9 @@ pub enum Family {
     V6,
 }
 
+/// What the kernel says of a `suppress_…` that a rule has not.
+pub(super) const NO_LIMIT: u32 = u32::MAX;
+
 /// A rule that leads packets to a routing table (linux/fib_rules.h).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
@@ -70,14 +73,7 @@ impl Netlink {
 
     /// The IPv4 and IPv6 rules that lead to a table by what [`Rule`] can say. Others are left out.
     pub async fn rules(&self) -> Result<Vec<Rule>, Error> {
-        let messages = self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), "list rules").await?;
-        Ok(messages
-            .into_iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewRule(rule) => Rule::from_message(&rule),
-                _ => None,
-            })
-            .collect())
+        Ok(self.all_rules().await?.into_iter().filter_map(|any| any.rule).collect())
     }
 }
 
@@ -114,7 +110,7 @@ impl Rule {
         message
     }
 
-    fn from_message(message: &RuleMessage) -> Option<Self> {
+    pub(super) fn from_message(message: &RuleMessage) -> Option<Self> {
         let header = &message.header;
         let family = match header.family {
             AddressFamily::Inet => Family::V4,
@@ -143,7 +139,13 @@ impl Rule {
                 | RuleAttribute::Oifname(_)
                 | RuleAttribute::UidRange(_)
                 | RuleAttribute::SourcePortRange(_)
+                | RuleAttribute::TunId(_)
                 | RuleAttribute::L3MDev(true) => return None,
+                RuleAttribute::SuppressPrefixLen(limit) | RuleAttribute::SuppressIfGroup(limit)
+                    if *limit != NO_LIMIT =>
+                {
+                    return None;
+                }
                 _ => {}
             }
         }

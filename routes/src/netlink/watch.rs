@@ -6,7 +6,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{MulticastGroup, sys::SocketAddr};
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, timeout_at},
 };
 
 use super::{Error, Netlink};
@@ -16,10 +16,13 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The kernel counts links from 1.
 const NO_LINK: u32 = 0;
 
+/// A notice, and whose.
+type Heard = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
+
 /// Changes of links, addresses, routes and rules in one network namespace, or of one link there.
 #[derive(Debug)]
 pub struct Watch {
-    changes: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    changes: UnboundedReceiver<Heard>,
     connection: JoinHandle<()>,
     /// The ports of those whose changes are not told.
     ignored: Vec<u32>,
@@ -28,6 +31,8 @@ pub struct Watch {
     /// When a change may be told next.
     next: Instant,
     untold: bool,
+    /// One is not told that is to be told at once.
+    is_urgent: bool,
 }
 
 impl Watch {
@@ -63,28 +68,43 @@ impl Watch {
         self.ignored.push(netlink.port);
     }
 
-    /// Waits for a change. The first is told at once, since until a removed rule is put back, signaling is in the open;
-    /// those that follow within 20 ms are told together after that time. Changes that the socket's buffer had no room
-    /// for count as one. Cancelling it loses nothing.
+    /// Waits for a change. The first is told at once, and those that follow within 20 ms together after that time; but those of rules
+    /// at once, since until a removed rule is put back, signaling is in the open. Changes that the socket's buffer had no room for count
+    /// as one. Cancelling it loses nothing.
     pub async fn changed(&mut self) -> Result<(), Error> {
-        let closed = || Error::Closed { action: "watch for changes".to_owned() };
-        while !self.untold {
-            let (change, _) = self.changes.next().await.ok_or_else(closed)?;
-            self.untold = self.is_to_tell(&change);
+        while !self.is_urgent {
+            let next = self.changes.next();
+            let change = match self.untold {
+                false => next.await,
+                true => match timeout_at(self.next, next).await {
+                    Ok(change) => change,
+                    Err(_) => break,
+                },
+            };
+            self.note(change)?;
         }
-        sleep_until(self.next).await;
         while let Some(change) = self.changes.next().now_or_never() {
-            change.ok_or_else(closed)?;
+            self.note(change)?;
         }
-        self.untold = false;
+        (self.untold, self.is_urgent) = (false, false);
         self.next = Instant::now() + PAUSE;
+        Ok(())
+    }
+
+    fn note(&mut self, change: Option<Heard>) -> Result<(), Error> {
+        let (change, _) = change.ok_or_else(|| Error::Closed { action: "watch for changes".to_owned() })?;
+        if self.is_to_tell(&change) {
+            self.untold = true;
+            self.is_urgent |= is_about_rules(&change);
+        }
         Ok(())
     }
 
     fn of(groups: &[MulticastGroup]) -> Result<Self, Error> {
         let (connection, _, changes) = rtnetlink::new_multicast_connection(groups).map_err(Error::Socket)?;
         let connection = tokio::spawn(connection);
-        Ok(Self { changes, connection, ignored: Vec::new(), only: None, next: Instant::now(), untold: false })
+        let (ignored, next) = (Vec::new(), Instant::now());
+        Ok(Self { changes, connection, ignored, only: None, next, untold: false, is_urgent: false })
     }
 
     fn is_to_tell(&self, change: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
@@ -94,6 +114,13 @@ impl Watch {
         };
         is_wanted && !self.ignored.contains(&change.header.port_number)
     }
+}
+
+fn is_about_rules(change: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    matches!(
+        change.payload,
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_))
+    )
 }
 
 fn link_of(message: &RouteNetlinkMessage) -> Option<u32> {

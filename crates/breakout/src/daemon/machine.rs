@@ -289,6 +289,10 @@ impl Machine {
             None => (false, "not configured (`kill_switch` in [routes])".to_owned()),
             Some(report) => (report.missing.is_none(), kill_switch(&report)),
         };
+        let rules = match self.routes.ahead() {
+            [] => (true, "no other program's decide before ours".to_owned()),
+            ahead => (false, format!("rules of somebody else decide before ours: {}", ahead.join("; "))),
+        };
         let old_connections = match &self.ended {
             Ok(0) => (true, "there was none to end".to_owned()),
             Ok(1) => (true, "1 connection to signaling outside of the tunnel was ended".to_owned()),
@@ -302,6 +306,7 @@ impl Machine {
         vec![
             ("firewall", firewall.0, firewall.1),
             ("kill-switch", kill_switch.0, kill_switch.1),
+            ("routing-rules", rules.0, rules.1),
             ("old-connections", old_connections.0, old_connections.1),
             ("split-dns", names.0, names.1),
         ]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use lab::addresses::{GATEWAY, GATEWAY_TUNNEL, ROUTER};
 use lab::service::listen_tcp;
 use lab::{Captured, Gateway, Host, Process, Record, SIGNALING_NET, Wiring};
+use routes::PRIORITY_CAPTURED;
 use serde::Deserialize;
 
 use crate::common::{
@@ -288,10 +289,12 @@ fn a_resolvconf_that_hangs_keeps_nothing_else_from_going_on() {
     assert!(begun.elapsed() < AT_ONCE, "status after {:?}", begun.elapsed());
     let told = client(&scene, 1, &["new.usw2.pure.cloud"]);
     assert_eq!((told.greeted, told.failures.len()), (1, 0), "{told:?}");
-    sh(&scene, "ip rule del priority 5180");
-    eventually(PATIENCE, || match sh(&scene, "ip rule show priority 5180").as_str() {
-        "" => Err("the rule is not put back".to_owned()),
-        _ => Ok(()),
+    sh(&scene, &format!("ip rule del priority {PRIORITY_CAPTURED}"));
+    eventually(PATIENCE, || {
+        match sh(&scene, &format!("ip rule show priority {PRIORITY_CAPTURED}")).as_str() {
+            "" => Err("the rule is not put back".to_owned()),
+            _ => Ok(()),
+        }
     });
     assert!(is_hanging(), "it was not there all the while");
 
