@@ -13,7 +13,8 @@ use tracing::{error, warn};
 
 use crate::{
     ip_protocol::{ICMP, ICMPV6, TCP, UDP},
-    nft::{self, Chain, ChainKind, Elements, Expr, Hook, Policy, Process, Set, Socket, Table, Watch},
+    nft::{self, Chain, ChainKind, Elements, Expr, Hook, Policy, Set, Socket, Table, Watch},
+    process::Process,
 };
 
 /// The table's name.

@@ -22,6 +22,7 @@ pub mod netlink;
 pub mod nft;
 mod place;
 mod plan;
+mod process;
 mod state;
 mod sysctl;
 mod underlay;
@@ -36,5 +37,6 @@ pub use plan::{
     PRIORITY_LEARNED_PORTS, PRIORITY_LEARNED_PROTOCOL, PRIORITY_SOURCE, PROTOCOL, TABLE_CAPTURED,
     TABLE_LEARNED, TABLE_SOURCE,
 };
+pub use process::Process;
 pub use state::{Holder, Leftovers, State, running};
 pub use underlay::{Conflict, Leg, PhysicalAddress, Underlay, conflicts, underlay};

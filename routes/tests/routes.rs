@@ -11,10 +11,10 @@ mod common;
 
 use std::{
     fs::File,
-    io::ErrorKind,
+    io::{ErrorKind, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd,
-    process::Command,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -224,7 +224,16 @@ fn what_others_remove_is_put_back() {
         let with_routes = settled_snapshot();
         let mut watch = Watch::new().unwrap();
 
-        run(["ip", "rule", "del", "priority", &PRIORITY_CAPTURED.to_string()]);
+        // By somebody who still lives when the kernel tells of it.
+        let mut by = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+        writeln!(by.stdin.as_ref().unwrap(), "rule del priority {PRIORITY_CAPTURED}").unwrap();
+        while watch.last().is_none() {
+            tokio::time::timeout(Duration::from_secs(10), watch.changed()).await.unwrap().unwrap();
+        }
+        assert_eq!(watch.last().map(|by| (by.pid, by.name.as_str())), Some((by.id(), "ip")));
+        drop(by.stdin.take());
+        by.wait().unwrap();
+
         run(["ip", "-6", "rule", "del", "priority", &PRIORITY_SOURCE.to_string()]);
         run(["ip", "route", "flush", "table", "51821"]);
         run(["ip", "address", "flush", "dev", TUN]);

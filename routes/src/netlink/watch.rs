@@ -10,6 +10,7 @@ use tokio::{
 };
 
 use super::{Error, Netlink};
+use crate::process::Process;
 
 /// Changes come in bursts (a new address brings routes): what follows one this soon is told together.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -33,6 +34,8 @@ pub struct Watch {
     untold: bool,
     /// One is not told that is to be told at once.
     is_urgent: bool,
+    /// Who has changed a route or a rule last.
+    last: Option<Process>,
 }
 
 impl Watch {
@@ -91,11 +94,21 @@ impl Watch {
         Ok(())
     }
 
+    /// Who made the last change of a route or a rule, if that can be said: the kernel's notices name the maker's port, and a program that
+    /// only makes a change may have ended by then.
+    pub fn last(&self) -> Option<&Process> {
+        self.last.as_ref()
+    }
+
     fn note(&mut self, change: Option<Heard>) -> Result<(), Error> {
         let (change, _) = change.ok_or_else(|| Error::Closed { action: "watch for changes".to_owned() })?;
         if self.is_to_tell(&change) {
             self.untold = true;
             self.is_urgent |= is_about_rules(&change);
+            if is_about_rules(&change) || is_about_routes(&change) {
+                // Soon: it may end.
+                self.last = Process::of_port(change.header.port_number);
+            }
         }
         Ok(())
     }
@@ -104,7 +117,16 @@ impl Watch {
         let (connection, _, changes) = rtnetlink::new_multicast_connection(groups).map_err(Error::Socket)?;
         let connection = tokio::spawn(connection);
         let (ignored, next) = (Vec::new(), Instant::now());
-        Ok(Self { changes, connection, ignored, only: None, next, untold: false, is_urgent: false })
+        Ok(Self {
+            changes,
+            connection,
+            ignored,
+            only: None,
+            next,
+            untold: false,
+            is_urgent: false,
+            last: None,
+        })
     }
 
     fn is_to_tell(&self, change: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
@@ -120,6 +142,13 @@ fn is_about_rules(change: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
     matches!(
         change.payload,
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_))
+    )
+}
+
+fn is_about_routes(change: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    matches!(
+        change.payload,
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_))
     )
 }
 

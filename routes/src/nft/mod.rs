@@ -12,7 +12,7 @@ use std::io;
 use ipnet::IpNet;
 
 pub use set::{Elements, Set};
-pub use watch::{Process, Watch};
+pub use watch::Watch;
 
 pub(crate) use socket::Socket;
 

@@ -1,6 +1,6 @@
 //! The kernel's notices of changes to a table (`NFNLGRP_NFTABLES`).
 
-use std::{fmt, io};
+use std::io;
 
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
 
@@ -9,6 +9,7 @@ use super::{
     encode::{NFNL_SUBSYS_NFTABLES, NFPROTO_INET},
     socket::HEADER,
 };
+use crate::process::{Process, printable};
 
 /// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h) as a bit of `nl_groups`.
 const GROUP: u32 = 1 << (7 - 1);
@@ -30,13 +31,6 @@ pub struct Watch {
     notices: TokioSocket,
     buffer: Vec<u8>,
     reader: Reader,
-}
-
-/// Who made a change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Process {
-    pub pid: u32,
-    pub name: String,
 }
 
 impl Watch {
@@ -124,15 +118,9 @@ fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     }
 }
 
-/// Without the closing zero; what is no UTF-8, or could upset a terminal, is escaped.
+/// Without the closing zero.
 fn text(value: &[u8]) -> String {
-    value.split(|byte| *byte == 0).next().unwrap_or_default().escape_ascii().to_string()
-}
-
-impl fmt::Display for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (pid {})", self.name, self.pid)
-    }
+    printable(value.split(|byte| *byte == 0).next().unwrap_or_default())
 }
 
 #[cfg(test)]

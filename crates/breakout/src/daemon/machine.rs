@@ -200,8 +200,10 @@ impl Machine {
         if !matches!(&repaired, Ok(repaired) if repaired.is_empty()) {
             self.end_old_connections(loaded, snapshot);
         }
+        let by =
+            self.watch.last().map_or_else(String::new, |by| format!(", after {by} changed routes or rules"));
         for repaired in repaired? {
-            tracing::warn!("put back: {repaired}");
+            tracing::warn!("put back: {repaired}{by}");
         }
         let now =
             routes::underlay(&self.netlink, FWMARK.get(), &self.gateways, Some(self.routes.tun())).await?;
