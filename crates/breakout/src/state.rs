@@ -1,17 +1,13 @@
 //! The directory in which a running daemon can be found: `lock`, `control`, and the journal of what to undo.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
+use routes::Holder;
 
 use crate::{failure::Failure, progress};
 
@@ -49,48 +45,54 @@ impl StateDir {
         }
     }
 
-    /// Waits until no daemon holds the lock any more.
+    /// Who holds the lock; `None`: nobody.
+    pub fn holder(&self) -> Result<Option<Holder>, Failure> {
+        match routes::running(&self.0) {
+            Ok(holder) => Ok(holder),
+            // Only root may touch the lock; the control group sees the socket, which goes first.
+            Err(routes::Error::Directory { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Ok(self.control_socket().exists().then_some(None))
+            }
+            Err(error) => Err(Failure::system("cannot look for a daemon").because(error).into()),
+        }
+    }
+
+    /// Waits until the daemon that holds the lock now does so no more; fails if another one does by then.
     pub fn wait_until_gone(&self, limit: Duration) -> Result<(), Failure> {
         let _waiting = progress::waiting_for("the daemon to end");
         let deadline = Instant::now() + limit;
+        let first = self.holder()?;
         loop {
-            match self.is_running() {
-                Ok(false) => return Ok(()),
-                Ok(true) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
-                Ok(true) => {
+            match self.holder()? {
+                None => return Ok(()),
+                Some(holder) if Some(holder) != first => return Err(replaced(holder)),
+                Some(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+                Some(_) => {
                     return Err(Failure::system(format!(
                         "the daemon is still there after {} s",
                         limit.as_secs()
                     ))
-                    .remedy("see its log; if it hangs, end it with SIGKILL and run `breakout down` again")
+                    .remedy(
+                        "see its log; if it hangs, end it with SIGKILL and run `breakout down` again; if a service \
+                         manager has started another, stop it there",
+                    )
                     .into());
                 }
-                Err(error) => {
-                    return Err(Failure::system(format!("cannot look at {}", self.lock_file().display()))
-                        .because(error)
-                        .into());
-                }
             }
         }
     }
 
-    fn is_running(&self) -> io::Result<bool> {
-        let file = match File::open(self.lock_file()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            // Only root may touch the lock; the control group sees the socket, which goes first.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return Ok(self.control_socket().exists());
-            }
-            opened => opened?,
-        };
-        match Flock::lock(file, FlockArg::LockSharedNonblock) {
-            Ok(_) => Ok(false),
-            Err((_, Errno::EWOULDBLOCK)) => Ok(true),
-            Err((_, errno)) => Err(errno.into()),
-        }
+    /// For who has ended a daemon and wants to clean up after it.
+    pub fn refuse_if_replaced(&self) -> Result<(), Failure> {
+        self.holder()?.map_or(Ok(()), |holder| Err(replaced(holder)))
     }
+}
 
-    fn lock_file(&self) -> PathBuf {
-        self.0.join("lock")
-    }
+fn replaced(holder: Holder) -> Failure {
+    let pid = holder.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    Failure::system(format!("the daemon ended, and another one was started in its place{pid}"))
+        .remedy("a service manager does that: stop it there")
+        .into()
 }

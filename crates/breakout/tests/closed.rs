@@ -110,3 +110,37 @@ fn a_full_standard_output_does_not_end_the_daemon() {
     let Some(out) = in_namespace(&place, &format!("{UP}{script}")) else { return };
     assert_eq!(out.lines().collect::<Vec<_>>(), ["exit 0", "0"]);
 }
+
+#[test]
+fn a_daemon_that_was_started_in_its_place_is_not_taken_for_the_one_that_ended() {
+    let place = Place::new();
+    place.write_config("");
+    // Whoever waits for the lock has it the moment it is free, as a service manager's next daemon may.
+    let script = r#"
+        up
+        flock state/lock sh -c 'echo $$ > state/lock; exec sleep 60' &
+        sleep 0.2
+        $B down 2> err; echo "exit $?"
+        holder=$(cat state/lock)
+        tr -d '\n│' < err | tr -s ' ' | grep -o "another one was started in its place (pid $holder)"
+        tr -d '\n│' < err | tr -s ' ' | grep -o 'service manager'
+        $B down 2> err; echo "exit $?"
+        tr -d '\n│' < err | tr -s ' ' | grep -o "the daemon (pid $holder) cannot be asked to end"
+        kill $holder
+        wait
+        $B down
+    "#;
+    let Some(out) = in_namespace(&place, &format!("{UP}{script}")) else { return };
+    let lines: Vec<&str> = out.lines().map(|line| line.split(" (pid").next().unwrap()).collect();
+    assert_eq!(
+        lines,
+        [
+            "exit 3",
+            "another one was started in its place",
+            "service manager",
+            "exit 3",
+            "the daemon",
+            "no daemon was running, and none has left anything behind"
+        ]
+    );
+}

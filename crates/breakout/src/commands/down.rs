@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use clap::Args;
 use control::{Command, Reply};
+use nix::unistd::Uid;
 use serde::Serialize;
 
 use super::ask;
@@ -45,6 +46,7 @@ impl Down {
             }
             Ok(other) => return Err(ask::unexpected(&other)),
             Err(failure) if failure.exit == Exit::NoDaemon => {
+                refuse_if_deaf(&state)?;
                 Ended { was_running: false, cleaned: daemon::clean(&state)? }
             }
             Err(failure) => return Err(failure),
@@ -60,7 +62,20 @@ impl Down {
 
 /// What a daemon that was told to end could not put back. Members of the control group may end it, but not look.
 fn clean_if_allowed(state: &StateDir) -> Result<Vec<String>, Failure> {
-    if nix::unistd::Uid::effective().is_root() { daemon::clean(state) } else { Ok(Vec::new()) }
+    if !Uid::effective().is_root() {
+        return Ok(Vec::new());
+    }
+    state.refuse_if_replaced()?;
+    daemon::clean(state)
+}
+
+/// A daemon has the lock before it can be asked, and after.
+fn refuse_if_deaf(state: &StateDir) -> Result<(), Failure> {
+    let Some(holder) = state.holder()?.filter(|_| Uid::effective().is_root()) else { return Ok(()) };
+    let pid = holder.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    Err(Failure::system(format!("the daemon{pid} cannot be asked to end: it is starting or ending"))
+        .remedy("try again; if it hangs, `breakout panic-off` ends it")
+        .into())
 }
 
 impl Ended {

@@ -68,17 +68,17 @@ impl PanicOff {
 
 /// What was ended, if there was a daemon.
 fn end_daemon(state: &StateDir) -> Result<Option<String>, Failure> {
-    let holder = || {
-        routes::running(state.path())
-            .map_err(|error| Failure::system("cannot look for a daemon").because(error))
-    };
-    if holder()?.is_none() {
+    let first = state.holder()?;
+    if first.is_none() {
         return Ok(None);
     }
     let asked = ask::daemon(state, Command::Down).and_then(|_| state.wait_until_gone(LIMIT));
-    let (Err(_), Some(holder)) = (asked, holder()?) else {
+    let (Err(failure), Some(holder)) = (asked, state.holder()?) else {
         return Ok(Some("the daemon, which was asked to end".to_owned()));
     };
+    if Some(holder) != first {
+        return Err(failure);
+    }
     let pid = holder
         .ok_or_else(|| Failure::system("a daemon holds the lock and has not said which process it is"))?;
     kill(Pid::from_raw(pid), Signal::SIGKILL)
