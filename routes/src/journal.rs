@@ -139,13 +139,16 @@ impl Journal {
     /// In one step: a crash, of the machine too, leaves the old journal or the new one.
     fn write(&self, content: &Content) -> io::Result<()> {
         crash_point::reached();
+        let new = self.path.with_extension("new");
         if content.undo.is_empty() {
-            match fs::remove_file(&self.path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+            // The former is what a crash left of a write.
+            for file in [&new, &self.path] {
+                match fs::remove_file(file) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
         } else {
-            let new = self.path.with_extension("new");
             let text = serde_json::to_vec(content)?;
             let (half, rest) = text.split_at_checked(text.len() / 2).unwrap_or((&text, &[]));
             let mut file = File::create(&new)?;
@@ -267,6 +270,10 @@ mod tests {
             journal.forget(|undo| *undo == Undo::Routing).unwrap();
         }
         assert_eq!(fs::read(directory.path().join(FILE)).unwrap(), whole);
+
+        fs::write(directory.path().join("undo.new"), &whole).unwrap();
+        journal.forget(|_| true).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is to be undone any more");
     }
 
     #[test]

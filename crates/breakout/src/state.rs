@@ -37,11 +37,14 @@ impl StateDir {
 
     /// Nothing keeps closed what was learned any more.
     pub fn forget_learned(&self) {
-        match fs::remove_file(self.learned()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, "cannot remove {}", self.learned().display());
+        // The latter is what a crash left of a write.
+        for file in [self.learned(), self.learned().with_extension("new")] {
+            match fs::remove_file(&file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, "cannot remove {}", file.display());
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
 
