@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{Error, Netlink};
-use crate::process::Process;
+use crate::{plan::PROTOCOL, process::Process};
 
 /// Changes come in bursts (a new address brings routes): what follows one this soon is told together.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -71,9 +71,9 @@ impl Watch {
         self.ignored.push(netlink.port);
     }
 
-    /// Waits for a change. The first is told at once, and those that follow within 20 ms together after that time; but those of rules
-    /// at once, since until a removed rule is put back, signaling is in the open. Changes that the socket's buffer had no room for count
-    /// as one. Cancelling it loses nothing.
+    /// Waits for a change. The first is told at once, and those that follow within 20 ms together after that time; but at once those of
+    /// rules, and that routes of ours are gone, since until they are put back, signaling is in the open. Changes that the socket's buffer
+    /// had no room for count as one. Cancelling it loses nothing.
     pub async fn changed(&mut self) -> Result<(), Error> {
         while !self.is_urgent {
             let next = self.changes.next();
@@ -102,10 +102,13 @@ impl Watch {
 
     fn note(&mut self, change: Option<Heard>) -> Result<(), Error> {
         let (change, _) = change.ok_or_else(|| Error::Closed { action: "watch for changes".to_owned() })?;
-        if self.is_to_tell(&change) {
-            self.untold = true;
-            self.is_urgent |= is_about_rules(&change);
-            if is_about_rules(&change) || is_about_routes(&change) {
+        if !self.is_to_tell(&change) {
+            return Ok(());
+        }
+        self.untold = true;
+        if let NetlinkPayload::InnerMessage(message) = &change.payload {
+            self.is_urgent |= may_open(message);
+            if is_about_routing(message) {
                 // Soon: it may end.
                 self.last = Process::of_port(change.header.port_number);
             }
@@ -138,17 +141,21 @@ impl Watch {
     }
 }
 
-fn is_about_rules(change: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-    matches!(
-        change.payload,
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_))
-    )
+fn may_open(message: &RouteNetlinkMessage) -> bool {
+    match message {
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => true,
+        RouteNetlinkMessage::DelRoute(route) => u8::from(route.header.protocol) == PROTOCOL,
+        _ => false,
+    }
 }
 
-fn is_about_routes(change: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+fn is_about_routing(message: &RouteNetlinkMessage) -> bool {
     matches!(
-        change.payload,
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_))
+        message,
+        RouteNetlinkMessage::NewRule(_)
+            | RouteNetlinkMessage::DelRule(_)
+            | RouteNetlinkMessage::NewRoute(_)
+            | RouteNetlinkMessage::DelRoute(_)
     )
 }
 
