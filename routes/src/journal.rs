@@ -72,6 +72,14 @@ struct Header {
 }
 
 impl Journal {
+    /// As [`Journal::read`], for who holds the lock: nobody else writes.
+    pub fn open(directory: &Path) -> Result<Self, Error> {
+        let journal = Self::read(directory)?;
+        let torn = journal.path.with_extension("new");
+        remove(&torn).map_err(|source| Error::Directory { path: torn, source })?;
+        Ok(journal)
+    }
+
     /// Reads what earlier runs have left to undo in the calling thread's network namespace.
     pub fn read(directory: &Path) -> Result<Self, Error> {
         let path = directory.join(FILE);
@@ -139,16 +147,10 @@ impl Journal {
     /// In one step: a crash, of the machine too, leaves the old journal or the new one.
     fn write(&self, content: &Content) -> io::Result<()> {
         crash_point::reached();
-        let new = self.path.with_extension("new");
         if content.undo.is_empty() {
-            // The former is what a crash left of a write.
-            for file in [&new, &self.path] {
-                match fs::remove_file(file) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
+            remove(&self.path)?;
         } else {
+            let new = self.path.with_extension("new");
             let text = serde_json::to_vec(content)?;
             let (half, rest) = text.split_at_checked(text.len() / 2).unwrap_or((&text, &[]));
             let mut file = File::create(&new)?;
@@ -161,6 +163,13 @@ impl Journal {
         }
         crash_point::reached();
         self.path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    }
+}
+
+fn remove(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
@@ -272,7 +281,7 @@ mod tests {
         assert_eq!(fs::read(directory.path().join(FILE)).unwrap(), whole);
 
         fs::write(directory.path().join("undo.new"), &whole).unwrap();
-        journal.forget(|_| true).unwrap();
+        Journal::open(directory.path()).unwrap().forget(|_| true).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is to be undone any more");
     }
 

@@ -61,7 +61,7 @@ impl State {
         };
         write_pid(&mut lock).map_err(failed)?;
 
-        Ok(Self(Arc::new(Held { _lock: lock, journal: Journal::read(directory)? })))
+        Ok(Self(Arc::new(Held { _lock: lock, journal: Journal::open(directory)? })))
     }
 
     pub(crate) fn journal(&self) -> &Journal {
