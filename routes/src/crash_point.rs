@@ -1,9 +1,9 @@
-//! Where a test may let the process die: before each change of the machine, and within each write of the journal.
+//! Where a test may let the process die: before each change of the machine, and within each write of what a crash must not lose.
 //! A release build has none of it.
 
 /// Ends the process with SIGKILL at the step whose number, counted from 1, `BREAKOUT_CRASH_AT` gives.
 #[cfg(debug_assertions)]
-pub(crate) fn reached() {
+pub fn reached() {
     use std::sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -20,5 +20,6 @@ pub(crate) fn reached() {
     }
 }
 
+/// Nothing.
 #[cfg(not(debug_assertions))]
-pub(crate) fn reached() {}
+pub fn reached() {}

@@ -10,7 +10,7 @@ mod apply;
 mod change;
 mod clean;
 pub mod connections;
-mod crash_point;
+pub mod crash_point;
 pub mod dns;
 mod error;
 mod ip_protocol;

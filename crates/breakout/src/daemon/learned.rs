@@ -9,6 +9,7 @@ use std::{
 };
 
 use policy::{Learned, Snapshot};
+use routes::crash_point;
 use serde::{Deserialize, Serialize};
 
 /// How long an address counts beyond its TTL. Applications keep what they resolved for longer than they may; an address that no longer
@@ -172,7 +173,9 @@ impl Addresses {
     pub fn write(&self, file: &Path) -> io::Result<()> {
         let new = file.with_extension("new");
         let kept = Kept { boot: boot()?, addresses: self.0.clone() };
+        crash_point::reached();
         fs::write(&new, serde_json::to_vec(&kept)?)?;
+        crash_point::reached();
         fs::rename(new, file)
     }
 }

@@ -1,6 +1,6 @@
 //! What of a machine's network a program can change, by other programs' account, and how names are resolved.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{read_dir, read_link, read_to_string, symlink_metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -51,28 +51,35 @@ impl Machine {
         Some(Self(all))
     }
 
-    /// What is different, a line each.
+    /// What is different, a line each: byte for byte, so that order counts too.
     pub fn differences(&self, other: &Self) -> Vec<String> {
-        let names: Vec<&String> =
-            self.0.keys().chain(other.0.keys().filter(|name| !self.0.contains_key(*name))).collect();
-        let mut differences = Vec::new();
-        for name in names {
-            let lines = |machine: &Self| -> Vec<String> {
-                machine.0.get(name).map(|text| text.lines().map(str::to_owned).collect()).unwrap_or_default()
-            };
-            let (old, new) = (lines(self), lines(other));
-            differences.extend(
-                old.iter().filter(|line| !new.contains(line)).map(|line| format!("{name}: - {line}")),
-            );
-            differences.extend(
-                new.iter().filter(|line| !old.contains(line)).map(|line| format!("{name}: + {line}")),
-            );
-            if old.len() != new.len() {
-                differences.push(format!("{name}: {} lines before, {} now", old.len(), new.len()));
-            }
-        }
-        differences
+        let names: BTreeSet<&String> = self.0.keys().chain(other.0.keys()).collect();
+        let differ = |name: &&String| self.0.get(*name) != other.0.get(*name);
+        names.into_iter().filter(differ).flat_map(|name| self.difference(other, name)).collect()
     }
+
+    fn difference(&self, other: &Self, name: &str) -> Vec<String> {
+        let lines = |machine: &Self| -> Vec<String> {
+            machine.0.get(name).map(|text| text.lines().map(str::to_owned).collect()).unwrap_or_default()
+        };
+        let (old, new) = (lines(self), lines(other));
+        let gone = old.iter().filter(|line| !new.contains(line)).map(|line| format!("{name}: - {line}"));
+        let come = new.iter().filter(|line| !old.contains(line)).map(|line| format!("{name}: + {line}"));
+        let differences: Vec<_> = gone.chain(come).collect();
+        if differences.is_empty() { vec![format!("{name}: was {old:?}, is {new:?}")] } else { differences }
+    }
+}
+
+#[test]
+fn order_and_number_count_among_differences() {
+    let machine = |text: &str| Machine([("ip rule".to_owned(), text.to_owned())].into());
+    let before = machine("a\nb\n");
+    assert!(before.differences(&before).is_empty());
+    for other in ["b\na\n", "a\nb\nb\n", "a\nb", "a\n", ""] {
+        assert!(!before.differences(&machine(other)).is_empty(), "{other:?}");
+    }
+    assert_eq!(before.differences(&Machine(BTreeMap::new())).len(), 2);
+    assert_eq!(Machine(BTreeMap::new()).differences(&machine("")).len(), 1);
 }
 
 fn ask(host: &Host) -> BTreeMap<String, String> {
