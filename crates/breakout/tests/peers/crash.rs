@@ -1,5 +1,5 @@
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
@@ -125,10 +125,15 @@ fn killed_it_keeps_ipv6_signaling_closed_too() {
     }
     let Some(before) = Machine::look(&scene.internet.agent) else { return };
     let to: SocketAddr = format!("[{SIGNALING_V6}]:443").parse().unwrap();
+    let unrelated: SocketAddr = "[2001:db8:9::9]:7000".parse().unwrap();
     let knock = |scene: &Scene| {
         let patience = Duration::from_millis(400);
-        let knock = move || TcpStream::connect_timeout(&to, patience).unwrap_err();
+        let knock = move || {
+            UdpSocket::bind("[::]:0").unwrap().send_to(b"hello", unrelated).unwrap();
+            TcpStream::connect_timeout(&to, patience).unwrap_err()
+        };
         let (wire, error) = scene.on_wire(|| ok(scene.internet.agent.run(knock)));
+        assert!(count(&wire, |r| r.destination == unrelated) > 0, "the capture is blind");
         (count(&wire, |r| r.destination == to), error)
     };
     let (seen, _) = knock(&scene);
