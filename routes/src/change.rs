@@ -6,7 +6,7 @@ use tracing::warn;
 
 use crate::{
     Error,
-    netlink::{self, AnyRule, Family, Netlink, Route, Rule},
+    netlink::{self, AnyRule, Netlink, Route, Rule},
     plan::{PROTOCOL, Plan, TABLE_CAPTURED, TABLE_LEARNED, TABLE_SOURCE},
 };
 
@@ -114,8 +114,7 @@ pub(crate) async fn make(
 }
 
 /// The same for what refuses, and the rules that lead to it. An IPv6 socket goes on by the route that it has found until one in the same
-/// place changes, or a rule does (`fib6_rules_ops`, net/ipv6/fib6_rules.c): where only routes are new, one rule says for a moment what
-/// another says already.
+/// place changes, or a rule does (`fib6_rules_ops`, net/ipv6/fib6_rules.c): where routes are new, a rule comes and goes.
 pub(crate) async fn make_guards(
     netlink: &Netlink,
     guards: Vec<Change>,
@@ -125,10 +124,10 @@ pub(crate) async fn make_guards(
     let before = done.len();
     make(netlink, guards, done).await?;
     let is_new = |change: &Change| matches!(change, Change::AddRoute(route) if route.prefix.addr().is_ipv6());
-    let Some(again) = plan.once_more(Family::V6).filter(|_| done.iter().skip(before).any(is_new)) else {
+    if !done.iter().skip(before).any(is_new) {
         return Ok(());
-    };
-    let changes = vec![Change::AddRule(again.clone()), Change::DeleteRule(again)];
+    }
+    let changes = vec![Change::AddRule(plan.idle_rule()), Change::DeleteRule(plan.idle_rule())];
     make(netlink, changes, &mut Vec::new()).await
 }
 
@@ -190,7 +189,7 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
-    use crate::netlink::Kind;
+    use crate::netlink::{Family, Kind};
 
     #[test]
     fn a_failure_midway_takes_back_what_was_done() {

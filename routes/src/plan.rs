@@ -19,7 +19,10 @@
 //! The other rules name no mark, since `not` would turn the whole condition round: marked sockets are never bound to the
 //! TUN's address, nor do they speak to learned addresses.
 
-use std::ops::Range;
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    ops::Range,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use policy::{Captured, Fail, Traffic};
@@ -45,8 +48,8 @@ pub const PRIORITY_LEARNED_PROTOCOL: u32 = PRIORITIES.start + 1;
 pub const PRIORITY_LEARNED_ALL: u32 = PRIORITIES.start + 2;
 pub const PRIORITY_CAPTURED: u32 = PRIORITIES.start + 3;
 pub const PRIORITY_SOURCE: u32 = PRIORITIES.start + 4;
-/// Of [`Plan::once_more`].
-const PRIORITY_ONCE_MORE: u32 = PRIORITIES.start + 5;
+/// Of [`Plan::idle_rule`].
+const PRIORITY_IDLE: u32 = PRIORITIES.start + 5;
 /// Marks our routes and rules as ours: a `RTPROT_*` number that linux/rtnetlink.h leaves free.
 pub const PROTOCOL: u8 = 181;
 pub const METRIC_TUN: u32 = 100;
@@ -124,10 +127,11 @@ impl Plan {
         self
     }
 
-    /// A rule that says what one of these says, behind them all.
-    pub fn once_more(&self, family: Family) -> Option<Rule> {
-        let rule = self.rules.iter().find(|rule| rule.family == family)?;
-        Some(Rule { priority: PRIORITY_ONCE_MORE.wrapping_add(self.shift), ..rule.clone() })
+    /// A rule that leads nothing anywhere, behind the others.
+    pub fn idle_rule(&self) -> Rule {
+        let priority = PRIORITY_IDLE.wrapping_add(self.shift);
+        let nobody = Some(IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST)));
+        Rule { from: nobody, protocol: PROTOCOL, ..Rule::new(Family::V6, priority, TABLE_CAPTURED) }
     }
 
     fn capture(&mut self, table: u32, prefix: IpNet, fail: Fail, tun: u32) {
