@@ -135,7 +135,7 @@ fn connect_and_learn(kill_switch: bool) {
     let _turn = shared();
     let Some(mut scene) = names::open_scene() else { return };
     let Some(_kept) = Keeper::Nobody.install(&scene, WEB) else { return };
-    let _dns = names::start_gateway(&mut scene, ("2", COUNT));
+    let _dns = names::start_gateway(&mut scene, ("2", COUNT, "1"));
     let more = format!("[routes]\nkill_switch = {kill_switch}\n");
     let config = ok(write_config(&scene.keys, &scene.directory, &more));
     let text = std::fs::read_to_string(&config).unwrap();
