@@ -79,7 +79,8 @@ impl Settings {
 
 impl Routes {
     /// Sets everything up; on an error everything is as before, but for the TUN's own settings, which go with it.
-    /// What a crash has left is taken over; at no time does a prefix that fails closed go out directly.
+    /// What a crash has left is taken over; at no time does a prefix that fails closed go out directly. What that kept closed
+    /// stays closed beside what is wanted now, until [`Routes::let_go`].
     pub async fn apply(state: State, settings: Settings, wanted: &Wanted) -> Result<Self, Error> {
         let netlink = Netlink::new()?;
         let left = state.journal().undo();
@@ -112,6 +113,25 @@ impl Routes {
         }
     }
 
+    /// Lets go of what a run that crashed kept closed and this one does not want: when nothing else can fail any more. On an
+    /// error it stays closed.
+    pub async fn let_go(&self) -> Result<(), Error> {
+        let plan = self.plan(&self.captured, &self.learned);
+        let present = Present::read_alone(&self.netlink, &plan).await?;
+        let mut done = Vec::new();
+        let mut left = change::make(&self.netlink, present.stale(&plan), &mut done).await;
+        if left.is_ok() {
+            left = match &self.kill_switch {
+                Some(up) => up.take_over().map_err(Error::KillSwitch),
+                None => take_back_kill_switch(&self.netlink, &self.state).await,
+            };
+        }
+        if left.is_err() {
+            change::revert(&self.netlink, done).await;
+        }
+        left
+    }
+
     /// Swaps what is captured and what the kill switch keeps in: the new is there before the old goes. On an error all is as
     /// before.
     pub async fn update(&mut self, wanted: &Wanted) -> Result<(), Error> {
@@ -120,7 +140,9 @@ impl Routes {
             (Some(up), Some(contents)) => Some(up.swap(contents).map_err(Error::KillSwitch)?),
             (None, Some(contents)) => {
                 let passing = passing(&self.settings, self.tun);
-                self.kill_switch = Some(raise_kill_switch(&self.state, contents, passing)?);
+                let up = raise_kill_switch(&self.state, contents, passing)?;
+                up.take_over().map_err(Error::KillSwitch)?;
+                self.kill_switch = Some(up);
                 None
             }
             (_, None) => self.kill_switch.as_ref().map(KillSwitch::contents),
@@ -370,35 +392,35 @@ async fn raise(
     }
     raise_tun(netlink, settings, tun).await?;
     change::make(netlink, present.missing_tun_routes(&plan), done).await?;
-    change::make(netlink, present.stale(&plan), done).await?;
-    take_back_others(netlink, state, tun.index, kill_switch.is_none()).await?;
+    take_back_other_tun(netlink, state, tun.index).await?;
     let took_over = stood || !present.rules.is_empty();
     Ok(Raised { learned, tun: tun.index, place, others: present.others, kill_switch, firewall, took_over })
 }
 
-/// What a dead run had and this one has not: its TUN, and its kill switch if there is none now.
-async fn take_back_others(
-    netlink: &Netlink,
-    state: &State,
-    tun: u32,
-    and_kill_switch: bool,
-) -> Result<(), Error> {
-    let is_stale = |undo: &Undo| match undo {
+/// A dead run's, that a child of its daemon's has kept.
+async fn take_back_other_tun(netlink: &Netlink, state: &State, tun: u32) -> Result<(), Error> {
+    let is_other = |undo: &Undo| match undo {
         Undo::Tun { index, .. } | Undo::ResolvedLink { index, .. } => *index != tun,
-        Undo::Table { .. } => and_kill_switch,
-        Undo::Routing | Undo::RpFilter { .. } => false,
+        Undo::Routing | Undo::RpFilter { .. } | Undo::Table { .. } => false,
         Undo::ResolvConf { .. } | Undo::ResolvconfEntry | Undo::DnsLink => false,
     };
-    let mut stale: Vec<Undo> = state.journal().undo().into_iter().filter(is_stale).collect();
-    if and_kill_switch {
-        // Its journal may be lost.
-        stale.extend(kill_switch_undo());
-    }
-    for undo in stale {
-        take_back(netlink, &undo, &mut Cleaned::default()).await?;
-        state.journal().forget(|noted| *noted == undo)?;
+    for undo in state.journal().undo().into_iter().filter(is_other) {
+        take_back_one(netlink, state, undo).await?;
     }
     Ok(())
+}
+
+/// Also one whose journal is lost.
+async fn take_back_kill_switch(netlink: &Netlink, state: &State) -> Result<(), Error> {
+    for undo in kill_switch_undo() {
+        take_back_one(netlink, state, undo).await?;
+    }
+    Ok(())
+}
+
+async fn take_back_one(netlink: &Netlink, state: &State, undo: Undo) -> Result<(), Error> {
+    take_back(netlink, &undo, &mut Cleaned::default()).await?;
+    state.journal().forget(|noted| *noted == undo)
 }
 
 fn raise_kill_switch(state: &State, contents: Contents, passing: Passing) -> Result<KillSwitch, Error> {

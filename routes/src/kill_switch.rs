@@ -20,7 +20,7 @@ use crate::{
 /// The table's name.
 pub const KILL_SWITCH: &str = "breakout-kill-switch";
 
-/// Stands in while the table is replaced.
+/// Stands in while the table is replaced, and beside a dead run's.
 const STAND_IN: &str = "breakout-kill-switch-next";
 /// All that is ever installed.
 pub(crate) const TABLES: [&str; 2] = [STAND_IN, KILL_SWITCH];
@@ -82,16 +82,26 @@ struct Kept {
 }
 
 impl KillSwitch {
-    /// Installs the table, in place of a dead run's, without a gap.
+    /// Installs the table, beside a dead run's until [`KillSwitch::take_over`].
     /// Must be called within a tokio runtime with I/O and time enabled.
     pub fn raise(contents: Contents, passing: Passing) -> Result<Self, nft::Error> {
         let socket = Socket::open()?;
         let watch = Watch::new(KILL_SWITCH, &socket)?;
         let table = table(&contents, &passing);
-        replace(&table, &socket)?;
+        if socket.has(KILL_SWITCH)? {
+            stand_in(&table, &socket)?;
+        } else {
+            replace(&table, &socket)?;
+        }
         let kept = Kept { contents, table, report: KillSwitchReport::default() };
         let shared = Arc::new(Shared { socket, kept: Mutex::new(kept) });
         Ok(Self { keeper: tokio::spawn(keep(watch, shared.clone())), shared, passing })
+    }
+
+    /// Puts the table in the place of a dead run's, without a gap.
+    pub fn take_over(&self) -> Result<(), nft::Error> {
+        let Shared { socket, .. } = &*self.shared;
+        if socket.has(STAND_IN)? { replace(&self.shared.kept().table, socket) } else { Ok(()) }
     }
 
     /// Swaps what is kept in, without a gap. Answers with what was before.
@@ -188,10 +198,14 @@ async fn watch_again(mut why: nft::Error, shared: &Shared) -> Watch {
 /// the new one (measured on Linux 6.18; not so without sets). So the same table stands in under another name.
 fn replace(table: &Table, socket: &Socket) -> Result<(), nft::Error> {
     if socket.has(KILL_SWITCH)? {
-        Table { name: STAND_IN.to_owned(), ..table.clone() }.install_by(socket)?;
+        stand_in(table, socket)?;
     }
     table.install_by(socket)?;
     nft::remove_by(STAND_IN, socket).map(drop)
+}
+
+fn stand_in(table: &Table, socket: &Socket) -> Result<(), nft::Error> {
+    Table { name: STAND_IN.to_owned(), ..table.clone() }.install_by(socket)
 }
 
 fn table(contents: &Contents, Passing { tun, index, mark }: &Passing) -> Table {

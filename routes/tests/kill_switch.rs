@@ -20,8 +20,8 @@ use std::{
 use common::{
     clean, has, in_namespace, run, skip,
     world::{
-        MARK, MEDIA, SIGNALING, TUN, Tun, UNRELATED, World, arrived, captured, ip, send, send_from_device,
-        settings, settled_snapshot, silent, wanted,
+        MARK, MEDIA, SIGNALING, TUN, Tun, UNRELATED, World, arrived, captured, closed, ip, send,
+        send_from_device, settings, settled_snapshot, silent, wanted,
     },
 };
 use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
@@ -41,10 +41,6 @@ fn guarded() -> Vec<Guarded> {
 
 fn with_kill_switch() -> Wanted {
     Wanted { kill_switch: Some(guarded()), ..wanted(captured()) }
-}
-
-async fn apply(world: &World, wanted: &Wanted) -> Routes {
-    Routes::apply(State::open(world.state.path()).unwrap(), settings(), wanted).await.unwrap()
 }
 
 fn assert_shut(world: &World) {
@@ -77,7 +73,7 @@ fn it_keeps_what_is_bound_to_a_device_off_the_wire_and_outlives_the_process() {
         }
 
         let tun = Tun::open();
-        let routes = apply(&world, &with_kill_switch()).await;
+        let routes = world.start(&with_kill_switch()).await;
         assert_eq!(routes.kill_switch().unwrap().ranges, 3);
         assert_shut(&world);
         drop(routes);
@@ -86,7 +82,7 @@ fn it_keeps_what_is_bound_to_a_device_off_the_wire_and_outlives_the_process() {
 
         // The next run takes it over, with another TUN, and removes it in the end.
         let mut tun = Tun::open();
-        let routes = apply(&world, &with_kill_switch()).await;
+        let routes = world.start(&with_kill_switch()).await;
         assert!(routes.took_over());
         assert_shut(&world);
         tun.entered();
@@ -103,7 +99,7 @@ fn a_later_interface_with_the_dead_tuns_index_or_name_does_not_pass() {
     in_namespace(async || {
         let world = World::new().await;
         let tun = Tun::open();
-        let routes = apply(&world, &with_kill_switch()).await;
+        let routes = world.start(&with_kill_switch()).await;
         let index = routes.tun().to_string();
         drop(routes);
         tun.close().await;
@@ -122,7 +118,7 @@ fn a_later_interface_with_the_dead_tuns_index_or_name_does_not_pass() {
             send_by(name).expect("the control: it is the kill switch that refuses");
             run(["ip", "link", "del", name]);
             let tun = Tun::open();
-            drop(apply(&world, &with_kill_switch()).await);
+            drop(world.start(&with_kill_switch()).await);
             tun.close().await;
         }
     });
@@ -135,7 +131,7 @@ fn a_machine_whose_own_address_is_signalings_keeps_all_else() {
         let _tun = Tun::open();
         let own = Guarded { v4: vec![ip4("192.168.0.0")..=ip4("192.168.255.255")], ..guarded().remove(0) };
         let wanted = Wanted { kill_switch: Some(vec![own]), ..wanted(captured()) };
-        let routes = apply(&world, &wanted).await;
+        let routes = world.start(&wanted).await;
         assert!(send_from_device(0, "192.168.7.1", 5060).is_err(), "the control: it keeps that network in");
 
         let wire = world.listen(UNRELATED[0]);
@@ -158,7 +154,7 @@ fn a_dead_runs_kill_switch_goes_when_the_next_run_has_none() {
         let world = World::new().await;
         let before = settled_snapshot();
         let tun = Tun::open();
-        drop(apply(&world, &with_kill_switch()).await);
+        drop(world.start(&with_kill_switch()).await);
         let routes = world.apply().await;
         assert!(routes.took_over() && routes.kill_switch().is_none());
         assert!(!nft::exists(KILL_SWITCH).unwrap());
@@ -166,12 +162,72 @@ fn a_dead_runs_kill_switch_goes_when_the_next_run_has_none() {
         tun.close().await;
 
         let tun = Tun::open();
-        drop(apply(&world, &with_kill_switch()).await);
+        drop(world.start(&with_kill_switch()).await);
         tun.close().await;
         let cleaned = clean(world.state.path()).await.unwrap();
         assert!(cleaned.kill_switch && cleaned.rules == 4, "{cleaned:?}");
         assert_eq!(settled_snapshot(), before);
     });
+}
+
+/// What a crash kept closed and what the next run wants are both closed until that has started, whichever has a kill switch.
+#[test]
+fn a_start_that_fails_opens_nothing_of_a_dead_runs() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let before = settled_snapshot();
+        let elsewhere = Wanted { kill_switch: None, ..wanted(vec![closed("198.51.100.0/24")]) };
+        let elsewhere_in_firewall = Wanted {
+            kill_switch: Some(vec![Guarded {
+                v4: vec![ip4(UNRELATED[0])..=ip4(UNRELATED[0])],
+                ..everything()
+            }]),
+            ..elsewhere.clone()
+        };
+        for next in [&elsewhere, &elsewhere_in_firewall] {
+            let tun = Tun::open();
+            drop(world.start(&with_kill_switch()).await);
+            tun.close().await;
+
+            let tun = Tun::open();
+            for _ in 0..2 {
+                let state = State::open(world.state.path()).unwrap();
+                let routes = Routes::apply(state, settings(), next).await.unwrap();
+                assert!(routes.took_over());
+                assert_signaling_refused(&world);
+                drop(routes);
+            }
+            tun.close().await;
+            assert_signaling_refused(&world);
+            send(None, 0, UNRELATED[0]).unwrap_err();
+            let bound = send_from_device(0, UNRELATED[0], 5060);
+            assert_eq!(bound.is_err(), next.kill_switch.is_some());
+
+            let tun = Tun::open();
+            let routes = world.start(next).await;
+            for destination in SIGNALING {
+                let wire = world.listen(destination);
+                send(None, 0, destination).unwrap();
+                send_from_device(0, destination, 5060).unwrap();
+                assert!(arrived(&wire), "{destination} is this run's no more");
+            }
+            let bound = send_from_device(0, UNRELATED[0], 5060);
+            assert_eq!(bound.is_err(), next.kill_switch.is_some());
+            routes.teardown().await.unwrap();
+            tun.close().await;
+            assert_eq!(settled_snapshot(), before);
+        }
+    });
+}
+
+/// Routed, and bound to a device.
+fn assert_signaling_refused(world: &World) {
+    for destination in SIGNALING {
+        let wire = world.listen(destination);
+        send(None, 0, destination).unwrap_err();
+        send_from_device(0, destination, 5060).unwrap_err();
+        assert!(silent(&wire), "{destination} was reached");
+    }
 }
 
 #[test]
@@ -186,8 +242,7 @@ fn a_reload_swaps_it_raises_it_and_removes_it_and_one_that_fails_does_neither() 
         let wider = Wanted {
             kill_switch: Some(vec![Guarded {
                 v4: vec![ip4(UNRELATED[0])..=ip4(UNRELATED[0])],
-                v6: vec![],
-                traffic: Traffic { udp: vec![0..=65535], tcp: vec![0..=65535], icmp: true, other: true },
+                ..everything()
             }]),
             ..wanted(captured())
         };
@@ -217,7 +272,7 @@ fn whoever_removes_or_changes_it_finds_it_put_back_and_is_named() {
         }
         let world = World::new().await;
         let _tun = Tun::open();
-        let routes = apply(&world, &with_kill_switch()).await;
+        let routes = world.start(&with_kill_switch()).await;
         let listed = || run(["nft", "list", "table", "inet", KILL_SWITCH]);
         let whole = listed();
         run(["nft", "add", "table", "inet", "strangers"]);
@@ -255,7 +310,7 @@ fn it_is_watched_again_after_an_error() {
     in_namespace(async || {
         let world = World::new().await;
         let _tun = Tun::open();
-        let routes = apply(&world, &with_kill_switch()).await;
+        let routes = world.start(&with_kill_switch()).await;
         // The watch has something to read, and then no socket to read it from.
         let (watch, kept) = watching_socket();
         assert!(nft::remove(KILL_SWITCH).unwrap());
@@ -313,7 +368,7 @@ fn opening_up_needs_neither_lock_nor_journal() {
         let world = World::new().await;
         let before = settled_snapshot();
         let tun = Tun::open();
-        drop(apply(&world, &with_kill_switch()).await);
+        drop(world.start(&with_kill_switch()).await);
         tun.close().await;
         std::fs::write(world.state.path().join("undo.json"), "{").unwrap();
         clean(world.state.path()).await.unwrap_err();
@@ -332,7 +387,7 @@ fn each_change_is_noted_before_it_is_made_and_forgotten_when_it_is_undone() {
         common::world::set_rp_filter("wan0", 1);
         let noted = || routes::Leftovers::look(world.state.path()).unwrap();
         let tun = Tun::open();
-        let routes = apply(&world, &with_kill_switch()).await;
+        let routes = world.start(&with_kill_switch()).await;
         let found = noted();
         assert_eq!(found.running, Some(Some(std::process::id() as i32)));
         assert!(
@@ -414,6 +469,12 @@ fn connected_udp_sockets_are_ended_and_others_are_not() {
         }
         unconnected.send_to(b"still there", (v4, 5062)).unwrap();
     });
+}
+
+/// All traffic, to nobody.
+fn everything() -> Guarded {
+    let traffic = Traffic { udp: vec![0..=65535], tcp: vec![0..=65535], icmp: true, other: true };
+    Guarded { v4: vec![], v6: vec![], traffic }
 }
 
 fn ip4(text: &str) -> std::net::Ipv4Addr {

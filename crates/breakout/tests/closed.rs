@@ -73,6 +73,41 @@ fn a_failed_start_leaves_closed_what_a_crash_left_closed() {
     );
 }
 
+/// By another configuration, with other prefixes and no kill switch.
+#[test]
+fn a_failed_start_opens_nothing_that_a_crash_left_closed() {
+    if let Err(missing) = lab::find_program("nft", "Install it: apt install nftables.") {
+        lab::skip(missing);
+        return;
+    }
+    let place = Place::new();
+    place.write_config("[routes]\nkill_switch = true\n");
+    let script = r#"
+        up
+        kill -9 $daemon
+        wait $daemon
+        sed -i 's#203.0.113.0/24#198.51.100.0/24#; s/kill_switch = true/kill_switch = false/' agent.toml
+        rm state/control
+        mkdir -p state/control/in-the-way
+        for attempt in 1 2; do
+            $B up --config agent.toml; echo "exit $?"
+            ip route show table 51821 | grep prohibit
+            nft list tables | grep -c 'breakout-kill-switch$'
+        done
+        rm -r state/control log
+        up
+        ip route show table 51821 | grep prohibit
+        nft list tables | grep -c 'breakout-kill-switch$'
+        $B down
+    "#;
+    let Some(out) = in_namespace(&place, &format!("{UP}{script}")) else { return };
+    let lines: Vec<&str> = out.lines().map(str::trim).collect();
+    let [new, old] =
+        ["198.51.100.0/24", "203.0.113.0/24"].map(|prefix| format!("prohibit {prefix} proto 181 metric 200"));
+    let failed = ["exit 3", &new, &old, "1"];
+    assert_eq!(lines, [failed.as_slice(), &failed, &[&new, "0", "breakout is down"]].concat());
+}
+
 #[test]
 fn a_signal_that_comes_early_is_no_crash() {
     let place = Place::new();

@@ -74,8 +74,16 @@ impl World {
         Self { neighbour, state: tempfile::tempdir().unwrap() }
     }
 
+    /// All that a start does.
+    pub async fn start(&self, wanted: &Wanted) -> Routes {
+        let state = State::open(self.state.path()).unwrap();
+        let routes = Routes::apply(state, settings(), wanted).await.unwrap();
+        routes.let_go().await.unwrap();
+        routes
+    }
+
     pub async fn apply(&self) -> Routes {
-        Routes::apply(State::open(self.state.path()).unwrap(), settings(), &wanted(captured())).await.unwrap()
+        self.start(&wanted(captured())).await
     }
 
     /// A socket of the neighbour's.

@@ -143,6 +143,12 @@ impl Machine {
         Ok((machine, mtu))
     }
 
+    /// Lets go of what a crash kept closed and this configuration does not: when nothing else of the start can fail.
+    pub async fn let_go(&self) -> Result<(), Failure> {
+        let let_go = self.routes.let_go().await;
+        Ok(let_go.map_err(|error| refused("cannot let go of what a crash kept closed", error))?)
+    }
+
     /// Ends the connections that run outside of the TUN and belong into the tunnel: they are older than the routes, or were made
     /// while somebody else had taken those away. A UDP socket that may be voice is let be.
     pub fn end_old_connections(&mut self, loaded: &Loaded, snapshot: &Snapshot) {

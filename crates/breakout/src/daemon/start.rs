@@ -96,6 +96,7 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
         let server = Server::bind(&state.control_socket(), loaded.access)
             .map_err(|error| Failure::system("cannot open the control socket").because(error))?;
         let names = Names::start(&mut machine, &loaded).await?;
+        machine.let_go().await?;
         Ok((pump, exited, server, names))
     };
     let (pump, exited, server, names) = match started.await {
