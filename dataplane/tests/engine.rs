@@ -414,6 +414,29 @@ fn all_flows_are_shown_each_once() {
 }
 
 #[test]
+fn where_applications_send_is_known_also_of_what_is_refused() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.send(tcp(at(TUN, 5000), at(SIGNALING, 443), SYN)), TUNNEL);
+    let refused = Action::Refuse(Refusal::Reset);
+    for _ in 0..2 {
+        assert_eq!(
+            bench.send(tcp(at(WIFI, 5000), at(SIGNALING, 443), SYN)),
+            refused,
+            "no source of the tunnel's"
+        );
+    }
+    assert_eq!(bench.engine.destinations(0).unwrap(), [SIGNALING]);
+    assert_eq!(bench.engine.take_refused().collect::<Vec<_>>(), [SIGNALING]);
+    assert_eq!(bench.engine.take_refused().count(), 0, "until it is asked for again");
+
+    for last in 0..3000_u32 {
+        let to = IpAddr::from((0xCB00_7100 + last).to_be_bytes());
+        bench.send(udp(at(WIFI, 5000), at(to, 443), 0, b"x"));
+    }
+    assert_eq!(bench.engine.take_refused().count(), 1024);
+}
+
+#[test]
 fn at_the_limit_no_live_flow_gives_way() {
     let mut bench = Bench::with(Limits { flows: 3, mappings: 3 });
     let signaling = |port| tcp(at(TUN, port), at(SIGNALING, 443), SYN);

@@ -62,7 +62,7 @@ impl Scene {
         let machine = Machine::with_gateways(&tunnel, mtu, |first| {
             let tell = move |event| match event {
                 GatewayEvent::FailedOver(failover) => told.send(failover).unwrap(),
-                GatewayEvent::Down(_) | GatewayEvent::Used(_) => {}
+                GatewayEvent::Up(_) | GatewayEvent::Down(_) | GatewayEvent::Used(_) => {}
             };
             (vec![first, second], Box::new(tell))
         })?;

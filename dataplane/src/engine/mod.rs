@@ -9,7 +9,7 @@ mod limit;
 mod mapping;
 mod table;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +26,9 @@ use limit::RateLimit;
 pub use mapping::{LINGER, MappingId};
 use mapping::{Mapping, Mappings};
 use table::{FlowId, FlowTable};
+
+/// Destinations of refused packets that are remembered.
+const MAX_REFUSED: usize = 1024;
 
 /// Bounds of the tables.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +56,8 @@ pub struct Engine {
     mappings: Mappings,
     fragments: Fragments,
     refusals: RateLimit,
+    /// Where packets were to go that were refused since that was asked last.
+    refused: HashSet<IpAddr, ahash::RandomState>,
     /// Parts of the flows that the policy swapped in last has judged again, and how many flows it has cut.
     judged_parts: usize,
     cut: usize,
@@ -126,6 +131,7 @@ impl Engine {
             mappings: Mappings::new(limits.mappings),
             fragments: Fragments::default(),
             refusals: RateLimit::default(),
+            refused: HashSet::with_capacity_and_hasher(MAX_REFUSED, ahash::RandomState::default()),
             judged_parts: 0,
             cut: 0,
             counters,
@@ -286,6 +292,16 @@ impl Engine {
     pub fn flows(&self, part: usize, now: Instant) -> Option<Vec<FlowReport>> {
         let flows = self.flows.part(part)?;
         Some(flows.map(|flow| flow.report(self.external_of(flow), now)).collect())
+    }
+
+    /// Where the flows of such a part lead.
+    pub fn destinations(&self, part: usize) -> Option<Vec<IpAddr>> {
+        Some(self.flows.part(part)?.map(|flow| flow.tuple.destination.ip()).collect())
+    }
+
+    /// Where packets were to go that were refused since this was asked last: the first 1024 addresses.
+    pub fn take_refused(&mut self) -> impl Iterator<Item = IpAddr> {
+        self.refused.drain()
     }
 
     /// A flow, judged by the policy that is in force.
@@ -495,6 +511,9 @@ impl Engine {
 
     fn refuse(&mut self, headers: &Headers, reason: DropReason, refusal: Refusal, now: Instant) -> Action {
         self.counters.count_drop(reason);
+        if self.refused.len() < MAX_REFUSED {
+            self.refused.insert(headers.destination);
+        }
         if is_tcp(headers, |flags| flags.has(TcpFlags::RST)) {
             return Action::Drop;
         }

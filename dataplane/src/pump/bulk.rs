@@ -1,4 +1,5 @@
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -162,6 +163,9 @@ impl Bulk {
                 if met.wants_prober {
                     self.prober.follow(gateway, &self.core, &mut self.sealer, now);
                 }
+                if met.has_come_up {
+                    (self.on_gateway)(GatewayEvent::Up(gateway.into()));
+                }
                 if met.has_gone_down {
                     (self.on_gateway)(GatewayEvent::Down(gateway.into()));
                 }
@@ -205,6 +209,9 @@ impl Bulk {
                 }
                 Command::Flows(reply) => {
                     let _ = reply.send(self.flows(now));
+                }
+                Command::Destinations(reply) => {
+                    let _ = reply.send(self.destinations());
                 }
                 Command::Tunnels(reply) => {
                     let _ = reply.send(self.tunnels(now));
@@ -258,6 +265,13 @@ impl Bulk {
     fn flows(&self, now: Instant) -> Vec<FlowReport> {
         self.hear_of_moved(now);
         (0..).map_while(|part| self.core.engine.lock().engine.flows(part, now)).flatten().collect()
+    }
+
+    fn destinations(&self) -> BTreeSet<IpAddr> {
+        let mut all: BTreeSet<IpAddr> =
+            (0..).map_while(|part| self.core.engine.lock().engine.destinations(part)).flatten().collect();
+        all.extend(self.core.engine.lock().engine.take_refused());
+        all
     }
 
     fn tunnels(&self, now: Instant) -> Vec<TunnelReport> {

@@ -66,6 +66,7 @@ pub(super) struct Tunnel {
     pub(super) flows: Flows,
     /// Whether it was down at its last deadline.
     pub(super) was_down: bool,
+    pub(super) was_up: bool,
 }
 
 /// Which flows go through a tunnel.
@@ -294,6 +295,12 @@ impl Tunnel {
     pub(super) fn has_gone_down(&mut self, now: Instant) -> bool {
         let is_down = matches!(self.peer.state(now), State::Down { .. });
         !std::mem::replace(&mut self.was_down, is_down) && is_down
+    }
+
+    /// Whether packets flow since this was asked last, and did not before.
+    pub(super) fn has_come_up(&mut self, now: Instant) -> bool {
+        let is_up = self.is_up(now);
+        !std::mem::replace(&mut self.was_up, is_up) && is_up
     }
 
     /// Whether what is sealed leaves at once.

@@ -15,13 +15,15 @@ mod sealer;
 mod to_tun;
 mod voice;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use packet::OuterDscp;
 use policy::{Fail, FastPathUse, Snapshot};
 use tunnel::Peer;
@@ -102,6 +104,8 @@ pub enum FailoverCause {
 /// What becomes of a gateway, told by its place among [`Setup::gateways`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GatewayEvent {
+    /// It has answered, and packets flow.
+    Up(usize),
     /// It has stopped answering.
     Down(usize),
     FailedOver(Failover),
@@ -134,12 +138,17 @@ pub struct Offload {
     pub udp: bool,
 }
 
+/// The pump answers between two batches of packets. Whoever asks waits, and may have more to do than to hear of a pump that hangs.
+const ANSWER: Duration = Duration::from_secs(5);
+
 pub type OnExit = Box<dyn FnOnce(Result<(), PumpError>) + Send>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PumpError {
     #[error("the pump has stopped")]
     Stopped,
+    #[error("the pump has not answered within {} s", ANSWER.as_secs())]
+    Stuck,
     #[error("a thread of the pump has panicked; what it said is on the standard error output")]
     Panicked,
     #[error("a tunnel has 1 to {MAX_GATEWAYS} gateways, this one {0}")]
@@ -161,6 +170,8 @@ pub struct Handle {
     commands: Sender<Command>,
     waker: Arc<mio::Waker>,
     thread: Option<JoinHandle<()>>,
+    /// Disconnected when the thread has ended.
+    alive: Receiver<()>,
 }
 
 pub(crate) enum Command {
@@ -171,6 +182,7 @@ pub(crate) enum Command {
     Count(Sender<()>),
     Endpoint(usize, SocketAddr, Sender<Result<(), PumpError>>),
     Flows(Sender<Vec<FlowReport>>),
+    Destinations(Sender<BTreeSet<IpAddr>>),
     Tunnels(Sender<Vec<TunnelReport>>),
     Features(Sender<Vec<Feature>>),
     Stop,
@@ -255,8 +267,9 @@ impl Pump {
 
         let (voice, features) = start_voice(voice, own_queue, Arc::clone(&core), Arc::clone(&waker))?;
         let end = EndsWithMe { core, other: voice_waker };
-        let thread = start_bulk(bulk, features, voice, end, setup.on_exit)?;
-        Ok(Handle { counters, commands, waker, thread: Some(thread) })
+        let (living, alive) = bounded(0);
+        let thread = start_bulk(bulk, features, voice, (end, living), setup.on_exit)?;
+        Ok(Handle { counters, commands, waker, thread: Some(thread), alive })
     }
 }
 
@@ -297,6 +310,11 @@ impl Handle {
         self.ask(Command::Flows)
     }
 
+    /// Where applications' packets go: each flow's destination, and those of what was refused since this was asked last, 1024 at most.
+    pub fn destinations(&self) -> Result<BTreeSet<IpAddr>, PumpError> {
+        self.ask(Command::Destinations)
+    }
+
     /// The tunnel to each gateway, in the order of [`Setup::gateways`].
     pub fn tunnels(&self) -> Result<Vec<TunnelReport>, PumpError> {
         self.ask(Command::Tunnels)
@@ -307,7 +325,7 @@ impl Handle {
         self.ask(Command::Features)
     }
 
-    /// Stops the threads and waits for them. The TUN goes with them.
+    /// Stops the threads and waits for them, for 5 s at most. The TUN goes with them.
     pub fn stop(mut self) -> Result<(), PumpError> {
         self.end()
     }
@@ -315,7 +333,10 @@ impl Handle {
     fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, PumpError> {
         let (reply, answer) = bounded(1);
         self.tell(command(reply))?;
-        answer.recv().map_err(|_| PumpError::Stopped)
+        answer.recv_timeout(ANSWER).map_err(|error| match error {
+            RecvTimeoutError::Timeout => PumpError::Stuck,
+            RecvTimeoutError::Disconnected => PumpError::Stopped,
+        })
     }
 
     fn tell(&self, command: Command) -> Result<(), PumpError> {
@@ -326,6 +347,9 @@ impl Handle {
     fn end(&mut self) -> Result<(), PumpError> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
         let _ = self.tell(Command::Stop);
+        if self.alive.recv_timeout(ANSWER) == Err(RecvTimeoutError::Timeout) {
+            return Err(PumpError::Stuck);
+        }
         thread.join().map_err(|_| PumpError::Stopped)
     }
 }
@@ -373,6 +397,7 @@ fn open_tunnels(setup: &mut Setup, clock: Clock) -> Result<Vec<Tunnel>, PumpErro
             has_others: count > 1,
             flows: if place == 0 { Flows::New } else { Flows::None },
             was_down: false,
+            was_up: false,
         };
         tunnel.set_alarm(now);
         tunnels.push(tunnel);
@@ -433,7 +458,7 @@ fn start_bulk(
     mut bulk: Bulk,
     voice_features: Vec<Feature>,
     voice: JoinHandle<Result<(), PumpError>>,
-    end: EndsWithMe,
+    (end, living): (EndsWithMe, Sender<()>),
     on_exit: OnExit,
 ) -> Result<JoinHandle<()>, PumpError> {
     thread::Builder::new()
@@ -445,6 +470,7 @@ fn start_bulk(
             // The TUN is gone when that is told.
             drop(bulk);
             on_exit(ended.and(voice_ended));
+            drop(living);
         })
         .map_err(io_error("starting the bulk thread"))
 }
@@ -486,5 +512,21 @@ mod tests {
     fn a_panic_is_an_outcome_too() {
         assert!(outcome(|| Ok(())).is_ok());
         assert!(matches!(outcome(|| panic!("as a test")), Err(PumpError::Panicked)));
+    }
+
+    #[test]
+    fn a_pump_that_hangs_is_waited_for_no_longer_than_it_may_take() {
+        let poll = mio::Poll::new().unwrap();
+        let (commands, _inbox) = unbounded();
+        let (_living, alive) = bounded(0);
+        let hanging = Handle {
+            counters: Arc::new(Counters::default()),
+            commands,
+            waker: Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap()),
+            thread: Some(thread::spawn(thread::park)),
+            alive,
+        };
+        assert!(matches!(hanging.flows(), Err(PumpError::Stuck)));
+        assert!(matches!(hanging.stop(), Err(PumpError::Stuck)));
     }
 }

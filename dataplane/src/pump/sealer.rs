@@ -43,6 +43,7 @@ pub(super) struct Plain {
 pub(super) struct Met {
     /// Whether the path's discovery has something to do, too.
     pub(super) wants_prober: bool,
+    pub(super) has_come_up: bool,
     pub(super) has_gone_down: bool,
 }
 
@@ -183,10 +184,11 @@ impl Sealer {
         }
         tunnel.set_alarm(now);
         let wants_prober = tunnel.is_probe_due(now) || tunnel.path.has_changed();
+        let has_come_up = tunnel.has_come_up(now);
         let socket = Arc::clone(&tunnel.socket);
         drop(tunnel);
         self.send_sealed(&socket, core);
-        Met { wants_prober, has_gone_down }
+        Met { wants_prober, has_come_up, has_gone_down }
     }
 
     /// Sends one datagram, which may be larger than the path carries.
@@ -409,6 +411,7 @@ cidrs = ["203.0.113.0/24"]
                 has_others: true,
                 flows,
                 was_down: false,
+                was_up: false,
             };
             let (first, others) = (tunnel(0, Flows::New, 1420), vec![tunnel(1, Flows::None, 1300)]);
             let judge = Judge { engine, fast: Err("not in this test".to_owned()), alarm: alarm() };

@@ -91,6 +91,7 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
 /// Follows what the pump tells.
 pub fn heard(running: &mut Running, event: GatewayEvent) {
     match event {
+        GatewayEvent::Up(_) => {}
         GatewayEvent::Down(_) => went_down(running),
         GatewayEvent::FailedOver(failover) => failed_over(running, failover),
         GatewayEvent::Used(gateway) => {
