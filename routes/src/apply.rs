@@ -299,7 +299,9 @@ impl Routes {
     }
 
     async fn swap_learned(&self, learned: &[Placed], done: &mut Vec<Change>) -> Result<(), Error> {
-        let plan = |learned: &[Placed]| Plan::learned(learned, self.tun, sysctl::has_ipv6()).at(self.place);
+        let mark = self.settings.mark.get();
+        let plan =
+            |learned: &[Placed]| Plan::learned(learned, self.tun, mark, sysctl::has_ipv6()).at(self.place);
         let (present, plan) = (Present::assumed(plan(&self.learned)), plan(learned));
         change::make(&self.netlink, present.missing_tun_routes(&plan), done).await?;
         change::make_guards(&self.netlink, present.missing_guards(&plan), &plan, done).await?;

@@ -1,14 +1,15 @@
 //! What routes and rules there should be: a pure function of the settings and the policy.
 //!
 //! ```text
-//! rule 90  ipproto P dport A-B   → table 51900…  ADDRESS dev tun metric 100, for each address that a set's names have led to,
-//!      91  ipproto P                             in a table for each set; behind it, outliving the TUN:
-//!      92                                        prohibit ADDRESS metric 200
-//! rule 93  not fwmark M          → table 51821   PREFIX dev tun metric 100, for each captured prefix;
+//! rule 90  fwmark M              → rule 94, where there are learned addresses
+//!      91  ipproto P dport A-B   → table 51900…  ADDRESS dev tun metric 100, for each address that a set's names have led to,
+//!      92  ipproto P                             in a table for each set; behind it, outliving the TUN:
+//!      93                                        prohibit ADDRESS metric 200
+//! rule 94  not fwmark M          → table 51821   PREFIX dev tun metric 100, for each captured prefix;
 //!                                                behind it, outliving the TUN:
 //!                                                prohibit PREFIX metric 200 (fails closed)
 //!                                                throw    PREFIX metric 300 (fails direct)
-//! rule 94  from TUN-ADDRESS      → table 51822   default dev tun metric 100, prohibit default metric 200
+//! rule 95  from TUN-ADDRESS      → table 51822   default dev tun metric 100, prohibit default metric 200
 //! ```
 //!
 //! The rules' priorities are these as long as no other program's come ahead ([`crate::place`]).
@@ -16,8 +17,8 @@
 //! A learned address may be a stranger's too: only what the set's rules take is led there, by protocol and port. The kernel
 //! cannot name port 65535: where a range ends there, all ports of the protocol are taken, and the policy refuses what is not
 //! its own.
-//! The other rules name no mark, since `not` would turn the whole condition round: marked sockets are never bound to the
-//! TUN's address, nor do they speak to learned addresses.
+//! Rules with other conditions name no mark, since `not` would turn the whole condition round: what is marked passes by them, and marked
+//! sockets are never bound to the TUN's address.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -41,15 +42,17 @@ pub const TABLE_SOURCE: u32 = 51822;
 pub const TABLE_LEARNED: u32 = 51900;
 /// All that our rules have: ahead of those that other programs are known to use (NetBird's 105, strongSwan's 220, the VRFs' 1000), with
 /// room before them.
-pub(crate) const PRIORITIES: Range<u32> = 90..96;
+pub(crate) const PRIORITIES: Range<u32> = 90..97;
+/// Leads our own sockets past the rules to learned addresses: a gateway may come to be heard at one.
+pub const PRIORITY_MARKED: u32 = PRIORITIES.start;
 /// Rules to learned addresses, one priority for each kind of condition: [`crate::netlink::Netlink::delete_rule`] says why.
-pub const PRIORITY_LEARNED_PORTS: u32 = PRIORITIES.start;
-pub const PRIORITY_LEARNED_PROTOCOL: u32 = PRIORITIES.start + 1;
-pub const PRIORITY_LEARNED_ALL: u32 = PRIORITIES.start + 2;
-pub const PRIORITY_CAPTURED: u32 = PRIORITIES.start + 3;
-pub const PRIORITY_SOURCE: u32 = PRIORITIES.start + 4;
+pub const PRIORITY_LEARNED_PORTS: u32 = PRIORITIES.start + 1;
+pub const PRIORITY_LEARNED_PROTOCOL: u32 = PRIORITIES.start + 2;
+pub const PRIORITY_LEARNED_ALL: u32 = PRIORITIES.start + 3;
+pub const PRIORITY_CAPTURED: u32 = PRIORITIES.start + 4;
+pub const PRIORITY_SOURCE: u32 = PRIORITIES.start + 5;
 /// Of [`Plan::idle_rule`].
-const PRIORITY_IDLE: u32 = PRIORITIES.start + 5;
+const PRIORITY_IDLE: u32 = PRIORITIES.start + 6;
 /// Marks our routes and rules as ours: a `RTPROT_*` number that linux/rtnetlink.h leaves free.
 pub const PROTOCOL: u8 = 181;
 pub const METRIC_TUN: u32 = 100;
@@ -79,7 +82,7 @@ impl Plan {
         mark: u32,
         ipv6: bool,
     ) -> Self {
-        let mut plan = Self::learned(learned, tun, ipv6);
+        let mut plan = Self::learned(learned, tun, mark, ipv6);
         for captured in captured {
             plan.capture(TABLE_CAPTURED, captured.prefix, captured.fail, tun);
         }
@@ -105,8 +108,16 @@ impl Plan {
     }
 
     /// The learned addresses' part alone.
-    pub fn learned(learned: &[Placed], tun: u32, ipv6: bool) -> Self {
+    pub fn learned(learned: &[Placed], tun: u32, mark: u32, ipv6: bool) -> Self {
         let mut plan = Self::default();
+        if !learned.is_empty() {
+            plan.rules.extend(FAMILIES.map(|family| Rule {
+                mark: Some(mark),
+                goto: Some(PRIORITY_CAPTURED),
+                protocol: PROTOCOL,
+                ..Rule::new(family, PRIORITY_MARKED, 0)
+            }));
+        }
         for Placed { table, set } in learned {
             for address in &set.addresses {
                 plan.capture(*table, IpNet::from(*address), Fail::Closed, tun);
@@ -123,6 +134,7 @@ impl Plan {
         self.shift = place.wrapping_sub(PRIORITIES.start);
         for rule in &mut self.rules {
             rule.priority = rule.priority.wrapping_add(self.shift);
+            rule.goto = rule.goto.map(|priority| priority.wrapping_add(self.shift));
         }
         self
     }
@@ -233,7 +245,7 @@ mod tests {
         let rules = |traffic: Traffic| -> Vec<String> {
             let addresses = vec!["198.51.100.10".parse().unwrap(), "2001:db8:51::10".parse().unwrap()];
             let set = LearnedSet { set: "signaling".to_owned(), addresses, traffic };
-            let plan = Plan::learned(&[Placed { table: 51903, set }], 7, true);
+            let plan = Plan::learned(&[Placed { table: 51903, set }], 7, 9, true);
             let behind: Vec<_> = plan.behind.iter().map(ToString::to_string).collect();
             assert_eq!(
                 behind,
@@ -250,32 +262,36 @@ mod tests {
                     "2001:db8:51::10/128 on link 7 in table 51903 with metric 100",
                 ]
             );
-            plan.rules.iter().map(ToString::to_string).collect()
+            let rules: Vec<_> = plan.rules.iter().map(ToString::to_string).collect();
+            assert_eq!(rules[..2], ["90: from all fwmark 0x9 goto 94", "90: from ::/0 fwmark 0x9 goto 94"]);
+            let elsewhere = plan.at(40).rules.first().map(ToString::to_string);
+            assert_eq!(elsewhere.as_deref(), Some("40: from all fwmark 0x9 goto 44"));
+            rules[2..].to_vec()
         };
         let all = 0..=u16::MAX;
         assert_eq!(
             rules(Traffic { tcp: vec![80..=80, 5060..=5061], udp: vec![all.clone()], ..Traffic::default() }),
             [
-                "90: from all ipproto 6 dport 80-80 lookup 51903",
-                "90: from all ipproto 6 dport 5060-5061 lookup 51903",
-                "91: from all ipproto 17 lookup 51903",
-                "90: from ::/0 ipproto 6 dport 80-80 lookup 51903",
-                "90: from ::/0 ipproto 6 dport 5060-5061 lookup 51903",
-                "91: from ::/0 ipproto 17 lookup 51903",
+                "91: from all ipproto 6 dport 80-80 lookup 51903",
+                "91: from all ipproto 6 dport 5060-5061 lookup 51903",
+                "92: from all ipproto 17 lookup 51903",
+                "91: from ::/0 ipproto 6 dport 80-80 lookup 51903",
+                "91: from ::/0 ipproto 6 dport 5060-5061 lookup 51903",
+                "92: from ::/0 ipproto 17 lookup 51903",
             ]
         );
         assert_eq!(
             rules(Traffic { tcp: vec![22..=22, 1024..=u16::MAX], icmp: true, ..Traffic::default() }),
             [
-                "91: from all ipproto 6 lookup 51903",
-                "91: from all ipproto 1 lookup 51903",
-                "91: from ::/0 ipproto 6 lookup 51903",
-                "91: from ::/0 ipproto 58 lookup 51903",
+                "92: from all ipproto 6 lookup 51903",
+                "92: from all ipproto 1 lookup 51903",
+                "92: from ::/0 ipproto 6 lookup 51903",
+                "92: from ::/0 ipproto 58 lookup 51903",
             ]
         );
         assert_eq!(
             rules(Traffic { tcp: vec![all.clone()], udp: vec![all], icmp: true, other: true }),
-            ["92: from all lookup 51903", "92: from ::/0 lookup 51903"]
+            ["93: from all lookup 51903", "93: from ::/0 lookup 51903"]
         );
         assert_eq!(rules(Traffic::default()), [""; 0]);
     }

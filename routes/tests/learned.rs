@@ -28,7 +28,7 @@ use common::{
     },
     clean, has, in_namespace, run,
     world::{
-        SIGNALING, TUN, TUN_V4, TUN_V6, Tun, UNRELATED, World, arrived, captured, closed, ip,
+        MARK, SIGNALING, TUN, TUN_V4, TUN_V6, Tun, UNRELATED, World, arrived, captured, closed, ip, send,
         send_from_device, settings, settled_snapshot, silent, wanted,
     },
 };
@@ -103,6 +103,27 @@ fn of_a_shared_address_only_the_rules_ports_enter_the_tun() {
         routes.teardown().await.unwrap();
         tun.close().await;
         assert_eq!(settled_snapshot(), before);
+    });
+}
+
+/// A gateway may come to be heard at an address that a name has too: the tunnel cannot run inside itself.
+#[test]
+fn our_own_sockets_reach_learned_addresses_outside_of_the_tun() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let mut tun = Tun::open();
+        let mut routes = world.apply().await;
+        let sip = Traffic { udp: vec![5060..=5060], ..Traffic::default() };
+        routes.learn(&[LearnedSet { traffic: sip, ..learned("signaling", &UNRELATED) }]).await.unwrap();
+        tun.entered();
+        for address in UNRELATED {
+            let wire = world.listen(address);
+            send(None, 0, address).unwrap();
+            assert_eq!(tun.entered().len(), 1, "the control: {address}");
+            send(None, MARK, address).unwrap();
+            assert!(arrived(&wire), "a marked packet to {address} stayed here");
+            assert_eq!(tun.entered(), []);
+        }
     });
 }
 
@@ -217,8 +238,8 @@ fn a_crash_leaves_learned_addresses_refused_by_port_and_the_next_run_takes_them_
 
         routes_of_a_dead_run(&shared()).await;
         let cleaned = clean(world.state.path()).await.unwrap();
-        // Three port ranges in two families, and an address of each.
-        assert_eq!(cleaned, Cleaned { rules: 4 + 6, routes: 6 + 2, ..Cleaned::default() });
+        // Three port ranges in two families and what leads our own sockets past them, and an address of each.
+        assert_eq!(cleaned, Cleaned { rules: 4 + 6 + 2, routes: 6 + 2, ..Cleaned::default() });
         assert_eq!(settled_snapshot(), before);
     });
 }
@@ -384,7 +405,7 @@ fn the_kill_switch_keeps_learned_addresses_in_by_port_too() {
         tun.close().await;
         assert_bound(&world, false);
         let cleaned = clean(world.state.path()).await.unwrap();
-        assert!(cleaned.kill_switch && cleaned.rules == 4 + 6, "{cleaned:?}");
+        assert!(cleaned.kill_switch && cleaned.rules == 4 + 6 + 2, "{cleaned:?}");
         assert_eq!(settled_snapshot(), before);
     });
 }

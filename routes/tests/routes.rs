@@ -494,7 +494,7 @@ fn our_rules_stay_behind_a_local_table_that_was_moved() {
             ip_rule(family, "del", "priority 0 lookup local");
         }
         let _routes = world.apply().await;
-        assert!(run(["ip", "rule"]).contains("104:\tnot from all fwmark"), "{}", run(["ip", "rule"]));
+        assert!(run(["ip", "rule"]).contains("105:\tnot from all fwmark"), "{}", run(["ip", "rule"]));
         // What answers on the TUN's address answers here.
         let server = UdpSocket::bind((ip(TUN_V4), 5060)).unwrap();
         let client = UdpSocket::bind("192.168.7.2:0").unwrap();

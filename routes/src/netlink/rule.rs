@@ -18,13 +18,15 @@ pub enum Family {
 /// What the kernel says of a `suppress_…` that a rule has not.
 pub(super) const NO_LIMIT: u32 = u32::MAX;
 
-/// A rule that leads packets to a routing table (linux/fib_rules.h).
+/// A rule that leads packets to a routing table, or past other rules (linux/fib_rules.h).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     pub family: Family,
     /// Rules are asked in ascending order; 0 is the local table's, 32766 main's.
     pub priority: u32,
     pub table: u32,
+    /// The rules before this priority are passed by, and no table is asked: `table` is 0. Without a rule of that priority it has no effect.
+    pub goto: Option<u32>,
     pub from: Option<IpNet>,
     /// The whole firewall mark, no mask.
     pub mark: Option<u32>,
@@ -47,6 +49,7 @@ impl Rule {
             family,
             priority,
             table,
+            goto: None,
             from: None,
             mark: None,
             ip_protocol: None,
@@ -71,7 +74,7 @@ impl Netlink {
         self.change(message, &format!("delete the rule {rule}")).await
     }
 
-    /// The IPv4 and IPv6 rules that lead to a table by what [`Rule`] can say. Others are left out.
+    /// The IPv4 and IPv6 rules that lead somewhere by what [`Rule`] can say. Others are left out.
     pub async fn rules(&self) -> Result<Vec<Rule>, Error> {
         Ok(self.all_rules().await?.into_iter().filter_map(|any| any.rule).collect())
     }
@@ -84,7 +87,7 @@ impl Rule {
             Family::V4 => AddressFamily::Inet,
             Family::V6 => AddressFamily::Inet6,
         };
-        message.header.action = RuleAction::ToTable;
+        message.header.action = if self.goto.is_some() { RuleAction::Goto } else { RuleAction::ToTable };
         if self.invert {
             message.header.flags = RuleFlags::Invert;
         }
@@ -93,6 +96,9 @@ impl Rule {
             RuleAttribute::Table(self.table),
             RuleAttribute::Protocol(RouteProtocol::from(self.protocol)),
         ];
+        if let Some(priority) = self.goto {
+            message.attributes.push(RuleAttribute::Goto(priority));
+        }
         if let Some(from) = self.from {
             message.header.src_len = from.prefix_len();
             message.attributes.push(RuleAttribute::Source(from.addr()));
@@ -117,7 +123,10 @@ impl Rule {
             AddressFamily::Inet6 => Family::V6,
             _ => return None,
         };
-        if header.action != RuleAction::ToTable || header.dst_len != 0 || header.tos != 0 {
+        if !matches!(header.action, RuleAction::ToTable | RuleAction::Goto)
+            || header.dst_len != 0
+            || header.tos != 0
+        {
             return None;
         }
         let mut rule = Self {
@@ -129,6 +138,7 @@ impl Rule {
             match attribute {
                 RuleAttribute::Priority(priority) => rule.priority = *priority,
                 RuleAttribute::Table(table) => rule.table = *table,
+                RuleAttribute::Goto(priority) => rule.goto = Some(*priority),
                 RuleAttribute::Source(source) => rule.from = Some(IpNet::new(*source, header.src_len).ok()?),
                 RuleAttribute::FwMark(mark) => rule.mark = Some(*mark),
                 RuleAttribute::FwMask(mask) if *mask != u32::MAX => return None,
@@ -173,6 +183,9 @@ impl fmt::Display for Rule {
         if let Some((start, end)) = self.ports {
             write!(f, " dport {start}-{end}")?;
         }
-        write!(f, " lookup {}", self.table)
+        match self.goto {
+            Some(priority) => write!(f, " goto {priority}"),
+            None => write!(f, " lookup {}", self.table),
+        }
     }
 }
