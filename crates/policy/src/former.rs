@@ -2,9 +2,9 @@
 
 use ipnet::IpNet;
 
-use crate::Config;
+use crate::{Config, Path, config::Set, rule::Rule};
 
-/// A prefix that a set had before a reload.
+/// A prefix from before a reload, and the set that it is in since.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Former {
     pub set: String,
@@ -12,19 +12,35 @@ pub struct Former {
 }
 
 impl Config {
-    /// What the sets had in `was` that have names now which they had not: applications may still use addresses from before.
+    /// What there was in `was` where names are now that were not: applications may still use addresses from before. That is what a set had
+    /// that has more names, and what one had that is gone and was for the tunnel alone: the names of another took its place.
     pub fn former(&self, was: &Self) -> Vec<Former> {
-        let mut former = Vec::new();
-        for set in &self.policy.sets {
-            let Some(before) = was.policy.sets.iter().find(|before| before.name == set.name) else {
-                continue;
-            };
-            if set.domains.iter().any(|domain| !before.domains.contains(domain)) {
-                let of_set = |prefix: &IpNet| Former { set: set.name.clone(), prefix: *prefix };
-                former.extend(before.prefixes.iter().map(of_set));
-            }
-        }
-        former
+        let before = |name: &str| was.policy.sets.iter().find(|before| before.name == name);
+        let has_more_names = |set: &&Set| {
+            let known = before(&set.name).map_or(&[][..], |before| &before.domains);
+            set.domains.iter().any(|domain| !known.contains(domain))
+        };
+        let own = self.policy.sets.iter().filter(has_more_names);
+        let own = own.filter_map(|set| Some((set, before(&set.name)?)));
+
+        let is_gone = |old: &&Set| self.policy.sets.iter().all(|set| set.name != old.name);
+        let heir = self.policy.sets.iter().filter(has_more_names).find(|set| self.is_tunneled(set));
+        let gone = was.policy.sets.iter().filter(is_gone).filter(|old| was.is_tunneled(old));
+        let inherited = gone.filter_map(|old| Some((heir?, old)));
+
+        let of = |(set, old): (&Set, &Set)| -> Vec<Former> {
+            old.prefixes.iter().map(|prefix| Former { set: set.name.clone(), prefix: *prefix }).collect()
+        };
+        own.chain(inherited).flat_map(of).collect()
+    }
+
+    /// Whether there are rules for it, and by none of them anything of it leaves directly.
+    fn is_tunneled(&self, set: &Set) -> bool {
+        let is_for = |rule: &&Rule| {
+            rule.to.iter().any(|at| self.policy.sets.get(*at).is_some_and(|other| other.name == set.name))
+        };
+        let mut rules = self.policy.rules.iter().filter(is_for).peekable();
+        rules.peek().is_some() && rules.all(|rule| rule.path != Path::Bypass)
     }
 
     /// This configuration with these prefixes in their sets, and which of them it has: not what a prefix of its own holds, and not what has
@@ -95,5 +111,27 @@ mod tests {
         }
         assert_eq!(is.former(&is), []);
         assert_eq!(was.former(&is), [], "without new names what is gone is gone");
+    }
+
+    #[test]
+    fn what_a_set_had_that_is_gone_goes_to_the_one_whose_names_took_its_place() {
+        let was = config(
+            "[sets.my-signaling]\ncidrs = [\"203.0.113.0/24\"]\n\
+             [sets.my-media]\ncidrs = [\"198.51.100.0/25\"]\n\
+             [sets.unused]\ncidrs = [\"198.51.100.128/25\"]\n\
+             [[rules]]\nname = \"signaling\"\nto = \"my-signaling\"\npath = \"tunnel\"\n\
+             [[rules]]\nname = \"media\"\nto = \"my-media\"\nprotocol = \"udp\"\npath = \"bypass\"\n",
+        );
+        let is = config("[genesys]\nregion = \"us-west-2\"\n");
+        let former = is.former(&was);
+        let [Former { set, prefix }] = former.as_slice() else { panic!("{former:?}") };
+        assert_eq!((set.as_str(), prefix.to_string().as_str()), ("genesys-signaling", "203.0.113.0/24"));
+        let (with, taken) = is.with_former(&former);
+        assert_eq!(taken, former);
+        let facts = Facts::tcp("203.0.113.7:443".parse().unwrap());
+        assert!(!Snapshot::compile(&is).is_routed(&facts) && Snapshot::compile(&with).is_routed(&facts));
+
+        let without_names = config("[sets.genesys-signaling]\ncidrs = [\"192.0.2.0/24\"]\n");
+        assert_eq!(without_names.former(&was), [], "without new names what is gone is gone");
     }
 }
