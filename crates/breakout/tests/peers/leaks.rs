@@ -2,9 +2,9 @@
 //! table; the judge is the access router's wire. The same attempts without a daemon are the control, and within each capture datagrams to
 //! somebody whom no set has show that attempts were made.
 
-mod cell;
-mod knock;
-mod others;
+pub mod cell;
+pub mod knock;
+pub mod others;
 mod sockets;
 
 use std::thread::sleep;
@@ -27,7 +27,7 @@ use sockets::{
 use crate::common::{ok, said};
 
 /// A tunnel whose gateway is silent is known to be down after 5 s.
-const SILENCE: Duration = Duration::from_secs(7);
+pub const SILENCE: Duration = Duration::from_secs(7);
 
 macro_rules! cells {
     ($($situation:ident),* $(,)?) => { $(

@@ -10,6 +10,7 @@
     reason = "clippy's exception for tests does not reach their helpers"
 )]
 
+mod by_name;
 mod bypass;
 mod closed;
 mod common;

@@ -1,8 +1,8 @@
-//! Signaling that is known by name alone: its addresses move, and none is ever reached in the clear.
+//! Signaling that is known by name alone: how names come to be asked through the tunnel, and who may say what they lead to.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -13,205 +13,43 @@ use lab::{Captured, Gateway, Host, Process, Record, SIGNALING_NET, Wiring};
 use routes::PRIORITY_CAPTURED;
 use serde::Deserialize;
 
-use crate::common::{
-    Scene, eventually, exe, file, is_long, is_signaling, is_tunnel, ok, program, said, shared,
-};
+use crate::common::{Scene, eventually, exe, file, is_signaling, is_tunnel, ok, program, said, shared};
 use crate::resolvers::{Keeper, getent};
 
 /// One of the ports that are signaling's.
-const PORT: u16 = 8061;
+pub const PORT: u16 = 8061;
+/// Another, that keeps connections open.
+pub const HELD_PORT: u16 = 443;
 /// One that is not.
-const OTHER_PORT: u16 = 9000;
+pub const OTHER_PORT: u16 = 9000;
 /// The signaling host has all of these.
 const POOL: &str = "203.0.113.128/25";
-const FIRST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 130);
-const COUNT: u8 = 100;
+pub const FIRST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 130);
+pub const COUNT: u8 = 100;
 /// Every name has it too.
-const V6: Ipv6Addr = Ipv6Addr::new(0x2600, 0x1f14, 0, 0, 0, 0, 0, 0x10);
+pub const V6: Ipv6Addr = Ipv6Addr::new(0x2600, 0x1f14, 0, 0, 0, 0, 0, 0x10);
 /// What the network's own DNS server answers, where there is one.
 const UNLEARNED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 240);
-const NAMES: [&str; 3] = ["api.usw2.pure.cloud", "login.usw2.pure.cloud", "streaming.usw2.pure.cloud"];
+pub const NAMES: [&str; 3] = ["api.usw2.pure.cloud", "login.usw2.pure.cloud", "streaming.usw2.pure.cloud"];
 /// Every name has another address after each period, in seconds, and so many in all; each holds for a TTL in seconds.
 type Moves = (&'static str, u8, &'static str);
 pub const STILL: Moves = ("1000", 1, "1");
+/// In the configuration.
+pub const DOMAINS: &str = "domains = [\"*.usw2.pure.cloud\"]";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where other names are asked for: nobody is there, so that what comes by the wrong way fails. The C library goes on to the search list
 /// with a name that has no answer.
-const BEFORE: &str =
+const NOBODY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
+pub const BEFORE: &str =
     "# the machine's own\nnameserver 192.0.2.53\nsearch corp.example\noptions timeout:1 attempts:1\n";
 const AT_ONCE: Duration = Duration::from_secs(1);
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Deserialize)]
 pub struct Told {
     pub greeted: usize,
-    addresses: Vec<IpAddr>,
-    failures: Vec<String>,
-}
-
-/// Every name moves to another address now and then; each connection asks anew.
-#[test]
-fn connections_to_names_that_move_never_leave_in_the_clear() {
-    let _turn = shared();
-    let (period, count) = if is_long() { ("2", 10_000) } else { ("0.5", 400) };
-    let Some(mut scene) = scene() else { return };
-    let (wire, direct) = scene.on_wire(|| connect(&scene, (FIRST, PORT)));
-    direct.unwrap();
-    assert!(wire.records.iter().any(is_signaling), "the control");
-
-    let dns = raise(&mut scene, period);
-    let (wire, told) = scene.on_wire(|| call(&scene, count));
-    assert_eq!((told.greeted, &told.failures), (count, &Vec::new()), "{:?}", told.addresses);
-    assert!(told.addresses.len() > 3, "they did not move: {:?}", told.addresses);
-    assert_none(&wire);
-    assert!(wire.records.iter().any(is_tunnel));
-    // Nor does anybody on the way hear a name.
-    assert!(!wire.records.iter().any(|record| record.destination.port() == 53), "a question in the clear");
-
-    let names = names(&scene);
-    let known: Vec<IpAddr> = names.addresses.iter().map(|found| found.address).collect();
-    assert!(told.addresses.iter().all(|address| known.contains(address)), "{names:?}");
-    assert_eq!(names.resolver.unwrap().mode, "/etc/resolv.conf");
-
-    // Another port of an address that is shared goes as before.
-    let shared_address = told.addresses[0];
-    let (wire, direct) = scene.on_wire(|| connect(&scene, (shared_address, OTHER_PORT)));
-    direct.unwrap();
-    assert!(wire.records.iter().any(|record| record.destination == (shared_address, OTHER_PORT).into()));
-
-    ok(dns.signal(nix::sys::signal::Signal::SIGKILL));
-    said(&scene.breakout(&["down"]));
-    assert_eq!(resolv_conf(&scene), BEFORE);
-    let (wire, direct) = scene.on_wire(|| connect(&scene, (shared_address, PORT)));
-    direct.unwrap();
-    assert!(wire.records.iter().any(is_signaling), "`down` left something");
-}
-
-/// A crash keeps what was learned closed, and the next daemon knows it before anybody asks.
-#[test]
-fn what_was_learned_outlives_a_crash() {
-    let _turn = shared();
-    let Some(mut scene) = scene() else { return };
-    let _dns = raise(&mut scene, "1000");
-    let told = call(&scene, NAMES.len());
-    assert_eq!((told.greeted, told.failures.len()), (NAMES.len(), 0), "{told:?}");
-    let address = told.addresses[0];
-
-    ok(scene.kill_daemon());
-    let (wire, refused) = scene.on_wire(|| connect(&scene, (address, PORT)));
-    refused.unwrap_err();
-    assert_none(&wire);
-    let lost = call(&scene, 1);
-    assert_eq!(lost.greeted, 0, "names have no answer while nobody is there to ask the tunnel");
-
-    start_daemon(&mut scene);
-    let (wire, ()) = scene
-        .on_wire(|| eventually(PATIENCE, || connect(&scene, (address, PORT)).map_err(|e| e.to_string())));
-    assert_none(&wire);
-    let (wire, told) = scene.on_wire(|| call(&scene, NAMES.len()));
-    assert_eq!((told.greeted, told.failures.len()), (NAMES.len(), 0), "{told:?}");
-    assert_none(&wire);
-    said(&scene.breakout(&["down"]));
-    assert_eq!(resolv_conf(&scene), BEFORE);
-}
-
-/// An answer is kept for its TTL, but not into another network.
-#[test]
-fn in_another_network_names_are_asked_for_again() {
-    let _turn = shared();
-    let Some(mut scene) = scene() else { return };
-    let _dns = raise_with(&mut scene, ("1", COUNT, "3600"), false);
-    let first = call(&scene, 1);
-    assert_eq!(first.greeted, 1, "{first:?}");
-    sleep(AT_ONCE * 2);
-    assert_eq!(call(&scene, 1).addresses, first.addresses);
-    sh(
-        &scene,
-        "ip address del 192.168.77.10/24 dev eth0
-         ip address add 192.168.77.11/24 dev eth0
-         ip route replace default via 192.168.77.1",
-    );
-    eventually(PATIENCE, || match call(&scene, 1) {
-        told if told.greeted == 1 && told.addresses != first.addresses => Ok(()),
-        told => Err(format!("{told:?}")),
-    });
-}
-
-/// Without a tunnel a name has no answer, and a question is not asked elsewhere.
-#[test]
-fn without_a_tunnel_names_have_no_answer() {
-    let _turn = shared();
-    let Some(mut scene) = scene() else { return };
-    start_daemon(&mut scene);
-    let (wire, told) = scene.on_wire(|| call(&scene, 1));
-    assert_eq!(told.greeted, 0);
-    assert_none(&wire);
-    assert!(!wire.records.iter().any(|record| record.destination.port() == 53), "a question in the clear");
-    // Another name goes where it went before.
-    let is_passed_on = |name| {
-        let (wire, _) = scene.on_wire(|| client(&scene, 1, &[name]));
-        wire.records.iter().any(|record| record.destination == "192.0.2.53:53".parse().unwrap())
-    };
-    let asks_the_system = || scene.status().features.into_iter().find(|feature| feature.name == "system-dns");
-    assert!(is_passed_on("www.example.net"));
-    assert!(asks_the_system().unwrap().on);
-
-    // So does that of a server of DNS over HTTPS, and is told of.
-    assert!(is_passed_on("dns.google"));
-    let told = asks_the_system().unwrap();
-    assert!(!told.on && told.why.contains("dns.google") && told.why.contains("docs/names.md"), "{told:?}");
-    assert_eq!(names(&scene).resolver.unwrap().doh[0].name, "dns.google");
-    let log = std::fs::read_to_string(scene.directory.file("daemon.log")).unwrap();
-    assert_eq!(log.matches("asks for a server of DNS over HTTPS").count(), 1, "{log}");
-}
-
-/// On a network that has an answer for all names, and completes them.
-#[test]
-fn no_name_without_an_answer_is_asked_for_with_more_after_it() {
-    let _turn = shared();
-    for keeper in Keeper::ALL {
-        let Some(mut scene) = open_scene() else { return };
-        let Some(_kept) = keeper.install(&scene, ROUTER) else { return };
-        let _network = serve_dns(&scene, &scene.internet.router, (ROUTER, UNLEARNED), STILL);
-        start_daemon(&mut scene);
-        assert_eq!(names(&scene).resolver.unwrap().mode, keeper.mode());
-        let (wire, told) = scene.on_wire(|| call(&scene, NAMES.len()));
-        assert_eq!(told.greeted, 0, "{keeper:?}: {told:?}");
-        assert_none(&wire);
-        let is_question = |record: &Record| record.destination.port() == 53;
-        assert!(!wire.records.iter().any(is_question), "{keeper:?}: asked in the clear");
-
-        let (wire, short) = scene.on_wire(|| getent(&scene, "intranet"));
-        assert!(short.starts_with(&UNLEARNED.to_string()), "{keeper:?}: {short}");
-        assert!(wire.records.iter().any(is_question), "the control");
-        said(&scene.breakout(&["down"]));
-    }
-}
-
-/// Through a tunnel that carries IPv4 alone. An application may know the address from before.
-#[test]
-fn an_ipv6_address_that_nobody_is_told_is_closed_too() {
-    let _turn = shared();
-    let Some(mut scene) = scene() else { return };
-    scene.give_ipv6();
-    let v6: SocketAddr = (V6, PORT).into();
-    let (wire, unanswered) = scene.on_wire(|| connect(&scene, v6));
-    unanswered.unwrap_err();
-    assert!(wire.records.iter().any(|record| record.destination == v6), "the control");
-
-    let _dns = raise(&mut scene, "1000");
-    let told = call(&scene, NAMES.len());
-    assert_eq!((told.greeted, told.failures.len()), (NAMES.len(), 0), "{told:?}");
-    assert!(told.addresses.iter().all(IpAddr::is_ipv4), "{told:?}");
-    for is_dead in [false, true] {
-        if is_dead {
-            ok(scene.kill_daemon());
-        }
-        let (wire, refused) = scene.on_wire(|| connect(&scene, v6));
-        assert_ne!(refused.unwrap_err().kind(), std::io::ErrorKind::TimedOut, "dead: {is_dead}");
-        assert!(!wire.records.iter().any(|record| record.destination == v6), "dead: {is_dead}");
-    }
-    said(&scene.breakout(&["down"]));
+    pub addresses: Vec<IpAddr>,
+    pub failures: Vec<String>,
 }
 
 /// A crash must not have names asked elsewhere: an address that was not learned before it would be reached in the clear. The network's DNS
@@ -269,6 +107,51 @@ fn crash_and_take_over(keeper: Keeper, kill_switch: bool) {
 
     said(&scene.breakout(&["down"]));
     goes_to_networks(&scene, NAMES[0]);
+}
+
+/// An answer is kept for its TTL, but not into another network.
+#[test]
+fn in_another_network_names_are_asked_for_again() {
+    let _turn = shared();
+    let Some(mut scene) = scene() else { return };
+    let _dns = raise_with(&mut scene, ("1", COUNT, "3600"), false);
+    let first = call(&scene, 1);
+    assert_eq!(first.greeted, 1, "{first:?}");
+    sleep(AT_ONCE * 2);
+    assert_eq!(call(&scene, 1).addresses, first.addresses);
+    sh(
+        &scene,
+        "ip address del 192.168.77.10/24 dev eth0
+         ip address add 192.168.77.11/24 dev eth0
+         ip route replace default via 192.168.77.1",
+    );
+    eventually(PATIENCE, || match call(&scene, 1) {
+        told if told.greeted == 1 && told.addresses != first.addresses => Ok(()),
+        told => Err(format!("{told:?}")),
+    });
+}
+
+/// On a network that has an answer for all names, and completes them.
+#[test]
+fn no_name_without_an_answer_is_asked_for_with_more_after_it() {
+    let _turn = shared();
+    for keeper in Keeper::ALL {
+        let Some(mut scene) = open_scene() else { return };
+        let Some(_kept) = keeper.install(&scene, ROUTER) else { return };
+        let _network = serve_dns(&scene, &scene.internet.router, (ROUTER, UNLEARNED), STILL);
+        start_daemon(&mut scene);
+        assert_eq!(names(&scene).resolver.unwrap().mode, keeper.mode());
+        let (wire, told) = scene.on_wire(|| call(&scene, NAMES.len()));
+        assert_eq!(told.greeted, 0, "{keeper:?}: {told:?}");
+        assert_none(&wire);
+        let is_question = |record: &Record| record.destination.port() == 53;
+        assert!(!wire.records.iter().any(is_question), "{keeper:?}: asked in the clear");
+
+        let (wire, short) = scene.on_wire(|| getent(&scene, "intranet"));
+        assert!(short.starts_with(&UNLEARNED.to_string()), "{keeper:?}: {short}");
+        assert!(wire.records.iter().any(is_question), "the control");
+        said(&scene.breakout(&["down"]));
+    }
 }
 
 /// Programs of others may hang: all else goes on, and the end comes all the same.
@@ -349,8 +232,7 @@ fn addresses_from_before_a_reload_to_names_stay_in_the_tunnel() {
 fn a_lie_about_the_gateways_name_opens_nothing() {
     let _turn = shared();
     let Some(mut scene) = open_scene() else { return };
-    let own = ok(scene.directory.write("resolv.conf", &format!("nameserver {ROUTER}\n")));
-    ok(scene.internet.agent.show_instead(Path::new(RESOLV_CONF), &own));
+    let Some(_) = Keeper::Nobody.install(&scene, ROUTER) else { return };
     let network = serve_dns(&scene, &scene.internet.router, (ROUTER, GATEWAY), STILL);
     let _dns = start_gateway(&mut scene, STILL);
     start_daemon_as(&mut scene, false, |config| {
@@ -403,8 +285,7 @@ fn a_lie_about_the_gateways_name_opens_nothing() {
 fn an_answer_that_leads_to_the_networks_own_dns_server_is_withheld() {
     let _turn = shared();
     let Some(mut scene) = open_scene() else { return };
-    let own = ok(scene.directory.write("resolv.conf", &format!("nameserver {UNLEARNED}\n")));
-    ok(scene.internet.agent.show_instead(Path::new(RESOLV_CONF), &own));
+    let Some(_) = Keeper::Nobody.install(&scene, UNLEARNED) else { return };
     ok(scene.start_gateway(Gateway::Breakout, exe()));
     let dns = serve_dns(&scene, &scene.internet.gateway, (GATEWAY_TUNNEL, UNLEARNED), STILL);
     start_daemon(&mut scene);
@@ -428,9 +309,8 @@ fn a_private_address_is_told_where_a_prefix_of_its_set_holds_it() {
     let private = Ipv4Addr::new(10, 20, 0, 7);
     ok(scene.start_gateway(Gateway::Breakout, exe()));
     let _dns = serve_dns(&scene, &scene.internet.gateway, (GATEWAY_TUNNEL, private), STILL);
-    let domains = "domains = [\"*.usw2.pure.cloud\"]";
     start_daemon_as(&mut scene, false, |config| {
-        config.replace(domains, &format!("{domains}\ncidrs = [\"10.20.0.0/16\"]"))
+        config.replace(DOMAINS, &format!("{DOMAINS}\ncidrs = [\"10.20.0.0/16\"]"))
     });
     eventually(PATIENCE, || match getent(&scene, NAMES[0]) {
         found if found.starts_with(&private.to_string()) => Ok(()),
@@ -497,10 +377,10 @@ fn a_memory_that_cannot_be_read_keeps_closed_what_was_learned() {
 }
 
 /// A scene with a resolv.conf of the agent's own.
-fn scene() -> Option<Scene> {
+pub fn scene() -> Option<Scene> {
     let scene = open_scene()?;
-    let own = ok(scene.directory.write("resolv.conf", BEFORE));
-    ok(scene.internet.agent.show_instead(Path::new(RESOLV_CONF), &own));
+    Keeper::Nobody.install(&scene, NOBODY)?;
+    assert_eq!(resolv_conf(&scene), BEFORE);
     Some(scene)
 }
 
@@ -525,7 +405,7 @@ fn raise(scene: &mut Scene, period: &'static str) -> Process {
     raise_with(scene, (period, COUNT, "1"), false)
 }
 
-fn raise_with(scene: &mut Scene, moves: Moves, kill_switch: bool) -> Process {
+pub fn raise_with(scene: &mut Scene, moves: Moves, kill_switch: bool) -> Process {
     let dns = start_gateway(scene, moves);
     start_daemon_with(scene, kill_switch);
     dns
@@ -538,7 +418,18 @@ pub fn start_gateway(scene: &mut Scene, moves: Moves) -> Process {
 }
 
 /// A DNS server at `listen`, for which names have `first` and the addresses after it.
-pub fn serve_dns(scene: &Scene, host: &Host, (listen, first): (Ipv4Addr, Ipv4Addr), moves: Moves) -> Process {
+pub fn serve_dns(scene: &Scene, host: &Host, at: (Ipv4Addr, Ipv4Addr), moves: Moves) -> Process {
+    serve_dns_with(scene, host, at, moves, &[])
+}
+
+/// The same, but for names that are given: `NAME=ADDRESS`, or of an SRV record `NAME=TARGET`.
+pub fn serve_dns_with(
+    scene: &Scene,
+    host: &Host,
+    (listen, first): (Ipv4Addr, Ipv4Addr),
+    moves: Moves,
+    given: &[&str],
+) -> Process {
     let (period, count, ttl) = moves;
     let mut server = Command::new("python3");
     server.arg(file("names_server.py")).args([
@@ -548,6 +439,7 @@ pub fn serve_dns(scene: &Scene, host: &Host, (listen, first): (Ipv4Addr, Ipv4Add
         &count.to_string(),
         ttl,
     ]);
+    server.args(given);
     let log = scene.directory.file(&format!("names_server-{}.log", host.name()));
     let mut dns = ok(Process::spawn(host, "names_server.py", server, &log));
     ok(dns.wait_for_line("ready", PATIENCE));
@@ -555,7 +447,7 @@ pub fn serve_dns(scene: &Scene, host: &Host, (listen, first): (Ipv4Addr, Ipv4Add
 }
 
 /// In place of the machine's, for the agent alone, with what a DHCP client has handed it.
-fn install_resolvconf(scene: &Scene) {
+pub fn install_resolvconf(scene: &Scene) {
     ok(scene.internet.agent.cover(Path::new("/run")));
     let directory = scene.directory.file("sbin");
     std::fs::create_dir(&directory).unwrap();
@@ -571,7 +463,7 @@ fn is_hanging() -> bool {
     said.into_iter().any(|said| said == b"sleep\x001234567\x00")
 }
 
-fn sh(scene: &Scene, script: &str) -> String {
+pub fn sh(scene: &Scene, script: &str) -> String {
     let mut sh = Command::new("sh");
     sh.args(["-ec", script]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     said(&ok(scene.internet.agent.output(sh)))
@@ -581,21 +473,26 @@ fn start_daemon(scene: &mut Scene) {
     start_daemon_with(scene, false);
 }
 
-fn start_daemon_with(scene: &mut Scene, kill_switch: bool) {
+pub fn start_daemon_with(scene: &mut Scene, kill_switch: bool) {
     start_daemon_as(scene, kill_switch, |config| config);
 }
 
 /// With another configuration than the usual.
 pub fn start_daemon_as(scene: &mut Scene, kill_switch: bool, change: impl FnOnce(String) -> String) {
+    let config = write_config(scene, kill_switch, change);
+    scene.daemon = Some(ok(lab::Daemon::start(&scene.internet.agent, exe(), &config, &scene.directory)));
+}
+
+/// Signaling is known by name alone.
+pub fn write_config(scene: &Scene, kill_switch: bool, change: impl FnOnce(String) -> String) -> PathBuf {
     let more = format!("[routes]\nkill_switch = {kill_switch}\n");
     let config = ok(lab::write_config(&scene.keys, &scene.directory, &more));
     let text = std::fs::read_to_string(&config).unwrap();
     let named = text
         .replace("[tunnel]\n", &format!("[tunnel]\ndns = [\"{GATEWAY_TUNNEL}\"]\n"))
-        .replace(&format!("cidrs = [\"{SIGNALING_NET}\"]"), "domains = [\"*.usw2.pure.cloud\"]");
+        .replace(&format!("cidrs = [\"{SIGNALING_NET}\"]"), DOMAINS);
     assert!(named.contains("dns =") && named.contains("domains ="));
-    let config = ok(scene.directory.write("breakout.toml", &change(named)));
-    scene.daemon = Some(ok(lab::Daemon::start(&scene.internet.agent, exe(), &config, &scene.directory)));
+    ok(scene.directory.write("breakout.toml", &change(named)))
 }
 
 /// Has an application make `count` connections, name after name.
@@ -603,34 +500,52 @@ pub fn call(scene: &Scene, count: usize) -> Told {
     client(scene, count, &NAMES)
 }
 
-fn client(scene: &Scene, count: usize, names: &[&str]) -> Told {
+pub fn client(scene: &Scene, count: usize, names: &[&str]) -> Told {
     let client = client_command(count, names);
     serde_json::from_str(&said(&ok(scene.internet.agent.output(client)))).unwrap()
 }
 
-fn client_command(count: usize, names: &[&str]) -> Command {
+pub fn client_command(count: usize, names: &[&str]) -> Command {
     let mut client = Command::new("python3");
     client.arg(file("names_client.py")).args([count.to_string(), PORT.to_string()]).args(names);
     client
 }
 
-fn connect(scene: &Scene, to: impl Into<SocketAddr>) -> std::io::Result<()> {
+pub fn connect(scene: &Scene, to: impl Into<SocketAddr>) -> std::io::Result<()> {
     let to = to.into();
     let attempt = move || std::net::TcpStream::connect_timeout(&to, Duration::from_secs(2)).map(drop);
     ok(scene.internet.agent.run(attempt))
 }
 
-fn names(scene: &Scene) -> control::Names {
+pub fn names(scene: &Scene) -> control::Names {
     serde_json::from_str(&said(&scene.breakout(&["names", "--json"]))).unwrap()
 }
 
-fn resolv_conf(scene: &Scene) -> String {
+pub fn resolv_conf(scene: &Scene) -> String {
     ok(scene.internet.agent.run(|| std::fs::read_to_string(RESOLV_CONF))).unwrap()
 }
 
+/// Nothing in the clear, but for the port that is a stranger's.
 #[track_caller]
-fn assert_none(wire: &Captured) {
+pub fn assert_none(wire: &Captured) {
     assert_eq!(wire.lost, 0);
-    let leaked: Vec<&Record> = wire.records.iter().filter(|record| is_signaling(record)).take(5).collect();
+    let is_strangers =
+        |record: &Record| [record.source, record.destination].iter().any(|end| end.port() == OTHER_PORT);
+    let is_leak = |record: &&Record| is_signaling(record) && !is_strangers(record);
+    let leaked: Vec<&Record> = wire.records.iter().filter(is_leak).take(5).collect();
     assert!(leaked.is_empty(), "signaling in the clear: {leaked:#?}");
+}
+
+/// Whether it is signaling with this address.
+pub fn is_of(record: &Record, address: Ipv4Addr) -> bool {
+    [record.source, record.destination]
+        .iter()
+        .any(|end| end.ip() == address && [PORT, HELD_PORT, 5060].contains(&end.port()))
+}
+
+#[track_caller]
+pub fn assert_kept_in(what: &str, wire: &Captured, address: Ipv4Addr) {
+    assert_eq!(wire.lost, 0, "{what}");
+    let leaked: Vec<&Record> = wire.records.iter().filter(|record| is_of(record, address)).take(5).collect();
+    assert!(leaked.is_empty(), "{what}: signaling in the clear: {leaked:#?}");
 }

@@ -1,9 +1,11 @@
 #!/bin/sh
-# resolvconf(8) in little, as openresolv is called; asked for anything while /run/hang is there, it never answers.
+# resolvconf(8) in little, as openresolv is called; asked for anything while /run/hang is there, it never answers, and while /run/wait is
+# there, later.
 set -eu
 entries=/run/resolvconf/interfaces
 mkdir -p $entries
 [ ! -e /run/hang ] || sleep 1234567
+while [ -e /run/wait ]; do sleep 0.05; done
 case $1 in
 -l)
     for entry in $entries/*; do
