@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    former, gateways, learned,
+    clock, gateways, learning, looks,
     names::{self, Heard, Names},
     portal,
     reloads::Reloads,
@@ -81,7 +81,7 @@ pub async fn follow(
             }
             () = wait_until(retry) => retry = follow_network(running).await?,
             said = hear(heard) => match said {
-                Some(found) => names::learn(running, found).await,
+                Some(found) => learning::learn(running, found).await,
                 None => {
                     return Err(Failure::system("our resolver ended by itself")
                         .remedy("names have no answer until the next `breakout up`, or `breakout down`")
@@ -93,9 +93,8 @@ pub async fn follow(
             step = running.portal.step() => {
                 portal::go_on(running, step).map_err(|error| pump_failed(error.to_string()))?;
             }
-            () = wait_until(running.names_due) => names::expire(running).await,
-            () = wait_until(running.unwritten_due) => names::write(running),
-            () = wait_until(running.former_due) => former::expire(running).await,
+            () = wait_until(running.look_due) => looks::look(running).await,
+            () = wait_until(running.unwritten_due) => learning::write(running),
             result = &mut *exited => {
                 let why = match result {
                     Ok(Err(error)) => error.to_string(),
@@ -118,7 +117,7 @@ async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failur
     match running.machine.follow(&running.loaded, &running.snapshot).await {
         Ok(false) => Ok(None),
         Ok(true) => {
-            let since = learned::now();
+            let since = clock::since_boot();
             let underlay = running.machine.underlay();
             tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateways = ?underlay.gateways, "the underlay has changed");
             running.pump.set_underlay(underlay).map_err(|error| pump_failed(error.to_string()))?;

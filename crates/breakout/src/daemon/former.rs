@@ -1,12 +1,12 @@
 //! What a reload from prefixes to names keeps for a while: applications go on using addresses that they have from before, and what is
 //! in no set would leave directly.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use policy::{Config, Former, Snapshot};
 use tokio::time::Instant;
 
-use super::{learned::GRACE, load::Loaded, machine::wanted, start::Running};
+use super::{grace::grace, load::Loaded, looks, machine::wanted, start::Running};
 use crate::failure::{Failure, Problem};
 
 /// A prefix that the policy in force has beside its configuration.
@@ -17,12 +17,9 @@ pub struct Kept {
     pub until: Instant,
 }
 
-/// After which prefixes that could not be let go are tried again.
-const RETRY: Duration = Duration::from_secs(60);
-
 /// Has the new policy hold what it is to keep beside its configuration.
 pub fn keep(running: &Running, new: &mut Loaded) -> Vec<Kept> {
-    let until = Instant::now() + GRACE;
+    let until = Instant::now() + grace();
     let left = new.config.former(&running.loaded.config);
     let mut former = running.former.clone();
     former.extend(left.into_iter().map(|former| Kept { former, until }));
@@ -56,23 +53,22 @@ pub fn told(kept: &[Kept]) -> Option<String> {
 
 /// From here on the policy in force has this beside its configuration.
 pub fn begin(running: &mut Running, former: Vec<Kept>) {
-    running.former_due = former.iter().map(|kept| kept.until).min();
     running.former = former;
+    looks::schedule(running);
 }
 
-/// Lets go of what has ended and no flow uses. What cannot be let go stays in the tunnel, and is tried again.
-pub async fn expire(running: &mut Running) {
-    if let Err(failure) = let_go(running).await {
-        tracing::warn!("prefixes from before a reload stay in the tunnel: {}", failure.plain());
-        running.former_due = Some(Instant::now() + RETRY);
-    }
-}
-
-async fn let_go(running: &mut Running) -> Result<(), Failure> {
-    let flows = running.pump.flows().map_err(not_changed)?;
-    let is_used =
-        |former: &Former| flows.iter().any(|flow| former.prefix.contains(&flow.tuple.destination.ip()));
+/// Keeps what is in use, and lets go of what has ended and is not.
+pub async fn expire(running: &mut Running, in_use: &BTreeSet<IpAddr>) -> Result<(), Failure> {
+    let is_used = |former: &Former| in_use.iter().any(|address| former.prefix.contains(address));
     let left = unended(&running.former, is_used, Instant::now());
+    if left.len() < running.former.len() {
+        return let_go(running, left).await;
+    }
+    running.former = left;
+    Ok(())
+}
+
+async fn let_go(running: &mut Running, left: Vec<Kept>) -> Result<(), Failure> {
     let (config, left) = with(&running.loaded.config, left);
     let policy = Arc::new(Snapshot::compile(&config));
     let snapshot = Arc::new(policy.with_learned(&running.addresses.learned()));
@@ -90,17 +86,15 @@ async fn let_go(running: &mut Running) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What is used goes on for as long again.
+/// What is used counts for another grace.
 fn unended(kept: &[Kept], is_used: impl Fn(&Former) -> bool, now: Instant) -> Vec<Kept> {
     let mut left = kept.to_vec();
-    left.retain_mut(|Kept { former, until }| {
-        let has_ended = *until <= now;
-        if has_ended && is_used(former) {
-            *until = now + GRACE;
-            return true;
+    for Kept { former, until } in &mut left {
+        if is_used(former) {
+            *until = (*until).max(now + grace());
         }
-        !has_ended
-    });
+    }
+    left.retain(|kept| kept.until > now);
     left
 }
 
@@ -119,13 +113,13 @@ mod tests {
             former: Former { set: "signaling".to_owned(), prefix: prefix.parse().unwrap() },
             until,
         };
-        let (first, second) = (begin + GRACE / 2, begin + GRACE);
+        let (first, second) = (begin + grace() / 2, begin + grace());
         let all =
             [kept("192.0.2.0/25", first), kept("192.0.2.128/25", first), kept("203.0.113.0/24", second)];
         let is_used = |former: &Former| former.prefix == all[1].former.prefix;
         let until = |now| unended(&all, is_used, now).iter().map(|kept| kept.until).collect::<Vec<_>>();
-        assert_eq!(until(begin), [first, first, second]);
-        assert_eq!(until(first), [first + GRACE, second]);
-        assert_eq!(until(second), [second + GRACE]);
+        assert_eq!(until(begin), [first, second, second], "a use is not forgotten until the end");
+        assert_eq!(until(first), [first + grace(), second]);
+        assert_eq!(until(second), [second + grace()]);
     }
 }

@@ -17,7 +17,7 @@ use routes::{connections, dns};
 use tokio::{net::lookup_host, sync::mpsc, task::AbortHandle, time::timeout};
 
 use super::{
-    learned,
+    clock,
     load::{called, taken},
     lookups::Answer,
     start::Running,
@@ -114,7 +114,7 @@ fn want_lost(running: &mut Running, tunnels: &[TunnelReport]) {
             continue;
         }
         let heard = [tunnel.last_handshake, tunnel.last_received].into_iter().flatten().min();
-        running.lookups.want_silent(gateway, heard.map(|ago| learned::now().saturating_sub(ago)), now);
+        running.lookups.want_silent(gateway, heard.map(|ago| clock::since_boot().saturating_sub(ago)), now);
     }
 }
 

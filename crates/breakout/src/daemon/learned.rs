@@ -2,8 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write},
     net::IpAddr,
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     time::Duration,
 };
@@ -12,17 +14,18 @@ use policy::{Learned, Snapshot};
 use routes::crash_point;
 use serde::{Deserialize, Serialize};
 
-/// How long an address counts beyond its TTL. Applications keep what they resolved for longer than they may; an address that no longer
-/// counts is reached directly.
-pub const GRACE: Duration = Duration::from_secs(3600);
+use super::{clock, grace::grace};
+
 /// Each is a route and a rule's work for the kernel.
 pub const MAX_ADDRESSES: usize = 4096;
 
 /// The names that are known of one address.
 const MAX_NAMES: usize = 16;
+/// Forgotten together where there is no room: each time costs as much as there are addresses.
+const AT_ONCE: usize = 64;
 
-/// What the policy's names were found to have. Times count from the machine's start (CLOCK_BOOTTIME): nobody sets that clock, and the next
-/// start of the daemon has the same.
+/// What the policy's names were found to have. Times count from the machine's start, without those when it was suspended (CLOCK_MONOTONIC):
+/// applications slept as well. Nobody sets that clock, and the next start of the daemon has the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addresses(BTreeMap<IpAddr, Vec<Found>>);
 
@@ -31,7 +34,28 @@ pub struct Addresses(BTreeMap<IpAddr, Vec<Found>>);
 pub struct Found {
     pub name: String,
     pub set: String,
+    known: Known,
+    /// The TTL's end.
+    fresh: Duration,
     pub until: Duration,
+}
+
+/// Who knows that a name has an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Known {
+    /// Nobody from us: the tunnel does not carry it.
+    Withheld,
+    /// Applications: they were told.
+    Told,
+}
+
+/// An address that a name is found to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    pub address: IpAddr,
+    pub ttl: Duration,
+    pub known: Known,
 }
 
 /// What is new about what was found.
@@ -47,35 +71,38 @@ pub enum News {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Full {
-    #[error("there are {MAX_ADDRESSES} learned addresses already")]
+    #[error("there are {MAX_ADDRESSES} learned addresses already, all within their TTL or in use")]
     Addresses,
     #[error("{0} has names of {MAX_NAMES} sets already")]
     Names(IpAddr),
 }
 
 impl Addresses {
-    /// Notes what `name` of `set` was found to have, each with its TTL.
+    /// Notes what `name` of `set` was found to have. What nobody is told of is left out where there is no room.
     pub fn note(
         &mut self,
         (name, set): (&str, &str),
-        addresses: impl IntoIterator<Item = (IpAddr, Duration)>,
+        sightings: &[Sighting],
         now: Duration,
     ) -> Result<News, Full> {
         let mut news = News::Nothing;
-        for (address, ttl) in addresses {
+        for Sighting { address, ttl, known } in sightings.iter().copied() {
             let is_full = self.0.len() >= MAX_ADDRESSES;
             let names = match self.0.entry(address) {
-                Entry::Vacant(_) if is_full => return Err(Full::Addresses),
+                Entry::Vacant(_) if is_full && known == Known::Told => return Err(Full::Addresses),
+                Entry::Vacant(_) if is_full => continue,
                 entry => entry.or_default(),
             };
-            let until = now + ttl + GRACE;
+            let (fresh, until) = (now + ttl, now + ttl + grace());
             if let Some(found) = names.iter_mut().find(|found| found.name == name && found.set == set) {
+                found.known = found.known.max(known);
+                found.fresh = found.fresh.max(fresh);
                 found.until = found.until.max(until);
                 continue;
             }
             let is_known = names.iter().any(|found| found.set == set);
             news = news.max(if is_known { News::Name } else { News::Address });
-            names.push(Found { name: name.to_owned(), set: set.to_owned(), until });
+            names.push(Found { name: name.to_owned(), set: set.to_owned(), known, fresh, until });
             if names.len() > MAX_NAMES {
                 names.remove(spare(names).ok_or(Full::Names(address))?);
             }
@@ -87,32 +114,61 @@ impl Addresses {
     pub fn note_known(
         &mut self,
         (name, set): (&str, &str),
-        addresses: &[(IpAddr, Duration)],
+        sightings: &[Sighting],
         now: Duration,
     ) -> Option<News> {
-        let is_known = |address: &IpAddr| {
-            self.0.get(address).is_some_and(|names| names.iter().any(|found| found.set == set))
-        };
-        if !addresses.iter().all(|(address, _)| is_known(address)) {
+        if !sightings.iter().all(|sighting| self.holds(sighting.address, set)) {
             return None;
         }
-        self.note((name, set), addresses.iter().copied(), now).ok()
+        self.note((name, set), sightings, now).ok()
     }
 
-    /// When [`Addresses::expire`] has something to do.
+    /// Whether an address is known, in this set.
+    pub fn holds(&self, address: IpAddr, set: &str) -> bool {
+        self.0.get(&address).is_some_and(|names| names.iter().any(|found| found.set == set))
+    }
+
+    /// How many of these there is no room for.
+    pub fn lacks_room(&self, sightings: &[Sighting]) -> usize {
+        let new = sightings.iter().map(|sighting| sighting.address).filter(|new| !self.0.contains_key(new));
+        (self.0.len() + new.collect::<BTreeSet<_>>().len()).saturating_sub(MAX_ADDRESSES)
+    }
+
+    /// Makes room for so many, as far as that can be had: forgets what would be forgotten first of what is past its TTL, then of what nobody
+    /// was told of, but nothing that is in use.
+    pub fn make_room(&mut self, count: usize, in_use: &BTreeSet<IpAddr>, now: Duration) {
+        if count == 0 {
+            return;
+        }
+        let (mut past, mut untold) = (Vec::new(), Vec::new());
+        for (address, names) in self.0.iter().filter(|(address, _)| !in_use.contains(address)) {
+            let until = names.iter().map(|found| found.until).max();
+            if names.iter().all(|found| found.fresh <= now) {
+                past.push((until, *address));
+            } else if names.iter().all(|found| found.known < Known::Told) {
+                untold.push((until, *address));
+            }
+        }
+        past.sort();
+        untold.sort();
+        past.truncate(count.max(AT_ONCE));
+        untold.truncate(count.saturating_sub(past.len()));
+        for (_, address) in past.iter().chain(&untold) {
+            self.0.remove(address);
+        }
+    }
+
+    /// When the first of them ends.
     pub fn next_end(&self) -> Option<Duration> {
         self.iter().map(|(_, found)| found.until).min()
     }
 
-    /// Forgets what has ended, unless a flow uses it. Whether an address is gone from a set.
+    /// Keeps what is in use for another grace, and forgets what has ended. Whether an address is gone from a set.
     pub fn expire(&mut self, in_use: &BTreeSet<IpAddr>, now: Duration) -> bool {
         let before = self.learned();
         for (address, names) in &mut self.0 {
             if in_use.contains(address) {
-                names
-                    .iter_mut()
-                    .filter(|found| found.until <= now)
-                    .for_each(|found| found.until = now + GRACE);
+                names.iter_mut().for_each(|found| found.use_at(now));
             }
             names.retain(|found| found.until > now);
         }
@@ -162,21 +218,26 @@ impl Addresses {
             return Ok(Self::default());
         }
         let mut addresses = kept.addresses;
-        addresses
-            .values_mut()
-            .flatten()
-            .for_each(|found: &mut Found| found.until = found.until.max(now() + GRACE));
+        addresses.values_mut().flatten().for_each(|found: &mut Found| found.use_at(clock::awake()));
         Ok(Self(addresses))
     }
 
-    /// In one step: a crash leaves the old file or the new one.
+    /// In one step: a crash leaves the old file or the new one. Root alone may know which names were asked for.
     pub fn write(&self, file: &Path) -> io::Result<()> {
         let new = file.with_extension("new");
         let kept = Kept { boot: boot()?, addresses: self.0.clone() };
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
         crash_point::reached();
-        fs::write(&new, serde_json::to_vec(&kept)?)?;
+        options.open(&new)?.write_all(&serde_json::to_vec(&kept)?)?;
         crash_point::reached();
         fs::rename(new, file)
+    }
+}
+
+impl Found {
+    fn use_at(&mut self, now: Duration) {
+        self.until = self.until.max(now + grace());
     }
 }
 
@@ -200,13 +261,10 @@ fn boot() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// Time since the machine's start, sleep included.
-pub fn now() -> Duration {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Into::into)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     const NAME: (&str, &str) = ("api.example.com", "genesys-signaling");
@@ -217,32 +275,35 @@ mod tests {
         IpAddr::from([198, 51, high, low])
     }
 
+    fn told(addresses: impl IntoIterator<Item = u16>, ttl: Duration) -> Vec<Sighting> {
+        seen(Known::Told, addresses, ttl)
+    }
+
+    fn seen(known: Known, addresses: impl IntoIterator<Item = u16>, ttl: Duration) -> Vec<Sighting> {
+        addresses.into_iter().map(|last| Sighting { address: address(last), ttl, known }).collect()
+    }
+
     fn learned(address: IpAddr, set: &str) -> Learned {
         Learned { address, set: set.to_owned() }
     }
 
     #[test]
-    fn an_address_counts_for_its_ttl_and_a_grace_and_as_long_as_it_is_used() {
+    fn an_address_counts_for_its_ttl_and_a_grace_and_after_each_use() {
         let begin = Duration::from_secs(1000);
         let mut addresses = Addresses::default();
-        assert_eq!(
-            addresses.note(NAME, [(address(1), TTL), (address(2), TTL)], begin).unwrap(),
-            News::Address
-        );
-        assert_eq!(addresses.note(NAME, [(address(2), 2 * TTL)], begin).unwrap(), News::Nothing, "prolonged");
-        assert_eq!(
-            addresses.note(NAME, [(address(2), TTL)], begin).unwrap(),
-            News::Nothing,
-            "never shortened"
-        );
-        assert_eq!(addresses.next_end(), Some(begin + TTL + GRACE));
+        assert_eq!(addresses.note(NAME, &told([1, 2], TTL), begin).unwrap(), News::Address);
+        assert_eq!(addresses.note(NAME, &told([2], 2 * TTL), begin).unwrap(), News::Nothing, "prolonged");
+        assert_eq!(addresses.note(NAME, &told([2], TTL), begin).unwrap(), News::Nothing, "never shortened");
+        assert_eq!(addresses.next_end(), Some(begin + TTL + grace()));
 
         let used = BTreeSet::from([address(1)]);
-        assert!(!addresses.expire(&used, begin + TTL + GRACE));
-        assert!(addresses.expire(&used, begin + 2 * TTL + GRACE));
+        let midway = begin + TTL + grace() / 2;
+        assert!(!addresses.expire(&used, midway));
+        assert!(addresses.expire(&BTreeSet::new(), begin + 2 * TTL + grace()));
         let left: Vec<_> = addresses.iter().map(|(address, _)| *address).collect();
-        assert_eq!(left, [address(1)]);
-        assert!(addresses.expire(&BTreeSet::new(), begin + TTL + 2 * GRACE));
+        assert_eq!(left, [address(1)], "it was used before");
+        assert_eq!(addresses.next_end(), Some(midway + grace()));
+        assert!(addresses.expire(&BTreeSet::new(), midway + grace()));
         assert_eq!(addresses.next_end(), None);
     }
 
@@ -251,15 +312,15 @@ mod tests {
         let begin = Duration::from_secs(1000);
         let phones = ("phones.example.net", "phones");
         let mut addresses = Addresses::default();
-        addresses.note(NAME, [(address(1), TTL)], begin).unwrap();
-        assert_eq!(addresses.note(phones, [(address(1), 2 * TTL)], begin).unwrap(), News::Address);
+        addresses.note(NAME, &told([1], TTL), begin).unwrap();
+        assert_eq!(addresses.note(phones, &told([1], 2 * TTL), begin).unwrap(), News::Address);
         let both = [learned(address(1), NAME.1), learned(address(1), phones.1)];
         for name in [NAME, phones, NAME] {
-            assert_eq!(addresses.note(name, [(address(1), TTL)], begin).unwrap(), News::Nothing);
+            assert_eq!(addresses.note(name, &told([1], TTL), begin).unwrap(), News::Nothing);
             assert_eq!(addresses.learned(), both);
         }
         assert_eq!(addresses.len(), 1);
-        assert!(addresses.expire(&BTreeSet::new(), begin + TTL + GRACE));
+        assert!(addresses.expire(&BTreeSet::new(), begin + TTL + grace()));
         assert_eq!(addresses.learned(), both[1..]);
     }
 
@@ -267,14 +328,14 @@ mod tests {
     fn what_is_known_in_its_set_alone_is_noted_in_place() {
         let begin = Duration::from_secs(1000);
         let mut addresses = Addresses::default();
-        addresses.note(NAME, [(address(1), TTL)], begin).unwrap();
+        addresses.note(NAME, &told([1], TTL), begin).unwrap();
         let before = addresses.clone();
-        let both = [(address(1), 2 * TTL), (address(2), TTL)];
+        let both = told([1, 2], 2 * TTL);
         assert_eq!(addresses.note_known(NAME, &both, begin), None, "one is new");
         assert_eq!(addresses.note_known(("a.example", "phones"), &both[..1], begin), None, "new in the set");
         assert_eq!(addresses, before);
         assert_eq!(addresses.note_known(NAME, &both[..1], begin), Some(News::Nothing));
-        assert_eq!(addresses.next_end(), Some(begin + 2 * TTL + GRACE));
+        assert_eq!(addresses.next_end(), Some(begin + 2 * TTL + grace()));
         assert_eq!(addresses.note_known(("b.example", NAME.1), &both[..1], begin), Some(News::Name));
         assert_eq!(addresses.iter().count(), 2);
     }
@@ -296,9 +357,9 @@ domains = ["one.example"]
         let policy = Snapshot::compile(&config);
         let mut addresses = Addresses::default();
         for name in ["a.one.example", "a.two.example"] {
-            addresses.note((name, "genesys-signaling"), [(address(1), TTL)], now()).unwrap();
+            addresses.note((name, "genesys-signaling"), &told([1], TTL), clock::awake()).unwrap();
         }
-        addresses.note(("b.two.example", "genesys-signaling"), [(address(2), TTL)], now()).unwrap();
+        addresses.note(("b.two.example", "genesys-signaling"), &told([2], TTL), clock::awake()).unwrap();
         let under = addresses.under(&policy);
         assert_eq!(under.learned(), [learned(address(1), "genesys-signaling")]);
         assert_eq!(under.iter().count(), 1);
@@ -306,23 +367,61 @@ domains = ["one.example"]
 
     #[test]
     fn there_is_an_end_to_addresses() {
-        let now = now();
+        let now = clock::awake();
         let mut addresses = Addresses::default();
-        addresses.note(NAME, (0..MAX_ADDRESSES as u16).map(|last| (address(last), TTL)), now).unwrap();
-        assert!(addresses.note(NAME, [(address(9999), TTL)], now).is_err());
-        let known = addresses.note(NAME, [(address(7), TTL)], now).unwrap();
+        addresses.note(NAME, &told(0..MAX_ADDRESSES as u16, TTL), now).unwrap();
+        let news = told([9999], TTL);
+        assert_eq!(addresses.lacks_room(&news), 1);
+        addresses.make_room(1, &BTreeSet::new(), now);
+        assert!(addresses.note(NAME, &news, now).is_err(), "all are within their TTL");
+        let known = addresses.note(NAME, &told([7], TTL), now).unwrap();
         assert_eq!(known, News::Nothing, "those that are there go on");
+        addresses.note(NAME, &seen(Known::Withheld, [9999], TTL), now).unwrap();
+        assert_eq!(addresses.len(), MAX_ADDRESSES, "what nobody is told of is no reason to withhold what is");
+    }
+
+    #[test]
+    fn room_is_made_by_what_would_end_first_and_is_not_in_use() {
+        let begin = Duration::from_secs(1000);
+        let mut addresses = Addresses::default();
+        let all = MAX_ADDRESSES as u16;
+        addresses.note(NAME, &told(0..all - 2, TTL), begin).unwrap();
+        addresses.note(NAME, &told([7], 2 * TTL), begin).unwrap();
+        addresses.note(NAME, &told([all - 2, all - 1], 4 * TTL), begin).unwrap();
+        let (used, now) = (BTreeSet::from([address(0)]), begin + 2 * TTL);
+        addresses.make_room(1, &used, now);
+        assert_eq!(addresses.len(), MAX_ADDRESSES - AT_ONCE);
+        let left: BTreeSet<IpAddr> = addresses.iter().map(|(address, _)| *address).collect();
+        let gone: Vec<IpAddr> = (0..all).map(address).filter(|address| !left.contains(address)).collect();
+        let first: Vec<IpAddr> = (1..).filter(|last| *last != 7).map(address).take(AT_ONCE).collect();
+        assert_eq!(gone, first);
+        addresses.note(NAME, &told([9999], TTL), now).unwrap();
+
+        addresses.make_room(MAX_ADDRESSES, &used, now);
+        let left: Vec<IpAddr> = addresses.iter().map(|(address, _)| *address).collect();
+        assert_eq!(left, [address(0), address(all - 2), address(all - 1), address(9999)]);
+    }
+
+    #[test]
+    fn what_nobody_is_told_of_makes_room_for_what_applications_are() {
+        let begin = Duration::from_secs(1000);
+        let mut addresses = Addresses::default();
+        addresses.note(NAME, &seen(Known::Withheld, 0..MAX_ADDRESSES as u16, TTL), begin).unwrap();
+        let news = told([9998, 9999], TTL);
+        addresses.make_room(addresses.lacks_room(&news), &BTreeSet::new(), begin);
+        addresses.note(NAME, &news, begin).unwrap();
+        assert_eq!(addresses.len(), MAX_ADDRESSES, "and no more than that");
     }
 
     #[test]
     fn there_is_an_end_to_names_but_no_set_loses_its_last() {
         let begin = Duration::from_secs(1000);
         let mut addresses = Addresses::default();
-        addresses.note(("alone.example", "phones"), [(address(1), Duration::ZERO)], begin).unwrap();
+        addresses.note(("alone.example", "phones"), &told([1], Duration::ZERO), begin).unwrap();
         for number in 0..3 * MAX_NAMES {
             let name = format!("{number}.example");
             let ttl = TTL * u32::try_from(number).unwrap();
-            let news = addresses.note((&name, NAME.1), [(address(1), ttl)], begin).unwrap();
+            let news = addresses.note((&name, NAME.1), &told([1], ttl), begin).unwrap();
             assert_eq!(news, if number == 0 { News::Address } else { News::Name });
         }
         let names: Vec<&str> = addresses.iter().map(|(_, found)| found.name.as_str()).collect();
@@ -331,9 +430,9 @@ domains = ["one.example"]
 
         let mut addresses = Addresses::default();
         for number in 0..MAX_NAMES {
-            addresses.note(("one.example", &number.to_string()), [(address(1), TTL)], begin).unwrap();
+            addresses.note(("one.example", &number.to_string()), &told([1], TTL), begin).unwrap();
         }
-        assert!(addresses.note(("one.example", "another"), [(address(1), TTL)], begin).is_err());
+        assert!(addresses.note(("one.example", "another"), &told([1], TTL), begin).is_err());
     }
 
     #[test]
@@ -342,9 +441,11 @@ domains = ["one.example"]
         let file = directory.path().join("learned.json");
         assert_eq!(Addresses::read(&file).unwrap(), Addresses::default());
         let mut addresses = Addresses::default();
-        addresses.note(NAME, [(address(1), TTL), ("2001:db8::1".parse().unwrap(), TTL)], now()).unwrap();
+        let v6 = Sighting { address: "2001:db8::1".parse().unwrap(), ttl: TTL, known: Known::Withheld };
+        addresses.note(NAME, &[told([1], TTL), vec![v6]].concat(), clock::awake()).unwrap();
         addresses.write(&file).unwrap();
         assert_eq!(Addresses::read(&file).unwrap(), addresses);
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(&file, b"{").unwrap();
         assert!(Addresses::read(&file).is_err());
     }

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, time::Duration};
 use policy::{Endpoint, Gateway};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{gateways::look_up, learned, wait::wait_until};
+use super::{clock, gateways::look_up, wait::wait_until};
 
 /// Between two lookups of one name, at least.
 const LEAST_PAUSE: Duration = Duration::from_secs(10);
@@ -104,7 +104,7 @@ impl Lookups {
             if lookup.due.is_none_or(|due| due > now) {
                 continue;
             }
-            (lookup.due, lookup.last, lookup.last_since_boot) = (None, Some(now), learned::now());
+            (lookup.due, lookup.last, lookup.last_since_boot) = (None, Some(now), clock::since_boot());
             let endpoint = lookup.endpoint.clone();
             self.running.spawn(async move {
                 let addresses = look_up(endpoint.clone()).await;

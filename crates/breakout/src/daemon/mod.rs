@@ -1,11 +1,15 @@
 //! The daemon: reads the configuration, puts the parts together, and follows what happens.
 
+mod clock;
 mod events;
 mod former;
 mod gateways;
+mod grace;
 mod leading;
 mod learned;
+mod learning;
 mod load;
+mod looks;
 mod lookups;
 mod machine;
 mod names;

@@ -1,7 +1,6 @@
-//! The policy's names: our resolver, and what is done before an application gets an answer.
+//! The policy's names: our resolver, and which names it is asked for.
 
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
@@ -15,23 +14,13 @@ use routes::dns;
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinHandle, JoinSet},
-    time::{Instant, sleep},
+    time::sleep,
 };
 
-use super::{
-    leading::Led,
-    learned::{self, Addresses, News},
-    load::Loaded,
-    machine::Machine,
-    start::Running,
-};
-use crate::failure::{Failure, Problem};
+use super::{clock, leading::Led, load::Loaded, machine::Machine, start::Running};
+use crate::failure::Failure;
 
 const PORT: u16 = 53;
-/// After which learned addresses that could not be forgotten are tried again.
-const RETRY: Duration = Duration::from_secs(60);
-/// After which further names of learned addresses are written down, together.
-const WRITING: Duration = Duration::from_secs(1);
 /// Answers that wait until their addresses are routed.
 const WAITING: usize = 256;
 /// Names that are asked for in advance at the same time.
@@ -176,42 +165,6 @@ impl Ours {
     }
 }
 
-/// Routes what was found and has the policy judge it; only then the application is told.
-pub async fn learn(running: &mut Running, Learn { name, addresses, done }: Learn) {
-    let taken = take(running, &name, addresses).await;
-    if let Err(failure) = &taken {
-        tracing::warn!(name, "an answer is withheld: {}", failure.plain());
-    }
-    // Who asked may be gone.
-    let _ = done.send(taken.is_ok());
-}
-
-/// Forgets what has ended and is not used. What cannot be forgotten stays closed, and is tried again.
-pub async fn expire(running: &mut Running) {
-    if let Err(failure) = forget_ended(running).await {
-        tracing::warn!("learned addresses that have ended stay: {}", failure.plain());
-        running.names_due = Some(Instant::now() + RETRY);
-    }
-}
-
-async fn forget_ended(running: &mut Running) -> Result<(), Failure> {
-    let flows = running.pump.flows().map_err(not_changed)?;
-    let in_use: BTreeSet<IpAddr> = flows.iter().map(|flow| flow.tuple.destination.ip()).collect();
-    let mut left = running.addresses.clone();
-    if left.expire(&in_use, learned::now()) {
-        tracing::debug!(before = running.addresses.len(), now = left.len(), "learned addresses have ended");
-        return change(running, left).await;
-    }
-    running.addresses = left;
-    running.names_due = due(&running.addresses);
-    Ok(())
-}
-
-/// When [`expire`] is to be called.
-pub fn due(addresses: &Addresses) -> Option<Instant> {
-    addresses.next_end().map(|end| Instant::now() + end.saturating_sub(learned::now()))
-}
-
 pub fn report(running: &Running) -> control::Names {
     let resolver =
         running.names.as_ref().zip(running.machine.led()).map(|(names, Led { report, others })| {
@@ -228,7 +181,7 @@ pub fn report(running: &Running) -> control::Names {
                 doh: doh(names),
             }
         });
-    let now = learned::now();
+    let now = clock::awake();
     let addresses = running.addresses.iter().map(|(address, found)| LearnedAddress {
         address: *address,
         name: found.name.clone(),
@@ -266,106 +219,6 @@ fn doh(names: &Names) -> Vec<DohServer> {
 /// The names that the resolver is to be asked for: the policy's domains, and those that tell browsers to ask it at all.
 pub fn domains(snapshot: &Snapshot) -> Vec<String> {
     snapshot.domains().map(|(domain, _)| domain).chain(CANARIES).map(str::to_owned).collect()
-}
-
-/// After a reload: what the policy in force has of them. A crash before that leaves more than is needed.
-pub fn keep(running: &mut Running, addresses: Addresses) {
-    if addresses != running.addresses
-        && let Err(error) = addresses.write(&running.state.learned())
-    {
-        tracing::warn!(%error, "the next start knows addresses that are of no use any more");
-    }
-    running.names_due = due(&addresses);
-    running.addresses = addresses;
-}
-
-async fn take(running: &mut Running, name: &str, addresses: Vec<(IpAddr, Duration)>) -> Result<(), Failure> {
-    let policy = running.loaded.snapshot.clone();
-    let Some((_, set)) = policy.set_for_name(name) else {
-        return Err(Failure::system("the policy has another mind since it was asked").into());
-    };
-    if addresses.iter().any(|(address, _)| is_a_gateways(running, *address)) {
-        return Err(Failure::usage("it leads to a gateway's own address")
-            .remedy("the tunnel cannot run inside itself: give the gateway an address of its own")
-            .into());
-    }
-    // What a configured prefix holds is judged by that, and routed already, unless no rule is for its set.
-    let held = |address: &IpAddr| policy.set_of(*address).map(|(set, _)| set);
-    let is_routed =
-        |address: &IpAddr| policy.captured().iter().any(|captured| captured.prefix.contains(address));
-    let unrouted = addresses
-        .iter()
-        .map(|(address, _)| address)
-        .find_map(|address| held(address).filter(|_| !is_routed(address)).map(|set| (address, set)));
-    if let Some((address, other)) = unrouted {
-        return Err(Failure::usage(format!(
-            "{address} is in the set {other}, which no rule is for: it would be reached directly"
-        ))
-        .remedy(format!("make a rule for {other}, or take the address out of it"))
-        .into());
-    }
-    // What is held for a while only is to be known afterwards.
-    let is_former = |address: &IpAddr| running.former.iter().any(|kept| kept.former.prefix.contains(address));
-    let unheld: Vec<_> =
-        addresses.into_iter().filter(|(address, _)| held(address).is_none() || is_former(address)).collect();
-    let now = learned::now();
-    // Whoever asks for ever more names under a domain keeps nobody waiting for long.
-    if let Some(news) = running.addresses.note_known((name, set), &unheld, now) {
-        if news == News::Name {
-            running.unwritten_due.get_or_insert(Instant::now() + WRITING);
-        }
-        return Ok(());
-    }
-    if let Some((address, _)) = unheld.iter().find(|(address, _)| running.machine.is_near(*address)) {
-        return Err(Failure::usage(format!(
-            "{address} is this machine's or a neighbour's, or a DNS server that is asked for other names"
-        ))
-        .remedy("see what the DNS server behind the tunnel says; a prefix in `cidrs` is taken without doubt")
-        .into());
-    }
-    let mut known = running.addresses.clone();
-    known.note((name, set), unheld, now).map_err(not_changed)?;
-    change(running, known).await
-}
-
-/// Writes down names of addresses that are known. The next start needs those if the policy is another then.
-pub fn write(running: &mut Running) {
-    running.unwritten_due = running.addresses.write(&running.state.learned()).err().map(|error| {
-        tracing::warn!(%error, "names of learned addresses cannot be written down; trying again");
-        Instant::now() + RETRY
-    });
-}
-
-/// One without an answer whose name is said to lead there is none: that may be a lie, to keep the address from being learned.
-fn is_a_gateways(running: &Running, address: IpAddr) -> bool {
-    let Loaded { config, endpoints, .. } = &running.loaded;
-    let mut there = endpoints
-        .iter()
-        .enumerate()
-        .filter(|(_, endpoint)| endpoint.is_some_and(|endpoint| endpoint.ip() == address))
-        .map(|(at, _)| at)
-        .peekable();
-    if there.peek().is_none() {
-        return false;
-    }
-    // A pump that has ended says so itself.
-    let tunnels = running.pump.tunnels().unwrap_or_default();
-    let has_name =
-        |at: usize| config.tunnel.gateways.get(at).is_some_and(|gateway| gateway.endpoint.host().is_some());
-    let is_down = |at: usize| tunnels.get(at).is_some_and(|tunnel| tunnel.state == "down");
-    there.any(|at| !(has_name(at) && is_down(at)))
-}
-
-/// First what a crash must not forget, then what leads into the TUN, then the policy: what is routed and not yet judged is refused.
-async fn change(running: &mut Running, addresses: Addresses) -> Result<(), Failure> {
-    let snapshot = Arc::new(running.loaded.snapshot.with_learned(&addresses.learned()));
-    addresses.write(&running.state.learned()).map_err(not_changed)?;
-    running.machine.learn(&snapshot).await?;
-    running.pump.swap(snapshot.clone()).map_err(not_changed)?;
-    running.machine.end_old_connections(&running.loaded, &snapshot);
-    (running.names_due, running.unwritten_due) = (due(&addresses), None);
-    (running.snapshot, running.addresses) = (snapshot, addresses);
-    Ok(())
 }
 
 /// Before anybody asks: an application may have their addresses from before `up`. What fails is asked for again, since there may be no
@@ -408,8 +261,4 @@ async fn resolve_all(resolver: &Handle, names: Vec<String>) -> Vec<String> {
 fn first_names(snapshot: &Snapshot) -> Vec<String> {
     let below = |domain: &str| HOSTS.map(|host| format!("{host}.{domain}"));
     snapshot.domains().flat_map(|(domain, _)| below(domain).into_iter().chain([domain.to_owned()])).collect()
-}
-
-fn not_changed(error: impl std::error::Error + Send + Sync + 'static) -> Problem {
-    Failure::system("the learned addresses could not be changed").because(error)
 }

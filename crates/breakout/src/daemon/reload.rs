@@ -8,9 +8,10 @@ use tokio::time::timeout;
 use super::{
     former,
     gateways::lead_to,
+    learning,
     load::{Loaded, called},
     machine::wanted,
-    names::{self, domains},
+    names::domains,
     start::Running,
 };
 use crate::failure::{Failure, Problem};
@@ -99,7 +100,7 @@ pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> 
     }
     lead(running, &snapshot);
     (running.loaded, running.snapshot) = (new, snapshot);
-    names::keep(running, addresses);
+    learning::keep(running, addresses);
     former::begin(running, former);
     tracing::info!(?changes, cut_flows, "reloaded");
     Ok(Reloaded { changes, cut_flows, warnings })

@@ -16,9 +16,10 @@ use super::{
     gateways::NOWHERE,
     learned::Addresses,
     load::Loaded,
+    looks,
     lookups::Lookups,
     machine::{self, Machine},
-    names::{self, Heard, Names},
+    names::{Heard, Names},
     portal::Portal,
 };
 use crate::{failure::Failure, output, state::StateDir};
@@ -35,14 +36,12 @@ pub struct Running {
     pub snapshot: Arc<Snapshot>,
     /// What the policy's names were found to have.
     pub addresses: Addresses,
-    /// When the first of them ends.
-    pub names_due: Option<tokio::time::Instant>,
     /// When names of theirs that are not written down yet are to be.
     pub unwritten_due: Option<tokio::time::Instant>,
     /// What the policy in force has beside the configuration, for a while after a reload.
     pub former: Vec<former::Kept>,
-    /// When the first of that ends.
-    pub former_due: Option<tokio::time::Instant>,
+    /// When to look what of both is in use.
+    pub look_due: Option<tokio::time::Instant>,
     /// Our resolver, if the policy has names.
     pub names: Option<Names>,
     pub portal: Portal,
@@ -108,19 +107,17 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
     };
 
     let (names, heard) = names.unzip();
-    let names_due = names::due(&addresses);
     let since = Instant::now();
     let lookups = lookups_of_unknown(&loaded);
-    let running = Running {
+    let mut running = Running {
         path,
         state,
         loaded,
         snapshot,
         addresses,
-        names_due,
         unwritten_due: None,
         former: Vec::new(),
-        former_due: None,
+        look_due: None,
         names,
         portal: Portal::new(),
         interface,
@@ -131,6 +128,7 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
         lookups,
         failover: None,
     };
+    looks::schedule(&mut running);
     running.announce();
     Ok((running, Outside { server, exited, heard, gateways }))
 }

@@ -19,6 +19,7 @@ mod download;
 mod gateways;
 mod journal;
 mod leaks;
+mod learning;
 mod machine;
 mod mtu;
 mod names;

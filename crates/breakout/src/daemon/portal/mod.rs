@@ -8,7 +8,7 @@ use std::{future::pending, pin::Pin, time::Duration};
 use dataplane::{PumpError, TunnelReport};
 use tokio::time::Instant;
 
-use super::{learned, machine::Machine, start::Running, wait::wait_until};
+use super::{clock, machine::Machine, start::Running, wait::wait_until};
 
 pub use answer::Finding;
 
@@ -44,7 +44,7 @@ pub enum Step {
 
 impl Portal {
     pub fn new() -> Self {
-        let (since, due) = (learned::now(), Some(Instant::now() + SETTLE));
+        let (since, due) = (clock::since_boot(), Some(Instant::now() + SETTLE));
         Self { due, asked: None, asking: None, since, is_new: true, is_open: false, url: None }
     }
 
@@ -61,13 +61,13 @@ impl Portal {
     /// Whether a gateway is heard in this network: its session may be older.
     pub fn hears(&self, tunnel: &TunnelReport) -> bool {
         let is_heard =
-            tunnel.last_received.is_some_and(|ago| ago <= learned::now().saturating_sub(self.since));
+            tunnel.last_received.is_some_and(|ago| ago <= clock::since_boot().saturating_sub(self.since));
         tunnel.state == "up" && is_heard
     }
 
     /// Whether a gateway has had time enough to be heard in this network.
     pub fn has_waited(&self) -> bool {
-        learned::now() > self.since + ANSWER
+        clock::since_boot() > self.since + ANSWER
     }
 
     /// What came before `since` is of no use any more.
