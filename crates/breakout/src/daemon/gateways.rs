@@ -20,6 +20,7 @@ use super::{
     clock,
     load::{called, taken},
     lookups::Answer,
+    names::Names,
     start::Running,
 };
 use crate::failure::{Failure, Problem};
@@ -91,7 +92,7 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
 /// Follows what the pump tells.
 pub fn heard(running: &mut Running, event: GatewayEvent) {
     match event {
-        GatewayEvent::Up(_) => {}
+        GatewayEvent::Up(_) => running.names.iter().for_each(Names::gateway_up),
         GatewayEvent::Down(_) => went_down(running),
         GatewayEvent::FailedOver(failover) => failed_over(running, failover),
         GatewayEvent::Used(gateway) => {

@@ -23,6 +23,9 @@ pub const MAX_ADDRESSES: usize = 4096;
 const MAX_NAMES: usize = 16;
 /// Forgotten together where there is no room: each time costs as much as there are addresses.
 const AT_ONCE: usize = 64;
+/// How long one counts, however much it is used, that only the network's own DNS servers had for a name: they may lie, and keep a stranger's
+/// traffic in the tunnel.
+const DOUBTFUL: Duration = Duration::from_secs(24 * 3600);
 
 /// What the policy's names were found to have. Times count from the machine's start, without those when it was suspended (CLOCK_MONOTONIC):
 /// applications slept as well. Nobody sets that clock, and the next start of the daemon has the same.
@@ -44,6 +47,8 @@ pub struct Found {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Known {
+    /// Maybe who has asked the network's own DNS servers, which had it before names were led here.
+    Before,
     /// Nobody from us: the tunnel does not carry it.
     Withheld,
     /// Applications: they were told.
@@ -237,7 +242,11 @@ impl Addresses {
 
 impl Found {
     fn use_at(&mut self, now: Duration) {
-        self.until = self.until.max(now + grace());
+        let mut until = now + grace();
+        if self.known == Known::Before {
+            until = until.min(self.fresh + DOUBTFUL);
+        }
+        self.until = self.until.max(until);
     }
 }
 
@@ -305,6 +314,20 @@ mod tests {
         assert_eq!(addresses.next_end(), Some(midway + grace()));
         assert!(addresses.expire(&BTreeSet::new(), midway + grace()));
         assert_eq!(addresses.next_end(), None);
+    }
+
+    #[test]
+    fn what_the_networks_servers_had_does_not_count_for_ever() {
+        let begin = Duration::from_secs(1000);
+        let mut addresses = Addresses::default();
+        addresses.note(NAME, &seen(Known::Before, [1, 2], Duration::ZERO), begin).unwrap();
+        addresses.note(NAME, &told([2], TTL), begin).unwrap();
+        let used = BTreeSet::from([address(1), address(2)]);
+        for hours in 1..24 {
+            assert!(!addresses.expire(&used, begin + hours * Duration::from_secs(3600) - TTL), "{hours} h");
+        }
+        assert!(addresses.expire(&used, begin + DOUBTFUL));
+        assert_eq!(addresses.learned(), [learned(address(2), NAME.1)], "the tunnel's servers have it too");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     clock,
+    first::Before,
     learned::{Addresses, Known, News, Sighting},
     load::Loaded,
     looks,
@@ -28,6 +29,36 @@ pub async fn learn(running: &mut Running, Learn { name, addresses, done }: Learn
     }
     // Who asked may be gone.
     let _ = done.send(taken.is_ok());
+}
+
+/// Closes what applications may know from before names were led here, and ends their connections. Nobody is told of it.
+pub async fn close(running: &mut Running, before: Before) {
+    let mut addresses = running.addresses.clone();
+    note_before(running, &running.loaded.snapshot, &mut addresses, before);
+    if addresses != running.addresses
+        && let Err(failure) = change(running, addresses).await
+    {
+        tracing::warn!(
+            "addresses that applications may have from before `up` are not closed: {}",
+            failure.plain()
+        );
+    }
+}
+
+/// Notes what of it the policy has names for.
+pub fn note_before(running: &Running, policy: &Snapshot, addresses: &mut Addresses, before: Before) {
+    let now = clock::awake();
+    for (name, found) in before {
+        let Some((_, set)) = policy.set_for_name(&name) else { continue };
+        let sightings: Vec<Sighting> = found
+            .into_iter()
+            .filter(|address| refusal(running, policy, set, *address).is_none())
+            .map(|address| Sighting { address, ttl: Duration::ZERO, known: Known::Before })
+            .collect();
+        if let Err(full) = addresses.note((&name, set), &sightings, now) {
+            tracing::warn!(name, "addresses from before `up` are not all closed: {full}");
+        }
+    }
 }
 
 /// Keeps what is in use, and forgets what has ended and is not.

@@ -2,6 +2,7 @@
 
 mod clock;
 mod events;
+mod first;
 mod former;
 mod gateways;
 mod grace;

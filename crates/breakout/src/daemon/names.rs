@@ -3,7 +3,6 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
-    time::Duration,
 };
 
 use control::{DohServer, LearnedAddress};
@@ -12,24 +11,16 @@ use packet::protocol;
 use policy::Snapshot;
 use routes::dns;
 use tokio::{
-    sync::mpsc,
-    task::{AbortHandle, JoinHandle, JoinSet},
-    time::sleep,
+    sync::{Notify, mpsc},
+    task::{AbortHandle, JoinHandle},
 };
 
-use super::{clock, leading::Led, load::Loaded, machine::Machine, start::Running};
+use super::{clock, first, leading::Led, load::Loaded, machine::Machine, start::Running};
 use crate::failure::Failure;
 
 const PORT: u16 = 53;
 /// Answers that wait until their addresses are routed.
 const WAITING: usize = 256;
-/// Names that are asked for in advance at the same time.
-const AT_ONCE: usize = 16;
-/// Between attempts at names that could not be resolved in advance: twice as long each time.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LAST_PAUSE: Duration = Duration::from_secs(60);
-/// What a Genesys client asks for first, below each of signaling's domains.
-const HOSTS: [&str; 4] = ["api", "apps", "login", "streaming"];
 
 /// Our resolver, and what it has found. Dropped, it answers nobody.
 pub struct Names {
@@ -38,6 +29,8 @@ pub struct Names {
     policies: Arc<Policies>,
     serving: AbortHandle,
     resolving: AbortHandle,
+    /// Whoever asks in advance is told that a gateway has come up.
+    up: Arc<Notify>,
 }
 
 /// Whom the resolver asks: while a reload may go either way, a name of either policy is ours.
@@ -85,9 +78,10 @@ impl Names {
         })?;
         let handle = resolver.handle();
         let ended = tokio::spawn(resolver.run());
-        let resolving = tokio::spawn(resolve_first(handle.clone(), first_names(snapshot)));
+        let up = Arc::new(Notify::new());
+        let resolving = tokio::spawn(first::resolve(handle.clone(), first::names(snapshot), up.clone()));
         let (serving, resolving) = (ended.abort_handle(), resolving.abort_handle());
-        let names = Self { resolver: handle, servers, policies, serving, resolving };
+        let names = Self { resolver: handle, servers, policies, serving, resolving, up };
         machine.set_up_dns(on_link, domains, names.resolver.clone()).await?;
         Ok(Some((names, Heard { learn: learned, ended })))
     }
@@ -108,8 +102,13 @@ impl Names {
         self.set_policies(&[loaded]);
         self.resolver.flush();
         self.resolving.abort();
-        let names = first_names(&loaded.snapshot);
-        self.resolving = tokio::spawn(resolve_first(self.resolver.clone(), names)).abort_handle();
+        let asking = first::resolve(self.resolver.clone(), first::names(&loaded.snapshot), self.up.clone());
+        self.resolving = tokio::spawn(asking).abort_handle();
+    }
+
+    /// A gateway answers: names are asked for again at once.
+    pub fn gateway_up(&self) {
+        self.up.notify_one();
     }
 }
 
@@ -219,46 +218,4 @@ fn doh(names: &Names) -> Vec<DohServer> {
 /// The names that the resolver is to be asked for: the policy's domains, and those that tell browsers to ask it at all.
 pub fn domains(snapshot: &Snapshot) -> Vec<String> {
     snapshot.domains().map(|(domain, _)| domain).chain(CANARIES).map(str::to_owned).collect()
-}
-
-/// Before anybody asks: an application may have their addresses from before `up`. What fails is asked for again, since there may be no
-/// tunnel yet.
-async fn resolve_first(resolver: Handle, mut names: Vec<String>) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        names = resolve_all(&resolver, names).await;
-        if names.is_empty() {
-            return;
-        }
-        sleep(pause).await;
-        pause = LAST_PAUSE.min(2 * pause);
-    }
-}
-
-/// Those that failed.
-async fn resolve_all(resolver: &Handle, names: Vec<String>) -> Vec<String> {
-    let mut names = names.into_iter();
-    let mut asking = JoinSet::new();
-    let mut failed = Vec::new();
-    loop {
-        while asking.len() < AT_ONCE
-            && let Some(name) = names.next()
-        {
-            let resolver = resolver.clone();
-            asking.spawn(async move { resolver.resolve(&name).await.map_err(|failure| (name, failure)) });
-        }
-        match asking.join_next().await {
-            None => return failed,
-            Some(Ok(Err((name, failure)))) => {
-                tracing::debug!(name, %failure, "not resolved in advance");
-                failed.push(name);
-            }
-            Some(_) => {}
-        }
-    }
-}
-
-fn first_names(snapshot: &Snapshot) -> Vec<String> {
-    let below = |domain: &str| HOSTS.map(|host| format!("{host}.{domain}"));
-    snapshot.domains().flat_map(|(domain, _)| below(domain).into_iter().chain([domain.to_owned()])).collect()
 }

@@ -6,10 +6,11 @@ use routes::Wanted;
 use tokio::time::timeout;
 
 use super::{
+    first::{Before, ask_before},
     former,
     gateways::lead_to,
-    learning,
-    load::{Loaded, called},
+    learning::{self, note_before},
+    load::{Loaded, called, load},
     machine::wanted,
     names::domains,
     start::Running,
@@ -25,6 +26,22 @@ pub struct NotTaken {
     pub why: Failure,
     /// Why the old one is not whole any more.
     pub broken: Option<Failure>,
+}
+
+/// A configuration that is to be in force, and what the network's own DNS servers had for the names that it adds.
+pub struct New {
+    pub loaded: Loaded,
+    pub before: Before,
+}
+
+/// Reads it. Names that it adds are asked for where applications have asked, while they can be.
+pub fn read(running: &Running) -> impl Future<Output = Result<New, Failure>> + use<> {
+    let (path, was) = (running.path.clone(), running.loaded.snapshot.clone());
+    async move {
+        let loaded = load(&path).await?;
+        let before = ask_before(&loaded, Some(&was)).await;
+        Ok(New { loaded, before })
+    }
 }
 
 /// First the names of both policies are led to our resolver and asked through the tunnel, which may take long; nothing else has changed
@@ -65,9 +82,14 @@ pub fn give_up(running: &Running) {
 }
 
 /// After [`begin`]: swaps the new configuration in, or keeps the old one whole.
-pub async fn finish(running: &mut Running, server: &Server, mut new: Loaded) -> Result<Reloaded, NotTaken> {
+pub async fn finish(
+    running: &mut Running,
+    server: &Server,
+    New { loaded: mut new, before }: New,
+) -> Result<Reloaded, NotTaken> {
     let former = former::keep(running, &mut new);
-    let addresses = running.addresses.under(&new.snapshot);
+    let mut addresses = running.addresses.under(&new.snapshot);
+    note_before(running, &new.snapshot, &mut addresses, before);
     let snapshot = Arc::new(new.snapshot.with_learned(&addresses.learned()));
     new.choose_endpoints(&running.loaded.endpoints, &snapshot);
     let mut changes = changes(&running.loaded, &new);

@@ -7,15 +7,14 @@ use control::{Refusal, RefusalKind, Reloaded, Reply, Server};
 use tokio::sync::oneshot;
 
 use super::{
-    load::{Loaded, load},
-    reload::{self, NotTaken},
+    reload::{self, New, NotTaken},
     start::Running,
 };
 use crate::{exit::Exit, failure::Failure};
 
 /// Who asked; `None`: a signal.
 type Asker = Option<oneshot::Sender<Reply>>;
-type Doing = Pin<Box<dyn Future<Output = Result<Loaded, Failure>>>>;
+type Doing = Pin<Box<dyn Future<Output = Result<New, Failure>>>>;
 
 #[derive(Default)]
 pub struct Reloads {
@@ -36,8 +35,8 @@ enum Stage {
 
 /// What was waited for.
 pub enum Step {
-    Read(Result<Loaded, Failure>),
-    Led(Result<Loaded, Failure>),
+    Read(Result<New, Failure>),
+    Led(Result<New, Failure>),
 }
 
 impl Reloads {
@@ -61,7 +60,7 @@ impl Reloads {
     pub async fn go_on(&mut self, running: &mut Running, server: &Server, step: Step) {
         self.stage = Stage::Idle;
         let outcome = match step {
-            Step::Read(Ok(new)) => match reload::begin(running, &new) {
+            Step::Read(Ok(new)) => match reload::begin(running, &new.loaded) {
                 Ok(leading) => {
                     self.stage = Stage::Leading(Box::pin(async { leading.await.map(|()| new) }));
                     return;
@@ -82,8 +81,7 @@ impl Reloads {
     fn begin(&mut self, running: &Running) {
         if matches!(self.stage, Stage::Idle) && !self.next.is_empty() {
             self.asked = mem::take(&mut self.next);
-            let path = running.path.clone();
-            self.stage = Stage::Reading(Box::pin(async move { load(&path).await }));
+            self.stage = Stage::Reading(Box::pin(reload::read(running)));
         }
     }
 

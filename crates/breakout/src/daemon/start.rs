@@ -12,9 +12,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tunnel::{Peer, PeerConfig};
 
 use super::{
-    former,
+    first, former,
     gateways::NOWHERE,
     learned::Addresses,
+    learning,
     load::Loaded,
     looks,
     lookups::Lookups,
@@ -80,6 +81,7 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
         tracing::warn!("{warning}");
     }
 
+    let before = tokio::spawn(first::ask_before(&loaded, None));
     let addresses = known_addresses(&state, &loaded)?;
     let snapshot = Arc::new(loaded.snapshot.with_learned(&addresses.learned()));
     loaded.choose_endpoints(&[], &snapshot);
@@ -94,11 +96,13 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
         let (pump, exited) = start_pump(tun, &loaded, &snapshot, tell, tell_gateways, &machine)?;
         let server = Server::bind(&state.control_socket(), loaded.access)
             .map_err(|error| Failure::system("cannot open the control socket").because(error))?;
+        // Names are led to our resolver from then on.
+        let before = before.await.unwrap_or_default();
         let names = Names::start(&mut machine, &loaded).await?;
         machine.let_go().await?;
-        Ok((pump, exited, server, names))
+        Ok((pump, exited, server, names, before))
     };
-    let (pump, exited, server, names) = match started.await {
+    let (pump, exited, server, names, before) = match started.await {
         Ok(started) => started,
         Err(failure) => {
             machine.give_up().await;
@@ -128,6 +132,7 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
         lookups,
         failover: None,
     };
+    learning::close(&mut running, before).await;
     looks::schedule(&mut running);
     running.announce();
     Ok((running, Outside { server, exited, heard, gateways }))

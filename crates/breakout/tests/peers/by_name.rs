@@ -1,12 +1,14 @@
 //! The leak matrix where signaling is known by name alone: what leaves for the addresses that names have, or had. docs/security.md has the
 //! table; the judge is the access router's wire, and the control in each capture is what has to leave.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::thread::sleep;
 use std::time::Duration;
 
-use lab::{Daemon, Process, Record};
+use lab::addresses::ROUTER;
+use lab::service::{Connection, listen_tcp};
+use lab::{Captured, Daemon, Process, Record};
 use nix::sys::signal::Signal;
 
 use crate::common::{Scene, eventually, exe, is_long, is_signaling, is_tunnel, ok, program, said, shared};
@@ -15,10 +17,23 @@ use crate::leaks::cell::answer_for_others;
 use crate::leaks::knock::{BOTH, Knocking, ROUTED, Ways, knock};
 use crate::leaks::others::{change_network, flush_ruleset};
 use crate::names::{
-    BEFORE, COUNT, DOMAINS, FIRST, NAMES, OTHER_PORT, PATIENCE, PORT, STILL, V6, assert_kept_in, assert_none,
-    call, client, client_command, connect, names, raise_with, resolv_conf, scene, start_daemon_as,
+    BEFORE, COUNT, DOMAINS, FIRST, HELD_PORT, NAMES, OTHER_PORT, PATIENCE, PORT, STILL, V6, assert_kept_in,
+    assert_none, call, client, client_command, connect, is_of, names, open_scene, raise_with, resolv_conf,
+    scene, serve_dns, serve_dns_with, start_daemon_as, start_gateway,
 };
+use crate::resolvers::Keeper;
 
+/// What the network's own DNS servers have for a domain, for one of the usual hosts below one, and for another name there.
+const EXACT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 231);
+const WELL_KNOWN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 232);
+const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 233);
+const NETWORKS: [&str; 3] = [
+    "sip.example.net=203.0.113.231",
+    "streaming.usw2.pure.cloud=203.0.113.232",
+    "wss.usw2.pure.cloud=203.0.113.233",
+];
+/// And for all else.
+const ELSE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 240);
 /// Time for the last packets to reach a capture.
 const AT_LAST: Duration = Duration::from_millis(300);
 
@@ -38,7 +53,7 @@ macro_rules! cells {
     )* };
 }
 
-cells!(learned, names_that_move, without_a_tunnel, after_a_crash, ipv6);
+cells!(learned, names_that_move, without_a_tunnel, after_a_crash, ipv6, from_before_up, from_before_a_reload,);
 
 /// What a name has led to is kept in whatever happens.
 fn learned(kill_switch: bool) {
@@ -248,9 +263,156 @@ fn ipv6(kill_switch: bool) {
     said(&scene.breakout(&["down"]));
 }
 
+/// An application has addresses, and connections to them, that the network's own DNS servers gave it. The tunnel's have another one.
+fn from_before_up(kill_switch: bool) {
+    let _turn = shared();
+    let Some(mut scene) = open_scene() else { return };
+    answer_for_others(&scene.internet.router);
+    let _network = serve_networks(&scene);
+    let (wire, mut open) = scene.on_wire(|| [EXACT, WELL_KNOWN, OTHER].map(|address| hold(&scene, address)));
+    for address in [EXACT, WELL_KNOWN, OTHER] {
+        assert!(wire.records.iter().any(|record| is_of(record, address)), "the control: {address}");
+    }
+
+    // While there is no tunnel, what is known is refused.
+    let devices = if kill_switch { BOTH } else { ROUTED };
+    let capture = ok(lab::Capture::start(&scene.internet.router, "lan0"));
+    start_daemon_as(&mut scene, kill_switch, |config| {
+        config.replace(DOMAINS, "domains = [\"*.usw2.pure.cloud\", \"sip.example.net\"]")
+    });
+    let [exact, well_known, other] = &mut open;
+    exact.write_all(b"secret").unwrap_err();
+    well_known.write_all(b"secret").unwrap_err();
+    other.write_all(b"secret").unwrap();
+    for address in [EXACT, WELL_KNOWN, OTHER] {
+        knock_at(&scene, address, devices);
+    }
+    sleep(AT_LAST);
+    let wire = ok(capture.finish());
+    assert_kept_in("exact domain", &wire, EXACT);
+    assert_kept_in("well-known name", &wire, WELL_KNOWN);
+    let leaves = |wire: &Captured| wire.records.iter().any(|record| is_of(record, OTHER));
+    assert!(leaves(&wire), "another name under a domain is known to nobody before it is asked for");
+    let known = names(&scene).addresses;
+    assert!(known.iter().all(|found| found.address != OTHER && found.seconds_left <= 3600), "{known:?}");
+
+    // And what is right goes through the tunnel as soon as there is one.
+    let _dns = start_gateway(&mut scene, STILL);
+    let (wire, ()) = scene.on_wire(|| {
+        for address in [EXACT, WELL_KNOWN] {
+            eventually(PATIENCE, || greeted(&scene, address));
+        }
+        connect(&scene, (OTHER, PORT)).unwrap();
+    });
+    assert_kept_in("exact domain", &wire, EXACT);
+    assert_kept_in("well-known name", &wire, WELL_KNOWN);
+    assert!(leaves(&wire), "another name under a domain is known to nobody before it is asked for");
+    said(&scene.breakout(&["down"]));
+}
+
+/// The same for names that a reload adds.
+fn from_before_a_reload(kill_switch: bool) {
+    let _turn = shared();
+    let Some(mut scene) = open_scene() else { return };
+    answer_for_others(&scene.internet.router);
+    let _network = serve_networks(&scene);
+    start_daemon_as(&mut scene, kill_switch, |config| {
+        config.replace(DOMAINS, "domains = [\"*.example.org\"]")
+    });
+    let (wire, mut open) = scene.on_wire(|| [WELL_KNOWN, OTHER].map(|address| hold(&scene, address)));
+    assert!(wire.records.iter().any(|record| is_of(record, WELL_KNOWN)), "the control");
+
+    let config = std::fs::read_to_string(scene.directory.file("breakout.toml")).unwrap();
+    ok(scene.directory.write("breakout.toml", &config.replace("*.example.org", "*.usw2.pure.cloud")));
+    let devices = if kill_switch { BOTH } else { ROUTED };
+    said(&scene.breakout(&["reload"]));
+    let (wire, ()) = scene.on_wire(|| {
+        let [well_known, other] = &mut open;
+        well_known.write_all(b"secret").unwrap_err();
+        other.write_all(b"secret").unwrap();
+        for address in [WELL_KNOWN, OTHER] {
+            knock_at(&scene, address, devices);
+        }
+    });
+    assert_kept_in("well-known name", &wire, WELL_KNOWN);
+    assert!(wire.records.iter().any(|record| is_of(record, OTHER)), "another name under a domain");
+}
+
+/// Also where the network's DNS servers say nothing: the tunnel's are asked before any application asks, as soon as there is a tunnel.
+#[test]
+fn what_the_tunnels_servers_have_for_the_usual_names_is_closed_before_anybody_asks() {
+    let _turn = shared();
+    let Some(mut scene) = scene() else { return };
+    let mut open = hold(&scene, FIRST);
+    start_daemon_as(&mut scene, false, |config| config);
+    let (wire, ()) = scene.on_wire(|| connect(&scene, (FIRST, PORT)).unwrap());
+    assert!(wire.records.iter().any(|record| is_of(record, FIRST)), "the control: nobody knows of it yet");
+
+    // By then it has long been tried in vain, and is tried again when a gateway answers.
+    sleep(if is_long() { Duration::from_secs(60) } else { Duration::ZERO });
+    let _dns = start_gateway(&mut scene, STILL);
+    eventually(2 * PATIENCE, || {
+        let known = names(&scene).addresses;
+        if known.iter().any(|found| found.address == FIRST) { Ok(()) } else { Err(format!("{known:?}")) }
+    });
+    let (wire, ()) = scene.on_wire(|| {
+        open.write_all(b"secret").unwrap_err();
+        eventually(PATIENCE, || greeted(&scene, FIRST));
+        connect(&scene, (FIRST, OTHER_PORT)).unwrap();
+    });
+    assert!(
+        wire.records.iter().any(|record| record.destination == (FIRST, OTHER_PORT).into()),
+        "the control"
+    );
+    assert_kept_in("the tunnel's servers have it", &wire, FIRST);
+}
+
+/// A captive portal has its own address for every name, and has to be reached.
+#[test]
+fn a_network_that_has_one_address_for_all_names_captures_nothing() {
+    let _turn = shared();
+    let Some(mut scene) = open_scene() else { return };
+    let Some(_) = Keeper::Nobody.install(&scene, ROUTER) else { return };
+    let _portal = serve_dns(&scene, &scene.internet.router, (ROUTER, ELSE), STILL);
+    for asks_a_stranger in [false, true] {
+        start_daemon_as(&mut scene, true, |config| match asks_a_stranger {
+            true => config.replace("portal_check = \"\"", "portal_check = \"http://check.example.org:81/\""),
+            false => config,
+        });
+        let (wire, reached) = scene.on_wire(|| connect(&scene, (ELSE, PORT)));
+        assert_eq!(reached.is_ok(), asks_a_stranger, "{reached:?}");
+        assert_eq!(wire.records.iter().any(|record| is_of(record, ELSE)), asks_a_stranger);
+        assert_eq!(names(&scene).addresses.is_empty(), asks_a_stranger);
+        said(&scene.breakout(&["down"]));
+    }
+}
+
+/// The network's own DNS server, that the agent asks.
+fn serve_networks(scene: &Scene) -> Process {
+    Keeper::Nobody.install(scene, ROUTER).unwrap();
+    serve_dns_with(scene, &scene.internet.router, (ROUTER, ELSE), STILL, &NETWORKS)
+}
+
 fn start_again(scene: &mut Scene) {
     let config = scene.directory.file("breakout.toml");
     scene.daemon = Some(ok(Daemon::start(&scene.internet.agent, exe(), &config, &scene.directory)));
+}
+
+/// A connection that stays open.
+fn hold(scene: &Scene, address: Ipv4Addr) -> TcpStream {
+    let to = SocketAddr::from((address, HELD_PORT));
+    let serve = |mut stream: Connection| {
+        stream.write_all(b"ok")?;
+        while stream.read(&mut [0; 64])? > 0 {}
+        Ok(())
+    };
+    ok(listen_tcp(&scene.internet.signaling, to, serve));
+    let open = move || -> std::io::Result<TcpStream> {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.read_exact(&mut [0; 2])?;
+        Ok(stream)
+    };
+    ok(scene.internet.agent.run(open)).unwrap()
 }
 
 fn greeted(scene: &Scene, address: Ipv4Addr) -> Result<(), String> {
