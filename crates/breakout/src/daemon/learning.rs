@@ -21,8 +21,13 @@ const RETRY: Duration = Duration::from_secs(60);
 /// After which further names of learned addresses are written down, together.
 const WRITING: Duration = Duration::from_secs(1);
 
-/// Routes what was found and has the policy judge it; only then the application is told.
-pub async fn learn(running: &mut Running, Learn { name, addresses, done }: Learn) {
+/// Routes what was found and has the policy judge it; only then the application is told. A name that a reload is about to add waits for that.
+pub async fn learn(running: &mut Running, found: Learn) {
+    let found = match &mut running.names {
+        Some(names) => names.hold(found),
+        None => Some(found),
+    };
+    let Some(Learn { name, addresses, done }) = found else { return };
     let taken = take(running, &name, &addresses).await;
     if let Err(failure) = &taken {
         tracing::warn!(name, "an answer is withheld: {}", failure.plain());

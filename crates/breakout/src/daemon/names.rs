@@ -1,6 +1,7 @@
 //! The policy's names: our resolver, and which names it is asked for.
 
 use std::{
+    mem,
     net::{IpAddr, SocketAddr},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
@@ -27,6 +28,8 @@ pub struct Names {
     resolver: Handle,
     servers: Vec<SocketAddr>,
     policies: Arc<Policies>,
+    /// Answers for names that a reload is about to add.
+    held: Vec<Learn>,
     serving: AbortHandle,
     resolving: AbortHandle,
     /// Whoever asks in advance is told that a gateway has come up.
@@ -81,7 +84,7 @@ impl Names {
         let up = Arc::new(Notify::new());
         let resolving = tokio::spawn(first::resolve(handle.clone(), first::names(snapshot), up.clone()));
         let (serving, resolving) = (ended.abort_handle(), resolving.abort_handle());
-        let names = Self { resolver: handle, servers, policies, serving, resolving, up };
+        let names = Self { resolver: handle, servers, policies, held: Vec::new(), serving, resolving, up };
         machine.set_up_dns(on_link, domains, names.resolver.clone()).await?;
         Ok(Some((names, Heard { learn: learned, ended })))
     }
@@ -92,18 +95,38 @@ impl Names {
     }
 
     /// While a reload may go either way, the names of both policies are ours.
-    pub fn set_policies(&self, policies: &[&Loaded]) {
-        let policies = policies.iter().copied().map(Ours::of).collect();
-        *self.policies.0.write().unwrap_or_else(PoisonError::into_inner) = policies;
+    pub fn begin_reload(&self, was: &Loaded, is: &Loaded) {
+        self.policies.set(vec![Ours::of(was), Ours::of(is)]);
     }
 
-    /// A reload's policy alone decides which names are ours, and they are resolved anew.
-    pub fn set_policy(&mut self, loaded: &Loaded) {
-        self.set_policies(&[loaded]);
+    /// Nothing came of a reload: what the other policy has let pass is forgotten.
+    pub fn give_up_reload(&mut self, was: &Loaded) {
+        self.policies.set(vec![Ours::of(was)]);
+        self.resolver.flush();
+        self.held.clear();
+    }
+
+    /// A reload's policy alone decides which names are ours, and they are resolved anew. What was held is to be learned now.
+    pub fn finish_reload(&mut self, is: &Loaded) -> Vec<Learn> {
+        self.policies.set(vec![Ours::of(is)]);
         self.resolver.flush();
         self.resolving.abort();
-        let asking = first::resolve(self.resolver.clone(), first::names(&loaded.snapshot), self.up.clone());
+        let asking = first::resolve(self.resolver.clone(), first::names(&is.snapshot), self.up.clone());
         self.resolving = tokio::spawn(asking).abort_handle();
+        mem::take(&mut self.held)
+    }
+
+    /// Holds what is found of a name that a reload is about to add; who asked waits for 2 s. Gives back anything else.
+    pub fn hold(&mut self, found: Learn) -> Option<Learn> {
+        let is_added = match self.policies.read().as_slice() {
+            [was, is] => !was.has(&found.name) && is.has(&found.name),
+            _ => false,
+        };
+        if !is_added || self.held.len() >= WAITING {
+            return Some(found);
+        }
+        self.held.push(found);
+        None
     }
 
     /// A gateway answers: names are asked for again at once.
@@ -143,6 +166,10 @@ impl Policies {
         let policies = self.read();
         let mut its = policies.iter().filter(|ours| ours.has(name)).peekable();
         its.peek().is_some() && its.all(|ours| holds(&ours.snapshot))
+    }
+
+    fn set(&self, policies: Vec<Ours>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = policies;
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Vec<Ours>> {

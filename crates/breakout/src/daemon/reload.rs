@@ -57,7 +57,7 @@ pub fn begin(
             .into());
     }
     if let Some(names) = &running.names {
-        names.set_policies(&[&running.loaded, new]);
+        names.begin_reload(&running.loaded, new);
     }
     let leading = running.machine.set_domains(all_domains(&running.snapshot, &new.snapshot));
     Ok(async {
@@ -74,9 +74,9 @@ pub fn begin(
 }
 
 /// After [`begin`], if nothing came of it.
-pub fn give_up(running: &Running) {
-    if let Some(names) = &running.names {
-        names.set_policies(&[&running.loaded]);
+pub fn give_up(running: &mut Running) {
+    if let Some(names) = &mut running.names {
+        names.give_up_reload(&running.loaded);
     }
     lead(running, &running.snapshot);
 }
@@ -111,9 +111,7 @@ pub async fn finish(
     };
 
     let warnings = new.warnings.clone();
-    if let Some(names) = &mut running.names {
-        names.set_policy(&new);
-    }
+    let held = running.names.as_mut().map_or_else(Vec::new, |names| names.finish_reload(&new));
     running.lookups.set_gateways(&new.config.tunnel.gateways);
     let now = tokio::time::Instant::now();
     new.not_found().for_each(|gateway| running.lookups.want_later(gateway, now));
@@ -124,6 +122,9 @@ pub async fn finish(
     (running.loaded, running.snapshot) = (new, snapshot);
     learning::keep(running, addresses);
     former::begin(running, former);
+    for found in held {
+        learning::learn(running, found).await;
+    }
     tracing::info!(?changes, cut_flows, "reloaded");
     Ok(Reloaded { changes, cut_flows, warnings })
 }

@@ -8,10 +8,11 @@ use std::time::Duration;
 use lab::Process;
 use lab::addresses::AGENT;
 
-use crate::common::{Scene, eventually, exe, is_long, ok, said, shared};
+use crate::common::{Scene, eventually, exe, is_long, is_signaling, ok, said, shared};
 use crate::names::{
-    FIRST, NAMES, OTHER_PORT, PATIENCE, PORT, STILL, assert_kept_in, call, connect, is_of, names, raise_with,
-    scene, start_gateway, write_config,
+    DOMAINS, FIRST, NAMES, OTHER_PORT, PATIENCE, PORT, STILL, assert_kept_in, call, client, connect,
+    install_resolvconf, is_of, names, raise_with, scene, sh, start_daemon_as, start_gateway,
+    start_gateway_with, write_config,
 };
 use crate::resolvers::getent;
 
@@ -100,6 +101,61 @@ fn there_is_always_room_for_the_addresses_of_now() {
     assert_eq!(call(&scene, NAMES.len()).greeted, NAMES.len());
 }
 
+/// While names are being led here for a reload, what is asked for waits; where nothing comes of it, nothing stays.
+#[test]
+fn names_of_a_reload_wait_for_it_and_are_forgotten_with_it() {
+    const SERVICE: &str = "_sip._tcp.usw2.pure.cloud";
+    let _turn = shared();
+    let Some(mut scene) = scene() else { return };
+    install_resolvconf(&scene);
+    let dns = start_gateway_with(&mut scene, &[&format!("{SERVICE}=sip.example.net")]);
+    start_daemon_as(&mut scene, false, |config| config);
+    assert_eq!(call(&scene, 1).greeted, 1);
+    assert_eq!(ask_for_service(&scene, SERVICE), (2, 0), "its target is not the policy's");
+    let config = std::fs::read_to_string(scene.directory.file("breakout.toml")).unwrap();
+    let added = config.replace(DOMAINS, "domains = [\"*.usw2.pure.cloud\", \"example.net\"]");
+
+    let reload = |config: &str| {
+        ok(scene.directory.write("breakout.toml", config));
+        sh(&scene, "touch /run/wait");
+        let mut reload = Command::new(exe());
+        reload.arg("reload").env("BREAKOUT_STATE_DIR", scene.directory.file("state"));
+        let log = scene.directory.file("reload.log");
+        let reload = ok(Process::spawn(&scene.internet.agent, "breakout reload", reload, &log));
+        // The target is the policy's then.
+        eventually(PATIENCE, || match ask_for_service(&scene, SERVICE) {
+            (0, 1) => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        reload
+    };
+    let go_on = |mut reload: Process| {
+        sh(&scene, "rm /run/wait");
+        ok(reload.wait(3 * PATIENCE)).expect("the reload has no end").success()
+    };
+
+    // Refused in the end, by somebody else's route in our table.
+    sh(&scene, "ip route add 192.0.2.128/25 dev lo table 51821");
+    let refused = reload(&added);
+    assert!(!go_on(refused));
+    sh(&scene, "ip route del 192.0.2.128/25 dev lo table 51821");
+    assert_eq!(ask_for_service(&scene, SERVICE), (2, 0), "what the other policy let pass is still there");
+
+    let taken = reload(&added);
+    let is_asked = || dns.output().contains("phone.example.net");
+    let (wire, told) = scene.on_wire(|| {
+        std::thread::scope(|scope| {
+            let told = scope.spawn(|| client(&scene, 1, &["phone.example.net"]));
+            eventually(PATIENCE, || if is_asked() { Ok(()) } else { Err("nobody asks".to_owned()) });
+            sleep(Duration::from_millis(300));
+            assert!(go_on(taken));
+            told.join().unwrap()
+        })
+    });
+    assert_eq!((told.greeted, told.failures.len()), (1, 0), "{told:?}");
+    assert!(!wire.records.iter().any(is_signaling));
+}
+
 /// How long an address counts beyond its TTL, in seconds. The usual names are known when this returns.
 fn start_with_grace(scene: &mut Scene, seconds: u64) -> Process {
     let config = write_config(scene, false, |config| config);
@@ -115,4 +171,25 @@ fn start_with_grace(scene: &mut Scene, seconds: u64) -> Process {
 
 fn is_known(scene: &Scene) -> bool {
     names(scene).addresses.iter().any(|found| found.address == FIRST)
+}
+
+/// The answer's code, and how many records there are, for a question for SRV records.
+fn ask_for_service(scene: &Scene, name: &str) -> (u8, u8) {
+    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(label.len() as u8);
+        query.extend(label.bytes());
+    }
+    query.extend([0, 0, 33, 0, 1]);
+    let ask = move || -> std::io::Result<Vec<u8>> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send_to(&query, "127.51.82.53:53")?;
+        let mut answer = vec![0; 512];
+        let length = socket.recv(&mut answer)?;
+        answer.truncate(length);
+        Ok(answer)
+    };
+    let answer = ok(scene.internet.agent.run(ask)).unwrap();
+    (answer[3] & 15, answer[7])
 }

@@ -421,6 +421,12 @@ pub fn start_gateway(scene: &mut Scene, moves: Moves) -> Process {
     serve_dns(scene, &scene.internet.gateway, (GATEWAY_TUNNEL, FIRST), moves)
 }
 
+/// The same with names that are given.
+pub fn start_gateway_with(scene: &mut Scene, given: &[&str]) -> Process {
+    ok(scene.start_gateway(lab::Gateway::Breakout, exe()));
+    serve_dns_with(scene, &scene.internet.gateway, (GATEWAY_TUNNEL, FIRST), STILL, given)
+}
+
 /// A DNS server at `listen`, for which names have `first` and the addresses after it.
 pub fn serve_dns(scene: &Scene, host: &Host, at: (Ipv4Addr, Ipv4Addr), moves: Moves) -> Process {
     serve_dns_with(scene, host, at, moves, &[])
