@@ -240,7 +240,7 @@ pub struct Rtp {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names {
     pub config: PathBuf,
-    /// How this machine's applications come to ask our resolver; null: the policy has no names.
+    /// How this machine's applications come to ask our resolver; null: there is none, without `dns` in `[tunnel]`.
     pub resolver: Option<Resolver>,
     pub addresses: Vec<LearnedAddress>,
 }
@@ -271,13 +271,17 @@ pub struct DohServer {
     pub questions: u64,
 }
 
-/// An address that is in a set because a name has it.
+/// An address that a name has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LearnedAddress {
     pub address: IpAddr,
     pub name: String,
+    /// The name's, or that whose prefix holds the address.
     pub set: String,
-    /// How long it stays, unless the name is asked for again or a flow uses it.
+    /// `told`: applications may know it from us; `withheld`: they are not told of it; `before`: they may know it from the network's own
+    /// DNS servers.
+    pub known: String,
+    /// How long it stays, unless the name is asked for again or the address is used.
     pub seconds_left: u64,
 }
 

@@ -32,7 +32,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 ///
 /// Walks the policy as the pump would for a flow's first packet, and prints each step, the rule that decided, and the
 /// verdict. No daemon is needed; one that runs with the same configuration tells how an address came to be in a set, and until when.
-/// The path is `tunnel`, `bypass`, `reject`, or `direct` for what never enters the TUN.
+/// The path is `tunnel`, `bypass`, `reject`, or `direct` for what never enters the TUN; `differs` if it is not the same for all addresses
+/// that a name has.
 #[derive(Args, Debug)]
 #[command(after_help = concat!(
     "Examples:\n",
@@ -150,11 +151,11 @@ impl Explain {
     fn explain_address(&self, address: IpAddr, walked: &Walked) -> Result<Explained, Failure> {
         let facts = self.facts(address)?;
         let mut explained = self.walk(&facts, &walked.snapshot, walked);
+        let is_learned = walked.snapshot.is_learned(address);
         let known = walked.learned.iter().filter(|found| found.address == address).map(|found| {
-            step(
-                "learned",
-                format!("{}; whatever else is at this address and port goes with it", found_at(found)),
-            )
+            let shared =
+                if is_learned { "; whatever else is at this address and port goes with it" } else { "" };
+            step("learned", found_at(found) + shared)
         });
         explained.steps.splice(..0, known);
         Ok(explained)
@@ -187,13 +188,23 @@ impl Explain {
                 "learned",
                 "no address yet: it is routed before an application is told of it".to_owned(),
             ));
+            return Ok(walked.merged(steps, vec![self.explain_unknown(set, walked)?]));
         }
+        let mut likely = known;
+        narrow(&mut likely, |found| found.known == "told");
+        narrow(&mut likely, |found| {
+            self.src.is_none_or(|src| src.address.is_ipv4() == found.address.is_ipv4())
+        });
+        let walk = |found: &&LearnedAddress| -> Result<Explained, Failure> {
+            Ok(self.walk(&self.facts(found.address)?, &walked.snapshot, walked))
+        };
+        Ok(walked.merged(steps, likely.iter().map(walk).collect::<Result<_, _>>()?))
+    }
+
+    /// As an address of a set's names will be judged.
+    fn explain_unknown(&self, set: &str, walked: &Walked) -> Result<Explained, Failure> {
         let is_free = |address: &IpAddr| walked.snapshot.set_of(*address).is_none();
-        let stand_in = known
-            .first()
-            .map(|found| found.address)
-            .or_else(|| STAND_INS.map(IpAddr::V4).into_iter().find(is_free));
-        let Some(address) = stand_in else {
+        let Some(address) = STAND_INS.map(IpAddr::V4).into_iter().find(is_free) else {
             return Err(Failure::usage("documentation's own addresses are all in sets")
                 .remedy("give an address")
                 .into());
@@ -201,8 +212,7 @@ impl Explain {
         let snapshot = walked.snapshot.with_learned(&[Learned { address, set: set.to_owned() }]);
         let mut explained = self.walk(&self.facts(address)?, &snapshot, walked);
         explained.steps.retain(|step| step.check != "set");
-        steps.append(&mut explained.steps);
-        Ok(Explained { steps, ..explained })
+        Ok(explained)
     }
 
     fn walk(&self, facts: &Facts, snapshot: &Snapshot, walked: &Walked) -> Explained {
@@ -277,6 +287,48 @@ impl Walked {
             self.file.as_ref().map_or_else(|| "built in".to_owned(), |file| file.display().to_string());
         Explained { path, rule: rule.to_owned(), mark, steps, policy }
     }
+
+    /// Of a name: each way that its addresses are judged.
+    fn merged(&self, mut steps: Vec<Step>, each: Vec<Explained>) -> Explained {
+        let mut ways: Vec<Explained> = Vec::new();
+        for explained in each {
+            if ways.iter().all(|way| way.verdict() != explained.verdict()) {
+                ways.push(explained);
+            }
+        }
+        let path = match ways.as_slice() {
+            [way] => way.path,
+            _ => "differs",
+        };
+        let (rule, mark) =
+            (joined(ways.iter().map(|way| &way.rule)), joined(ways.iter().map(|way| &way.mark)));
+        steps.extend(ways.into_iter().flat_map(|way| way.steps));
+        self.explained(path, &rule, mark, steps)
+    }
+}
+
+impl Explained {
+    fn verdict(&self) -> (&str, &str, &str) {
+        (self.path, &self.rule, &self.mark)
+    }
+}
+
+/// Leaves those out that are not so, if others are.
+fn narrow(all: &mut Vec<&LearnedAddress>, is_so: impl Fn(&LearnedAddress) -> bool) {
+    if all.iter().any(|found| is_so(found)) {
+        all.retain(|found| is_so(found));
+    }
+}
+
+/// Each once.
+fn joined<'a>(texts: impl Iterator<Item = &'a String>) -> String {
+    let mut distinct: Vec<&str> = Vec::new();
+    for text in texts {
+        if !distinct.contains(&text.as_str()) {
+            distinct.push(text);
+        }
+    }
+    distinct.join(", ")
 }
 
 /// What no file tells: which addresses the names have.
@@ -300,8 +352,14 @@ fn daemon() -> Option<control::Names> {
 }
 
 fn found_at(found: &LearnedAddress) -> String {
-    let LearnedAddress { address, name, set, seconds_left } = found;
-    format!("{address} is {name}'s, in {set} for another {}", format::duration(*seconds_left as f64))
+    let LearnedAddress { address, name, set, known, seconds_left } = found;
+    let left = format::duration(*seconds_left as f64);
+    let by = match known.as_str() {
+        "before" => " by the network's own DNS servers",
+        "withheld" => " (applications are not told)",
+        _ => "",
+    };
+    format!("{address} is {name}'s{by}, in {set} for another {left}")
 }
 
 fn step(check: &str, found: String) -> Step {

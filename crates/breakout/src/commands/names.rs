@@ -30,15 +30,16 @@ impl Names {
 
 fn table(names: &control::Names) -> String {
     let mut out = match &names.resolver {
-        None => "the policy has no names: no set in it has `domains`\n".to_owned(),
+        None => "names are resolved as ever: there is no `dns` in [tunnel]\n".to_owned(),
         Some(resolver) => resolver_lines(resolver),
     };
     if names.addresses.is_empty() {
         return out;
     }
-    let mut rows = vec![["address", "name", "set", "for"].map(str::to_owned).to_vec()];
-    rows.extend(names.addresses.iter().map(|LearnedAddress { address, name, set, seconds_left }| {
-        vec![address.to_string(), name.clone(), set.clone(), format::duration(*seconds_left as f64)]
+    let mut rows = vec![["address", "name", "set", "known", "for"].map(str::to_owned).to_vec()];
+    rows.extend(names.addresses.iter().map(|LearnedAddress { address, name, set, known, seconds_left }| {
+        let left = format::duration(*seconds_left as f64);
+        vec![address.to_string(), name.clone(), set.clone(), known.clone(), left]
     }));
     out += &format!("\n{}", format::columns(&rows));
     out

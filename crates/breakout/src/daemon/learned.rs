@@ -37,7 +37,7 @@ pub struct Addresses(BTreeMap<IpAddr, Vec<Found>>);
 pub struct Found {
     pub name: String,
     pub set: String,
-    known: Known,
+    pub known: Known,
     /// The TTL's end.
     fresh: Duration,
     pub until: Duration,
@@ -237,6 +237,17 @@ impl Addresses {
         options.open(&new)?.write_all(&serde_json::to_vec(&kept)?)?;
         crash_point::reached();
         fs::rename(new, file)
+    }
+}
+
+impl Known {
+    /// A stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Before => "before",
+            Self::Withheld => "withheld",
+            Self::Told => "told",
+        }
     }
 }
 

@@ -208,11 +208,16 @@ pub fn report(running: &Running) -> control::Names {
             }
         });
     let now = clock::awake();
-    let addresses = running.addresses.iter().map(|(address, found)| LearnedAddress {
-        address: *address,
-        name: found.name.clone(),
-        set: found.set.clone(),
-        seconds_left: found.until.saturating_sub(now).as_secs(),
+    let addresses = running.addresses.iter().map(|(address, found)| {
+        // A configured prefix that holds it has the last word.
+        let holder = running.loaded.snapshot.set_of(*address).map(|(set, _)| set.to_owned());
+        LearnedAddress {
+            address: *address,
+            name: found.name.clone(),
+            set: holder.unwrap_or_else(|| found.set.clone()),
+            known: found.known.name().to_owned(),
+            seconds_left: found.until.saturating_sub(now).as_secs(),
+        }
     });
     control::Names { config: running.path.clone(), resolver, addresses: addresses.collect() }
 }

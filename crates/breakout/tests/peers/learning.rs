@@ -1,4 +1,4 @@
-//! How long the addresses that names were found to have count.
+//! How long the addresses that names were found to have count, and what is told of them.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::process::Command;
@@ -154,6 +154,43 @@ fn names_of_a_reload_wait_for_it_and_are_forgotten_with_it() {
     });
     assert_eq!((told.greeted, told.failures.len()), (1, 0), "{told:?}");
     assert!(!wire.records.iter().any(is_signaling));
+}
+
+/// What is told of a name agrees with what becomes of its packets, also where a prefix holds an address of its.
+#[test]
+fn a_name_is_explained_by_all_of_its_addresses() {
+    let _turn = shared();
+    let Some(mut scene) = scene() else { return };
+    let given = ["media.usw2.pure.cloud=52.129.96.9", "both.usw2.pure.cloud=52.129.96.9,203.0.113.131"];
+    let _dns = start_gateway_with(&mut scene, &given);
+    start_daemon_as(&mut scene, false, |config| config);
+    let explain = |to: &str| -> serde_json::Value {
+        let arguments = ["explain", "--json", "--proto", "udp", "--payload", "stun", "--dst"];
+        serde_json::from_str(&said(&scene.breakout(&[arguments.as_slice(), &[to]].concat()))).unwrap()
+    };
+    let told = |explained: &serde_json::Value| {
+        let text = |key: &str| explained[key].as_str().unwrap().to_owned();
+        (text("path"), text("rule"))
+    };
+    let own = |pair: (&str, &str)| (pair.0.to_owned(), pair.1.to_owned());
+    assert_eq!(told(&explain("media.usw2.pure.cloud:443")), own(("tunnel", "signaling")), "not known yet");
+    for name in ["media.usw2.pure.cloud", "both.usw2.pure.cloud"] {
+        assert!(getent(&scene, name).contains("52.129.96.9"), "{name}");
+    }
+    for to in ["52.129.96.9:3478", "media.usw2.pure.cloud:3478"] {
+        assert_eq!(told(&explain(to)), own(("bypass", "media")), "{to}");
+    }
+    let both = explain("both.usw2.pure.cloud:443");
+    assert_eq!(told(&both).0, "differs", "{both}");
+    for address in
+        ["52.129.96.9 is in genesys-media by 52.129.96.0/20", "203.0.113.131 is in genesys-signaling"]
+    {
+        let steps = both["steps"].as_array().unwrap();
+        assert!(steps.iter().any(|step| step["found"].as_str().unwrap().contains(address)), "{both}");
+    }
+    let held =
+        names(&scene).addresses.into_iter().find(|found| found.name == "media.usw2.pure.cloud").unwrap();
+    assert_eq!((held.set.as_str(), held.known.as_str()), ("genesys-media", "told"));
 }
 
 /// How long an address counts beyond its TTL, in seconds. The usual names are known when this returns.
