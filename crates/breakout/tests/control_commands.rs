@@ -338,6 +338,7 @@ fn names(doh: &[(&str, u64)]) -> Names {
             address: [203, 0, 113, 7].into(),
             name: "api.mypurecloud.com".to_owned(),
             set: "genesys-signaling".to_owned(),
+            known: "told".to_owned(),
             seconds_left: 200,
         }],
     }
