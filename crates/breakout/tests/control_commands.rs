@@ -109,7 +109,7 @@ fn names_tell_who_is_asked_and_what_may_pass_by() {
         "resolver    by way of resolvconf: it keeps it; it listens on 127.51.82.53:53\n",
         "our names   asked of 10.99.0.53:53 through the tunnel: 7 questions, 1 without an answer\n",
         "others      asked of 192.0.2.53:53 as before: 9 questions\n",
-        "203.0.113.7  api.mypurecloud.com  genesys-signaling  3 min 20 s",
+        "203.0.113.7  api.mypurecloud.com  genesys-signaling  told   3 min 20 s",
     ] {
         assert!(shown.contains(part), "{part} in\n{shown}");
     }

@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use lab::{End, Host, Link, LinkKind};
+use routes::{PRIORITY_CAPTURED, TABLE_CAPTURED};
 
 use super::cell::{Cell, of_the_agents};
 use super::knock::{BOTH, BOUND, PATIENCE, ROUTED, knock};
@@ -12,8 +13,17 @@ use crate::common::{eventually, ok, program, said};
 
 /// Until the daemon has put something back, on a busy machine.
 const PUT_BACK: Duration = Duration::from_secs(10);
-/// Rules, or routes.
-pub const TAKEN_AWAY: [&str; 2] = ["rule del priority 93", "route flush table 51821"];
+
+/// What others take away.
+#[derive(Clone, Copy)]
+pub enum Taken {
+    Rule,
+    Routes,
+}
+
+impl Taken {
+    pub const ALL: [Self; 2] = [Self::Rule, Self::Routes];
+}
 
 pub fn network_changing(cell: &mut Cell) {
     let Some(_) = program("ip", "iproute2") else { return };
@@ -66,7 +76,7 @@ pub fn routing_taken_away(cell: &mut Cell) {
     cell.up();
     let capture = ok(lab::Capture::start(&cell.scene.internet.router, "lan0"));
     cell.while_knocking(|cell| {
-        for taken in TAKEN_AWAY.into_iter().cycle().take(6) {
+        for taken in Taken::ALL.into_iter().cycle().take(6) {
             take_away(cell, taken);
             wait_until_put_back(cell);
         }
@@ -83,7 +93,7 @@ pub fn routing_taken_away(cell: &mut Cell) {
 pub fn routing_taken_away_while_dead(cell: &mut Cell) {
     let Some(_) = program("ip", "iproute2") else { return };
     cell.up();
-    for taken in TAKEN_AWAY {
+    for taken in Taken::ALL {
         ok(cell.scene.kill_daemon());
         take_away(cell, taken);
         assert_closed_by_kill_switch_alone(cell);
@@ -147,7 +157,7 @@ pub fn forwarded(cell: &mut Cell) {
         let (wire, ()) = cell.scene.on_wire(|| behind.knock(cell));
         cell.assert_none_by(&wire, ROUTED);
     }
-    take_away(cell, TAKEN_AWAY[0]);
+    take_away(cell, Taken::Rule);
     let (wire, ()) = cell.scene.on_wire(|| behind.knock(cell));
     if cell.kill_switch {
         cell.assert_none_by(&wire, ROUTED);
@@ -224,7 +234,11 @@ pub fn flush_ruleset(agent: &Host, has_kill_switch: bool) {
     }
 }
 
-pub fn take_away(cell: &Cell, what: &str) {
+pub fn take_away(cell: &Cell, taken: Taken) {
+    let what = match taken {
+        Taken::Rule => format!("rule del priority {PRIORITY_CAPTURED}"),
+        Taken::Routes => format!("route flush table {TABLE_CAPTURED}"),
+    };
     for family in ["-4", "-6"] {
         cell.agent_tries(&format!("ip {family} {what}"));
     }
@@ -233,8 +247,12 @@ pub fn take_away(cell: &Cell, what: &str) {
 pub fn wait_until_put_back(cell: &Cell) {
     eventually(PUT_BACK, || {
         let is_there = |look: &str| !cell.agent(look).is_empty();
-        let all = ["ip -4 rule show priority 93", "ip -6 rule show priority 93", "ip route show table 51821"];
-        if all.into_iter().all(is_there) { Ok(()) } else { Err("it is not put back".to_owned()) }
+        let all = [
+            format!("ip -4 rule show priority {PRIORITY_CAPTURED}"),
+            format!("ip -6 rule show priority {PRIORITY_CAPTURED}"),
+            format!("ip route show table {TABLE_CAPTURED}"),
+        ];
+        if all.iter().all(|look| is_there(look)) { Ok(()) } else { Err("it is not put back".to_owned()) }
     });
 }
 

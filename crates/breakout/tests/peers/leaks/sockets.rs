@@ -13,7 +13,7 @@ use socket2::Socket;
 
 use super::cell::{Cell, is_in_the_clear};
 use super::knock::{BOUND, ROUTED, Way, Ways, connect, connect_udp};
-use super::others::{TAKEN_AWAY, take_away, wait_until_put_back};
+use super::others::{Taken, take_away, wait_until_put_back};
 use crate::common::{eventually, exe, is_tunnel, ok, program, said, shared};
 use crate::names;
 use crate::resolvers::{Keeper, getent};
@@ -58,7 +58,7 @@ pub fn connection_from_a_gap(cell: &mut Cell) {
     cell.configure(CONFIGURED, WITH_V6);
     cell.start_gateway();
     cell.up();
-    for taken in TAKEN_AWAY {
+    for taken in Taken::ALL {
         let signal =
             |cell: &mut Cell, signal| ok(cell.scene.daemon.as_mut().unwrap().process().signal(signal));
         signal(cell, Signal::SIGSTOP);
