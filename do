@@ -42,7 +42,7 @@ all_tests() {
     install_peers
     say "running every test"
     # With BREAKOUT_REQUIRE_ALL a test that would skip itself fails. More tests at a time than cores: most of their time is waiting.
-    PATH=$peers/bin:$venv/bin:$PATH BREAKOUT_REQUIRE_ALL=1 RUST_TEST_THREADS="${RUST_TEST_THREADS:-6}" \
+    PATH=$peers/bin:$venv/bin:$PATH BREAKOUT_REQUIRE_ALL=1 RUST_TEST_THREADS="${RUST_TEST_THREADS:-8}" \
         cargo test --locked --workspace "$@"
 }
 
