@@ -299,8 +299,7 @@ impl Bulk {
             watch(&self.poll, socket.as_raw_fd(), socket_of(gateway))?;
             self.opener.socket_changed(gateway, socket);
         }
-        let moved = [gateway].into_iter().collect();
-        self.gateways.iter_mut().for_each(|gateways| gateways.network_changed(moved, now));
+        self.gateways.iter_mut().for_each(|gateways| gateways.moved(gateway.into(), now));
         let mut tunnel = self.core.tunnel(gateway).lock();
         if let Some(socket) = other_socket {
             tunnel.socket = socket;

@@ -146,12 +146,18 @@ impl Choice {
         self.deadline
     }
 
-    /// The underlay has changed, or a gateway has moved. What those were asked before to which the way is `another` one says nothing.
+    /// A gateway is looked for at another address. What is known of the others still counts.
+    pub(super) fn moved(&mut self, gateway: usize, now: Instant) {
+        if let Some(known) = self.gateways.get_mut(gateway) {
+            (known.asked_for, known.moved) = (None, Some(now));
+        }
+        self.asks_again = true;
+    }
+
+    /// The underlay has changed. What those were asked before to which the way is `another` one says nothing.
     pub(super) fn network_changed(&mut self, another: GatewaySet, now: Instant) {
-        for (place, known) in (0..).zip(&mut self.gateways) {
-            if another.contains(place) {
-                (known.asked_for, known.moved) = (None, Some(now));
-            }
+        for place in (0..self.gateways.len()).filter(|place| another.contains(*place as u8)) {
+            self.moved(place, now);
         }
         self.asks_again = true;
         self.return_at = self.return_at.map(|_| now);

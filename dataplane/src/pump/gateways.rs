@@ -35,7 +35,12 @@ impl Gateways {
         self.alarm.rang();
     }
 
-    /// The underlay has changed, or a gateway has moved; to these the way is another one.
+    /// A gateway is looked for at another address.
+    pub(super) fn moved(&mut self, gateway: usize, now: Instant) {
+        self.choice.moved(gateway, now);
+    }
+
+    /// The underlay has changed; to these the way is another one.
     pub(super) fn network_changed(&mut self, another: GatewaySet, now: Instant) {
         self.choice.network_changed(another, now);
     }
