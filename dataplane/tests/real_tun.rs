@@ -14,16 +14,16 @@ mod marked;
 
 use std::collections::HashSet;
 use std::ffi::CStr;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use dataplane::{DropReason, Offload, OwnAddress, PumpError, Underlay};
 use machine::{DEAD_V4, FarEnd, MEDIA_V4, Machine, SIGNALING_V4, Tunnel, V4, V6, WIFI_V4, ip, underlay};
-use packet::OuterDscp;
+use packet::{OuterDscp, build};
 use policy::Path;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 const STUN: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7];
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -64,6 +64,21 @@ fn under_the_physical_address_voice_leaves_as_it_is_and_is_answered() {
         assert_eq!(marked::receive(&app).payload, b"answer");
     }
     assert_eq!(machine.pump.counters().path(Path::Bypass).out_packets, 2, "both went through the pump");
+}
+
+/// Nor would an application hear of a router to which it is too large.
+#[test]
+fn under_the_physical_address_too_voice_may_be_fragmented() {
+    let Some(machine) = Machine::new() else { return };
+    let (app, far) = (open(V4.wifi, 6000), machine.far_socket(MEDIA_V4, 20_000));
+    let captured = machine.far.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)).unwrap());
+    captured.set_read_timeout(Some(PATIENCE)).unwrap();
+    set_option(&app, libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE);
+    app.send_to(&STUN, at(MEDIA_V4, 20_000)).unwrap();
+    marked::receive(&far);
+    let mut packet = [0; 100];
+    assert_eq!((&captured).read(&mut packet).unwrap(), 48);
+    assert_eq!(packet[6] & 0x40, 0, "DF");
 }
 
 /// Applications hand the kernel many datagrams at once (UDP_SEGMENT); it hands them on as one where we take it.
@@ -146,13 +161,17 @@ fn what_this_kernel_has_is_used() {
 
 /// From now on the kernel makes datagrams of `size` bytes of what is sent.
 fn segment(socket: &UdpSocket, size: libc::c_int) {
+    set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, size);
+}
+
+fn set_option(socket: &UdpSocket, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
     // SAFETY: the option's value is one `int`, which outlives the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_UDP,
-            libc::UDP_SEGMENT,
-            (&raw const size).cast(),
+            level,
+            name,
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
@@ -202,6 +221,36 @@ fn an_error_is_told_though_another_send_met_it() {
         marked::receive(&far);
         assert_eq!(error_at(&dead).kind(), ErrorKind::ConnectionRefused);
     }
+}
+
+/// Anybody may write what a router says, and the application's host would believe it for ten minutes.
+#[test]
+fn what_a_router_says_of_sizes_is_told_to_no_application() {
+    let Some(machine) = Machine::new() else { return };
+    for (family, too_big, closed) in [(V4, (3, 4), (3, 3)), (V6, (2, 0), (1, 4))] {
+        let (app, far) = (open(family.tun, 5000), machine.far_socket(family.media, 20_000));
+        marked::set(&app, 0xb8, 64);
+        app.connect(at(family.media, 20_000)).unwrap();
+        app.send(&[7; 1200]).unwrap();
+        let mapping = marked::receive(&far).from;
+        machine.far.run(move || say(family.media, mapping, too_big, 600));
+        for _ in 0..20 {
+            app.send(&[7; 1200]).unwrap();
+            assert_eq!(marked::receive(&far).payload.len(), 1200);
+        }
+        machine.far.run(move || say(family.media, mapping, closed, 0));
+        assert_eq!(error_at(&app).kind(), ErrorKind::ConnectionRefused, "what comes after it is told");
+    }
+}
+
+/// Writes an ICMP error from `router` about a datagram from `mapping` to it.
+fn say(router: IpAddr, mapping: SocketAddr, (kind, code): (u8, u8), rest: u32) {
+    let raw = Socket::new(Domain::for_address(mapping), Type::RAW, Some(libc::IPPROTO_RAW.into())).unwrap();
+    let sent = build::SentUdp { source: mapping, destination: at(router, 20_000), payload: &[7; 1200] };
+    let mut said = [0; build::MAX_REFUSAL];
+    let error = build::IcmpError { kind, code, rest };
+    let length = build::error_about_udp(&sent, error, router, &mut said).unwrap();
+    raw.send_to(&said[..length], &SocketAddr::new(mapping.ip(), 0).into()).unwrap();
 }
 
 #[test]

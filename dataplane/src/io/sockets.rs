@@ -83,10 +83,13 @@ pub(crate) fn leave_by(socket: &Socket, device: Option<u32>, like: IpAddr) -> io
     }
 }
 
-/// A raw socket that sends whole packets (`IP_HDRINCL`).
+/// A raw socket that sends whole packets (`IP_HDRINCL`): over IPv4, as a mapping's socket, as large as they are whatever routers say.
 pub(crate) fn raw(domain: Domain, fwmark: u32) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
     socket.set_nonblocking(true)?;
+    if domain == Domain::IPV4 {
+        discover(&socket, Discover::Off, Ipv4Addr::UNSPECIFIED.into())?;
+    }
     socket.set_mark(fwmark)?;
     Ok(socket)
 }

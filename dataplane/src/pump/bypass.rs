@@ -277,10 +277,14 @@ impl Bypass {
                 });
             };
             let Some(room) = records.get_mut(packet.place).get_mut(VNET_HEADER..) else { continue };
+            if destination.is_ipv4() {
+                clear_df(room);
+            }
             match packet.segmentation {
                 None => send(room.get(..packet.headers.len as usize).unwrap_or_default()),
                 Some(segmentation) => {
                     let Some(mut segments) = Segments::new(room, &packet.headers, segmentation) else {
+                        core.counters.count_drop(DropReason::Malformed);
                         continue;
                     };
                     while let Some(segment) = segments.next() {
@@ -355,6 +359,14 @@ fn socket_of(sockets: &[Option<(MappingId, Outlet)>], mapping: MappingId) -> Opt
     (*id == mapping).then_some((mapping, &outlet.socket))
 }
 
+/// As in a mapping, routers may fragment an IPv4 packet. The kernel writes the checksum of a raw socket's header.
+fn clear_df(packet: &mut [u8]) {
+    const DF: u8 = 0x40;
+    if let [_, _, _, _, _, _, flags, ..] = packet {
+        *flags &= !DF;
+    }
+}
+
 /// The payload to send, which is never copied: it lies in the buffer it was read into.
 fn payload<'a>(records: &'a Buffers, out: &Outgoing) -> &'a [u8] {
     let payload = records.get(out.place).get(out.payload.clone()).unwrap_or_default();
@@ -375,26 +387,21 @@ fn with_headers<'a>(buffer: &'a mut [u8], received: &Received, internal: SocketA
     buffer.get(record_at..HEADROOM + received.len)
 }
 
-/// Empties a socket's error queue; each error goes to the application whose datagram it is about, if there was one.
+/// Empties a socket's error queue; each error goes to the application whose datagram it is about, if there was one. What it says of sizes does
+/// not: here nothing is too large, and an application's host would believe for ten minutes what anybody may have written.
 fn tell_errors(mapping: MappingId, socket: &Socket, quote: &mut [u8], core: &Core, to_tun: &mut ToTun) {
     for _ in 0..MAX_ERRORS {
         let Some(error) = error_queue::take(socket.as_fd(), quote) else { return };
+        let Cause::Icmp { from, kind, code, rest } = error.cause else { continue };
+        if error.path_mtu().is_some() {
+            continue;
+        }
         let about = core.engine.lock().engine.told_of_error(mapping, error.destination.ip());
         let Some(internal) = about else { continue };
         let payload = quote.get(..error.quoted).unwrap_or_default();
         let sent = build::SentUdp { source: internal, destination: error.destination, payload };
-        let (from, icmp) = match error.cause {
-            Cause::Icmp { from, kind, code, rest } => (from, build::IcmpError { kind, code, rest }),
-            Cause::TooBig { mtu } => (error.destination.ip(), too_big(error.destination, mtu)),
-            Cause::Other => continue,
-        };
-        to_tun.error_about(&sent, icmp, from);
+        to_tun.error_about(&sent, build::IcmpError { kind, code, rest }, from);
     }
-}
-
-fn too_big(destination: SocketAddr, mtu: u32) -> build::IcmpError {
-    let (kind, code) = if destination.is_ipv4() { (3, 4) } else { (2, 0) };
-    build::IcmpError { kind, code, rest: mtu }
 }
 
 #[cfg(test)]
