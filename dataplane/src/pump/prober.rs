@@ -15,8 +15,8 @@ use crate::path_mtu::{LEAST_LINK_MTU, PathMtu, probe};
 
 /// A deadline that stays where it is does not keep the thread here.
 const MAX_STEPS: usize = 16;
-/// More than a socket's buffer holds, each counts as 768 bytes or more.
-const MAX_ERRORS: usize = 4096;
+/// More than a socket's buffer of 4 MiB (what the kernel makes of `TUNNEL_BUFFER`) holds, each counts as 768 bytes or more.
+const MAX_ERRORS: usize = 8192;
 
 /// Sends the probes that the path's discovery asks for, hears what routers say, and applies what was found.
 pub(super) struct Prober {

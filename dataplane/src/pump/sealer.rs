@@ -1,3 +1,4 @@
+use std::iter;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -179,15 +180,14 @@ impl Sealer {
             }
             has_gone_down |= tunnel.has_gone_down(now);
         }
-        while let Some(packet) = tunnel.peer.take_refused() {
-            refuse(&packet, core, to_tun, now);
-        }
+        let refused: Vec<_> = iter::from_fn(|| tunnel.peer.take_refused()).collect();
         tunnel.set_alarm(now);
         let wants_prober = tunnel.is_probe_due(now) || tunnel.path.has_changed();
         let has_come_up = tunnel.has_come_up(now);
         let socket = Arc::clone(&tunnel.socket);
         drop(tunnel);
         self.send_sealed(&socket, core);
+        refused.iter().for_each(|packet| refuse(packet, core, to_tun, now));
         Met { wants_prober, has_come_up, has_gone_down }
     }
 

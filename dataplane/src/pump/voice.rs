@@ -29,7 +29,8 @@ const FIRST_MAPPING: usize = 3;
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 /// The thread for voice: the TUN's queue of UDP, and the mappings' sockets. Real-time where permitted, it waits for nothing but a lock that
-/// the bulk thread holds for a batch at most, or, for what goes into the tunnel, while it leads all flows to another gateway: once in
+/// the bulk thread holds for a batch at most; or for some milliseconds while it asks after a change of routes where the kernel's flows go now,
+/// and attaches the fast path to another interface; or, for what goes into the tunnel, while it leads all flows to another gateway: once in
 /// a fail-over, for a millisecond or two with all flows there can be.
 pub(super) struct Voice {
     poll: Poll,
