@@ -18,7 +18,7 @@ use crate::{BATCH, DropReason, fit};
 /// One packet of any size with its virtio header, and room behind it for the tunnel's padding. Pages that are never used cost nothing.
 const RECORD: usize = VNET_HEADER + 65_535 + 15;
 /// A batch ends here even if it has few packets, so with at most one super-packet more: 128 KiB, about 0.1 ms of cipher, for which the
-/// thread's other work waits. More would not make it cheaper: two super-packets fill two messages to the tunnel's socket.
+/// thread's other work waits. Two super-packets of 47 segments each fill two messages to the tunnel's socket but for what is left over of both.
 const BATCH_BYTES: usize = 64 << 10;
 
 /// Reads one queue of the TUN in batches and has them judged.
