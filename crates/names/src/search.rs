@@ -1,10 +1,12 @@
 use std::collections::HashSet;
+use std::fs;
 use std::sync::{PoisonError, RwLock};
 
 use hickory_proto::rr::Name;
 
 use crate::name;
 
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 /// Of all lists together: those from before are forgotten first.
 const MAX_DOMAINS: usize = 1024;
 
@@ -18,7 +20,7 @@ impl SearchList {
     pub fn add(&self, domains: &[String]) {
         let domains: HashSet<String> = domains.iter().filter_map(|domain| text(domain)).collect();
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() + domains.len() > MAX_DOMAINS {
+        if known.union(&domains).count() > MAX_DOMAINS {
             known.clear();
         }
         known.extend(domains);
@@ -29,9 +31,17 @@ impl SearchList {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         name.match_indices('.').any(|(dot, _)| {
             let (before, after) = (name.get(..dot), name.get(dot + 1..));
-            after.is_some_and(|domain| known.contains(domain)) && before.is_some_and(&those)
+            before.is_some_and(&those)
+                && after.is_some_and(|domain| known.contains(domain) || is_hosts(domain))
         })
     }
+}
+
+/// Whether it is the domain of this machine's name, which the C library takes where no list is given, as it is when a program begins.
+fn is_hosts(domain: &str) -> bool {
+    let host = fs::read_to_string(HOST_NAME).unwrap_or_default();
+    let hosts = host.trim().split_once('.').and_then(|(_, domain)| text(domain));
+    hosts.is_some_and(|hosts| hosts == domain)
 }
 
 /// As names are told apart; `None` for the root, and for what is no domain.

@@ -4,6 +4,8 @@ use super::common::{Act, DnsServer, Reply, Scene, question, settings};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
 use names::Settings;
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::sethostname;
 
 async fn forward(address: &'static str) -> DnsServer {
     DnsServer::answering(move |asked| Reply::to(&asked.query).address(address, 60).bytes()).await
@@ -159,6 +161,31 @@ async fn a_name_of_the_policys_that_the_search_list_completes_is_not_passed_on()
         assert_eq!(code(name).await, ResponseCode::NXDomain, "{name}");
     }
     assert_eq!(server.asked().len(), before + others.len());
+}
+
+/// Where no list is given the C library takes the domain of the host's name, which a network may give (DHCP option 12), at any time.
+#[tokio::test]
+async fn neither_is_one_that_the_hosts_own_name_completes() {
+    // The resolver's task runs in this thread.
+    if let Err(error) = unshare(CloneFlags::CLONE_NEWUTS) {
+        assert!(std::env::var_os("BREAKOUT_REQUIRE_ALL").is_none(), "no namespace of host names: {error}");
+        return eprintln!("skipped, because the host's name cannot be another: {error}");
+    }
+    let server = forward("192.0.2.1").await;
+    let scene = relaying(&[&server]);
+    let client = scene.client();
+    for (host, completed) in [
+        ("pc", false),
+        ("pc.other.test", false),
+        ("pc.Evil.test.", true),
+        ("pc.", false),
+        ("evil.test", false),
+    ] {
+        sethostname(host).unwrap();
+        let code = client.ask("api.example.com.evil.test.", RecordType::A).await.response_code;
+        assert_eq!(code == ResponseCode::NXDomain, completed, "on {host}");
+        assert_eq!(client.ask("www.evil.test.", RecordType::A).await.response_code, ResponseCode::NoError);
+    }
 }
 
 /// A program that asks for one of these resolves by itself from then on, as far as anybody can tell.
