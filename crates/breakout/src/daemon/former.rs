@@ -73,6 +73,7 @@ async fn let_go(running: &mut Running, left: Vec<Kept>) -> Result<(), Failure> {
     let policy = Arc::new(Snapshot::compile(&config));
     let snapshot = Arc::new(policy.with_learned(&running.addresses.learned()));
     running.loaded.snapshot = policy;
+    running.names.iter().for_each(|names| names.policy_is(&running.loaded));
     // First the policy: what is routed and not in it is refused.
     running.pump.swap(snapshot.clone()).map_err(not_changed)?;
     running.machine.want(&wanted(&running.loaded, &snapshot)).await?;

@@ -37,33 +37,40 @@ pub async fn learn(running: &mut Running, found: Learn) {
 }
 
 /// Closes what applications may know from before names were led here, and ends their connections. Nobody is told of it.
-pub async fn close(running: &mut Running, before: Before) {
-    let mut addresses = running.addresses.clone();
-    note_before(running, &running.loaded.snapshot, &mut addresses, before);
-    if addresses != running.addresses
-        && let Err(failure) = change(running, addresses).await
-    {
-        tracing::warn!(
-            "addresses that applications may have from before `up` are not closed: {}",
-            failure.plain()
-        );
+pub async fn close(running: &mut Running, before: &Before) -> Result<(), Failure> {
+    let addresses = with_before(running, &running.loaded.snapshot, before);
+    match addresses == running.addresses {
+        true => Ok(()),
+        false => change(running, addresses).await,
     }
 }
 
-/// Notes what of it the policy has names for.
-pub fn note_before(running: &Running, policy: &Snapshot, addresses: &mut Addresses, before: Before) {
-    let now = clock::awake();
+/// Has the next start know it, whatever comes in between. It may know more than this one has need of, under either policy.
+pub fn write_before(running: &Running, policy: &Snapshot, before: &Before) -> Result<Addresses, Failure> {
+    let addresses = with_before(running, policy, before);
+    if addresses != running.addresses {
+        addresses.write(&running.state.learned()).map_err(not_changed)?;
+    }
+    Ok(addresses)
+}
+
+/// What is known, and what of `before` the policy has names for.
+fn with_before(running: &Running, policy: &Snapshot, before: &Before) -> Addresses {
+    let (mut addresses, now) = (running.addresses.clone(), clock::awake());
     for (name, found) in before {
-        let Some((_, set)) = policy.set_for_name(&name) else { continue };
+        let Some((_, set)) = policy.set_for_name(name) else { continue };
         let sightings: Vec<Sighting> = found
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|address| refusal(running, policy, set, *address).is_none())
             .map(|address| Sighting { address, ttl: Duration::ZERO, known: Known::Before })
             .collect();
-        if let Err(full) = addresses.note((&name, set), &sightings, now) {
-            tracing::warn!(name, "addresses from before `up` are not all closed: {full}");
+        let noted = addresses.note((name, set), &sightings, now);
+        if noted.is_err() || sightings.iter().any(|sighting| !addresses.holds(sighting.address, set)) {
+            tracing::warn!(name, "addresses from before `up` are not all closed: there are too many");
         }
     }
+    addresses
 }
 
 /// Keeps what is in use, and forgets what has ended and is not.

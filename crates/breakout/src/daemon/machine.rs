@@ -320,6 +320,11 @@ impl Machine {
         ]
     }
 
+    /// Whether a dead run's leftovers were there.
+    pub fn took_over(&self) -> bool {
+        self.routes.took_over()
+    }
+
     /// The state directory's lock, as long as this is kept.
     pub fn lock(&self) -> State {
         self.routes.state().clone()

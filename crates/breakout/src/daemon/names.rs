@@ -99,6 +99,12 @@ impl Names {
         self.policies.set(vec![Ours::of(was), Ours::of(is)]);
     }
 
+    /// The policy in force has other prefixes now; that of a reload which has begun is still to come.
+    pub fn policy_is(&self, is: &Loaded) {
+        let mut policies = self.policies.0.write().unwrap_or_else(PoisonError::into_inner);
+        policies.iter_mut().take(1).for_each(|policy| *policy = Ours::of(is));
+    }
+
     /// Nothing came of a reload: what the other policy has let pass is forgotten.
     pub fn give_up_reload(&mut self, was: &Loaded) {
         self.policies.set(vec![Ours::of(was)]);

@@ -9,7 +9,7 @@ use super::{
     first::{Before, ask_before},
     former,
     gateways::lead_to,
-    learning::{self, note_before},
+    learning::{self, write_before},
     load::{Loaded, called, load},
     machine::wanted,
     names::domains,
@@ -48,7 +48,7 @@ pub fn read(running: &Running) -> impl Future<Output = Result<New, Failure>> + u
 /// when the answer resolves.
 pub fn begin(
     running: &Running,
-    new: &Loaded,
+    New { loaded: new, before }: &New,
 ) -> Result<impl Future<Output = Result<(), Failure>> + use<>, Failure> {
     let fixed = needs_restart(&running.loaded, new);
     if !fixed.is_empty() {
@@ -56,6 +56,7 @@ pub fn begin(
             .remedy("`breakout down`, then `breakout up`; or put the old values back and reload")
             .into());
     }
+    write_before(running, &new.snapshot, before)?;
     if let Some(names) = &running.names {
         names.begin_reload(&running.loaded, new);
     }
@@ -88,8 +89,14 @@ pub async fn finish(
     New { loaded: mut new, before }: New,
 ) -> Result<Reloaded, NotTaken> {
     let former = former::keep(running, &mut new);
-    let mut addresses = running.addresses.under(&new.snapshot);
-    note_before(running, &new.snapshot, &mut addresses, before);
+    // What was learned meanwhile was written down without it.
+    let addresses = match write_before(running, &new.snapshot, &before) {
+        Ok(addresses) => addresses.under(&new.snapshot),
+        Err(failure) => {
+            give_up(running);
+            return Err(failure.into());
+        }
+    };
     let snapshot = Arc::new(new.snapshot.with_learned(&addresses.learned()));
     new.choose_endpoints(&running.loaded.endpoints, &snapshot);
     let mut changes = changes(&running.loaded, &new);

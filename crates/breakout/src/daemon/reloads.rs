@@ -60,7 +60,7 @@ impl Reloads {
     pub async fn go_on(&mut self, running: &mut Running, server: &Server, step: Step) {
         self.stage = Stage::Idle;
         let outcome = match step {
-            Step::Read(Ok(new)) => match reload::begin(running, &new.loaded) {
+            Step::Read(Ok(new)) => match reload::begin(running, &new) {
                 Ok(leading) => {
                     self.stage = Stage::Leading(Box::pin(async { leading.await.map(|()| new) }));
                     return;

@@ -12,7 +12,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tunnel::{Peer, PeerConfig};
 
 use super::{
-    first, former,
+    first::{self, Before},
+    former,
     gateways::NOWHERE,
     learned::Addresses,
     learning,
@@ -89,20 +90,16 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
     raise_file_limit();
     let tun = open_tun(loaded.config.interface.name.as_deref())?;
     let interface = tun.name().to_owned();
-    let (mut machine, mtu) = Machine::raise(lock, &tun, &loaded, &snapshot).await?;
+    let (machine, mtu) = Machine::raise(lock, &tun, &loaded, &snapshot).await?;
     let (tell, mtu) = watch::channel(mtu);
     let (tell_gateways, gateways) = mpsc::unbounded_channel();
     let started = async {
         let (pump, exited) = start_pump(tun, &loaded, &snapshot, tell, tell_gateways, &machine)?;
         let server = Server::bind(&state.control_socket(), loaded.access)
             .map_err(|error| Failure::system("cannot open the control socket").because(error))?;
-        // Names are led to our resolver from then on.
-        let before = before.await.unwrap_or_default();
-        let names = Names::start(&mut machine, &loaded).await?;
-        machine.let_go().await?;
-        Ok((pump, exited, server, names, before))
+        Ok((pump, exited, server))
     };
-    let (pump, exited, server, names, before) = match started.await {
+    let (pump, exited, server) = match started.await {
         Ok(started) => started,
         Err(failure) => {
             machine.give_up().await;
@@ -110,7 +107,6 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
         }
     };
 
-    let (names, heard) = names.unzip();
     let since = Instant::now();
     let lookups = lookups_of_unknown(&loaded);
     let mut running = Running {
@@ -122,7 +118,7 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
         unwritten_due: None,
         former: Vec::new(),
         look_due: None,
-        names,
+        names: None,
         portal: Portal::new(),
         interface,
         mtu,
@@ -132,10 +128,26 @@ pub async fn start(path: PathBuf, mut loaded: Loaded) -> Result<(Running, Outsid
         lookups,
         failover: None,
     };
-    learning::close(&mut running, before).await;
+    let heard = match lead_names(&mut running, before.await.unwrap_or_default()).await {
+        Ok(heard) => heard,
+        Err(failure) => {
+            running.give_up().await;
+            return Err(failure);
+        }
+    };
     looks::schedule(&mut running);
     running.announce();
     Ok((running, Outside { server, exited, heard, gateways }))
+}
+
+/// Has names led to our resolver. First is written down what applications may have from `before`: after a crash nobody can tell.
+async fn lead_names(running: &mut Running, before: Before) -> Result<Option<Heard>, Failure> {
+    learning::write_before(running, &running.loaded.snapshot, &before)?;
+    let (names, heard) = Names::start(&mut running.machine, &running.loaded).await?.unzip();
+    running.names = names;
+    running.machine.let_go().await?;
+    learning::close(running, &before).await?;
+    Ok(heard)
 }
 
 /// Names without an answer so far are asked for again.
@@ -277,6 +289,18 @@ impl Running {
         if let Err(failure) = told {
             tracing::warn!("{}", failure.plain());
         }
+    }
+
+    /// As [`Machine::give_up`].
+    async fn give_up(self) {
+        let Self { pump, machine, state, names, .. } = self;
+        drop((pump, names));
+        let (lock, took_over) = (machine.lock(), machine.took_over());
+        machine.give_up().await;
+        if !took_over {
+            state.forget_learned();
+        }
+        drop(lock);
     }
 
     /// Puts the machine back as it was found.
