@@ -6,7 +6,7 @@
     reason = "clippy's exception for tests does not reach their helpers"
 )]
 
-use bench::{Better, Key, Path, Report, Section, compare};
+use bench::{Bar, Better, Judged, Key, Path, Report, Section, compare};
 
 /// A run of five rounds. What it measured but once, idle, has as many here.
 fn measured() -> Report {
@@ -173,4 +173,79 @@ fn what_is_another_clients_has_moved_and_does_not_count() {
         comparison.to_string().contains("moved   throughput / tcp-up-1 / tunnel / gotatun"),
         "{comparison}"
     );
+}
+
+#[test]
+fn what_is_gone_is_worse() {
+    let before = measured();
+    let ours = |cell: &bench::Cell| cell.key.client == "breakout";
+
+    let mut after = measured();
+    for metric in after.cells.iter_mut().filter(|cell| ours(cell)).flat_map(|cell| cell.metrics.values_mut())
+    {
+        metric.rounds.fill(None);
+    }
+    let said = gone(&before, &after);
+    assert!(
+        said.contains("idle / idle / tunnel / breakout: memory: 5 rounds have it before, 0 after"),
+        "{said}"
+    );
+
+    let mut after = measured();
+    after.cells.retain(|cell| !matches!(cell.key.section, Section::Startup | Section::Roaming));
+    let said = gone(&before, &after);
+    assert!(said.contains("gone    roaming") && said.contains("gone    startup"), "{said}");
+    after.plan.sections.retain(|section| !matches!(section, Section::Startup | Section::Roaming));
+    let comparison = compare(&before, &after);
+    assert!(!comparison.is_worse(), "it was not to be measured: {comparison}");
+
+    let mut after = measured();
+    let start =
+        after.cells.iter_mut().find(|cell| ours(cell) && cell.key.section == Section::Startup).unwrap();
+    start.metrics.get_mut("milliseconds").unwrap().rounds[1] = None;
+    let said = gone(&before, &after);
+    assert!(said.contains(": milliseconds: 5 rounds have it before, 4 after"), "{said}");
+}
+
+fn gone(before: &Report, after: &Report) -> String {
+    let comparison = compare(before, after);
+    assert!(comparison.is_worse(), "{comparison}");
+    comparison.to_string()
+}
+
+#[test]
+fn a_bar_that_is_no_longer_judged_counts_where_nothing_else_looks_at_it() {
+    let mut before = measured();
+    let p99 = before.bars.iter_mut().find(|bar| bar.what.contains("p99 by direct's")).unwrap();
+    p99.by = Judged::Pooled;
+    for (by, is_worse) in [(Judged::Worst, true), (Judged::Pooled, true), (Judged::Median, false)] {
+        let mut after = before.clone();
+        let met = |bar: &&mut Bar| bar.by == by && bar.met == Some(true);
+        let bar = after.bars.iter_mut().find(met).unwrap();
+        (bar.met, bar.note) = (None, "not judged: direct differs from itself".to_owned());
+        let said = format!("no longer judged: {}: not judged: direct differs", bar.what);
+        let comparison = compare(&before, &after);
+        assert_eq!(comparison.is_worse(), is_worse, "{by:?}: {comparison}");
+        assert!(comparison.to_string().contains(&said), "{comparison}");
+
+        after.plan.voice_samples /= 2;
+        let comparison = compare(&before, &after);
+        assert!(!comparison.is_worse(), "{by:?}, and less was asked for: {comparison}");
+    }
+}
+
+#[test]
+fn a_bar_that_is_missing_counts_unless_its_client_was_not_measured() {
+    let before = measured();
+    let of_other = |bar: &Bar| bar.what.ends_with("by gotatun's") && bar.by == Judged::Median;
+    assert!(before.bars.iter().any(of_other));
+    let mut after = measured();
+    after.bars.retain(|bar| !of_other(bar));
+    gone(&before, &after);
+
+    after.contenders.retain(|contender| contender.client != "gotatun");
+    after.cells.retain(|cell| cell.key.client != "gotatun");
+    after.bars.retain(|bar| !bar.what.contains("gotatun"));
+    let comparison = compare(&before, &after);
+    assert!(!comparison.is_worse(), "{comparison}");
 }

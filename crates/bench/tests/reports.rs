@@ -102,7 +102,7 @@ fn what_got_slower_is_worse_and_what_did_not_is_not() {
         "{said}"
     );
     assert!(said.contains(
-            "1 worse, 0 better, 1 within the noise; not counted: 1 moved, 1 within the noise; 0 in one report only"
+            "1 worse, 0 gone, 0 better, 1 within the noise; not counted: 1 moved, 1 within the noise; 0 in one report only"
         ), "{said}");
     assert!(said.contains("moved   throughput / tcp-up-1 / tunnel / gotatun: rate"), "{said}");
     assert!(!compare(&slow, &fast).is_worse());

@@ -1,6 +1,6 @@
 use crate::metric;
 use crate::plan::{Plan, Section};
-use crate::report::{Better, Cell, Judged, Key, Limit, Metric, Report, headline, median};
+use crate::report::{Bar, Better, Cell, Judged, Key, Limit, Metric, Report, headline, judge, median};
 
 /// One of the figures that decide whether a run is worse than another.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,8 +35,36 @@ pub fn figures(report: &Report, by_ceiling: bool) -> Vec<Figure> {
     cells.flat_map(of_cell).chain(of_bars(report)).collect()
 }
 
+/// What `after` should have of `before`: what its plan asks for, of clients that it had.
+pub fn expected(before: &Report, after: &Report) -> Report {
+    let cells = before.cells.iter().filter(|cell| before.mode == after.mode && is_planned(after, &cell.key));
+    let (plan, contenders) = (after.plan.clone(), after.contenders.clone());
+    let mut expected = Report { plan, contenders, cells: cells.cloned().collect(), ..before.clone() };
+    let is_there = |bar: &Bar, bars: &[Bar]| bars.iter().any(|other| other.what == bar.what);
+    if !before.bars.iter().all(|bar| is_there(bar, &after.bars)) {
+        let possible = judge(&expected);
+        expected.bars.retain(|bar| is_there(bar, &after.bars) || is_there(bar, &possible));
+    }
+    expected
+}
+
+fn is_planned(report: &Report, key: &Key) -> bool {
+    let plan = &report.plan;
+    let is_asked_for = match key.section {
+        Section::Throughput => plan.transfers.contains(&key.scenario),
+        Section::Voice => {
+            calls(key).is_none_or(|calls| plan.calls.contains(&calls))
+                && key.load.is_none_or(|load| plan.loads.contains(&load))
+        }
+        _ => true,
+    };
+    let has_client = key.client.is_empty() || report.clients().any(|client| client == key.client);
+    plan.has(key.section) && is_asked_for && has_client
+}
+
 pub fn cipher_ceiling(report: &Report) -> Option<&Metric> {
-    report.cell(&Key::new(Section::Ceiling, "chacha20-poly1305"))?.metrics.get(metric::RATE)
+    let rate = report.cell(&Key::new(Section::Ceiling, "chacha20-poly1305"))?.metrics.get(metric::RATE);
+    rate.filter(|rate| rate.values().next().is_some())
 }
 
 /// A cell's figure in words.
@@ -60,10 +88,13 @@ pub fn counted(plan: &Plan, key: &Key) -> Vec<&'static str> {
 }
 
 fn is_barred(plan: &Plan, key: &Key) -> bool {
-    let calls = key.scenario.strip_prefix("calls-").and_then(|calls| calls.parse().ok());
-    let Some((calls, load)) = calls.zip(key.load) else { return false };
+    let Some((calls, load)) = calls(key).zip(key.load) else { return false };
     // Against a far end elsewhere there is one path, and nobody knows which.
     key.path.is_none_or(|path| plan.is_barred(calls, load, path))
+}
+
+fn calls(key: &Key) -> Option<u16> {
+    key.scenario.strip_prefix("calls-")?.parse().ok()
 }
 
 /// What bars are about; where a single exception decides, the bar itself is looked at.

@@ -8,15 +8,17 @@ use std::fs;
 use std::path::Path as File;
 
 use crate::error::BenchError;
+use crate::plan::Plan;
 use crate::report::{Bar, Better, Judged, Metric, Report, SCHEMA};
-use figures::{Figure, cipher_ceiling, counted, figures, what};
+use figures::{Figure, cipher_ceiling, counted, expected, figures, what};
 use statistics::{chance_of_larger, largest_finding};
 
 /// What counts as a difference.
 pub const RULE: &str = "Counted are what bars are about, our own throughput, CPU at 300 Mbit/s, p99s of barred voice, memory and wake-ups \
 when idle, start-up and roaming. One of them is worse or better if its medians differ by more than 5 % and a t test over its rounds says so, \
-with a rate of false findings of 5 % over all of them. A bar of which a single round decides counts as soon as it is no longer met. Any other \
-figure has moved if the ranges of its rounds do not touch and its medians differ by more than 5 %.";
+with a rate of false findings of 5 % over all of them; it is gone if it should have been measured and fewer rounds have it, which counts too. A \
+bar of which a single round decides counts as soon as it is no longer met, and like one of all rounds' packets as soon as it is no longer judged, \
+unless the plan asks for less. Any other figure has moved if the ranges of its rounds do not touch and its medians differ by more than 5 %.";
 
 /// Smaller differences of medians, as a part, are none.
 const LEAST: f64 = 0.05;
@@ -61,8 +63,28 @@ pub struct Comparison {
     pub unmatched: usize,
     /// What the two were measured on or with differs in this.
     pub cautions: Vec<String>,
+    /// What decides and was measured before, but not, or in fewer rounds, after.
+    pub gone: Vec<Gone>,
     pub lost: Vec<Turned>,
     pub won: Vec<Turned>,
+    /// Bars that were met and are no longer judged.
+    pub unjudged: Vec<Unjudged>,
+}
+
+/// A figure that decides, without rounds to decide by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    pub what: String,
+    /// How many rounds have it.
+    pub before: usize,
+    pub after: usize,
+}
+
+/// A bar that was met before and of which nobody can say that it still is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unjudged {
+    pub said: String,
+    pub counts: bool,
 }
 
 /// Sets `after` against `before`, by [`RULE`].
@@ -90,14 +112,22 @@ pub fn compare(before: &Report, after: &Report) -> Comparison {
     }
     let count = |report: &Report| report.cells.iter().map(|cell| cell.metrics.len()).sum::<usize>();
     let unmatched = count(before) + count(after) - 2 * matched;
-    let (lost, won) = (turned(before, after, true), turned(before, after, false));
-    let counted = by_chance(before, after);
-    Comparison { counted, others, unmatched, cautions: cautions(before, after), lost, won }
+    let expected = expected(before, after);
+    let (pairs, gone) = pairs(&expected, after);
+    Comparison {
+        counted: by_chance(&pairs),
+        others,
+        unmatched,
+        cautions: cautions(before, after),
+        gone,
+        lost: turned(before, after, true),
+        won: turned(before, after, false),
+        unjudged: unjudged(&expected, after, asks_no_less(&after.plan, &before.plan)),
+    }
 }
 
 /// The verdicts on all figures that count, by how likely chance alone makes them.
-fn by_chance(before: &Report, after: &Report) -> Vec<Change> {
-    let pairs = pairs(before, after);
+fn by_chance(pairs: &[Pair]) -> Vec<Change> {
     let most = |verdict: Verdict| {
         let chances: Vec<f64> = pairs.iter().filter_map(|pair| pair.chance_of(verdict)).collect();
         largest_finding(&chances, FALSE_FINDINGS)
@@ -123,15 +153,23 @@ struct Pair {
     larger: Option<f64>,
 }
 
-fn pairs(before: &Report, after: &Report) -> Vec<Pair> {
+/// What both runs have, and what the second one should have and has not, or in fewer rounds than it was to have.
+fn pairs(before: &Report, after: &Report) -> (Vec<Pair>, Vec<Gone>) {
     let by_ceiling = cipher_ceiling(before).is_some() && cipher_ceiling(after).is_some();
-    let mut old = figures(before, by_ceiling);
-    let pair = |is: Figure| {
-        let was = old.swap_remove(old.iter().position(|was| was.what == is.what)?);
-        let larger = chance_of_larger(&was.values, &is.values);
-        Some(Pair { was, is, larger })
-    };
-    figures(after, by_ceiling).into_iter().filter_map(pair).collect()
+    let mut new = figures(after, by_ceiling);
+    let (mut pairs, mut gone) = (Vec::new(), Vec::new());
+    for was in figures(before, by_ceiling) {
+        let is = new.iter().position(|is| is.what == was.what).map(|at| new.swap_remove(at));
+        let (before, rounds) = (was.values.len(), is.as_ref().map_or(0, |is| is.values.len()));
+        if before >= 2 && rounds < before.min(after.plan.rounds as usize) {
+            gone.push(Gone { what: was.what.clone(), before, after: rounds });
+        }
+        if let Some(is) = is.filter(|_| rounds > 0) {
+            let larger = chance_of_larger(&was.values, &is.values);
+            pairs.push(Pair { was, is, larger });
+        }
+    }
+    (pairs, gone)
 }
 
 impl Pair {
@@ -185,6 +223,27 @@ fn turned(before: &Report, after: &Report, was_met: bool) -> Vec<Turned> {
     after.bars.iter().filter(has_turned).map(say).collect()
 }
 
+/// Whether a bar that is judged by the one plan has to be judged by the other.
+fn asks_no_less(this: &Plan, other: &Plan) -> bool {
+    this.rounds >= other.rounds
+        && this.voice_samples >= other.voice_samples
+        && this.idle_seconds >= other.idle_seconds
+}
+
+fn unjudged(before: &Report, after: &Report, comparable: bool) -> Vec<Unjudged> {
+    let say = |old: &Bar| {
+        let new = after.bars.iter().find(|bar| bar.what == old.what);
+        let why = match new {
+            Some(bar) if bar.met.is_some() => return None,
+            Some(bar) => bar.note.as_str(),
+            None => "not measured",
+        };
+        let counts = comparable && matches!(old.by, Judged::Worst | Judged::Pooled);
+        Some(Unjudged { said: format!("{}: {why}", old.what), counts })
+    };
+    before.bars.iter().filter(|bar| bar.met == Some(true)).filter_map(say).collect()
+}
+
 fn cautions(before: &Report, after: &Report) -> Vec<String> {
     let mut cautions = Vec::new();
     let mut note = |what: &str, was: String, is: String| {
@@ -215,10 +274,12 @@ fn cautions(before: &Report, after: &Report) -> Vec<String> {
 }
 
 impl Comparison {
-    /// Whether a figure that counts is worse, or a bar of which a single round decides is no longer met.
+    /// Whether a figure that counts is worse or gone, or a bar that counts by itself is no longer met or judged.
     pub fn is_worse(&self) -> bool {
         self.counted.iter().any(|change| change.verdict == Verdict::Worse)
+            || !self.gone.is_empty()
             || self.lost.iter().any(|bar| bar.by_worst)
+            || self.unjudged.iter().any(|bar| bar.counts)
     }
 }
 
@@ -232,6 +293,12 @@ impl fmt::Display for Comparison {
                 writeln!(f, "{title}: {}", bar.said)?;
             }
         }
+        for bar in &self.unjudged {
+            writeln!(f, "no longer judged: {}", bar.said)?;
+        }
+        for Gone { what, before, after } in &self.gone {
+            writeln!(f, "{:<7} {what}: {before} rounds have it before, {after} after", "gone")?;
+        }
         let counted = |verdict: Verdict| self.counted.iter().filter(move |change| change.verdict == verdict);
         for (title, verdict) in [("worse", Verdict::Worse), ("better", Verdict::Better)] {
             for change in counted(verdict) {
@@ -244,8 +311,9 @@ impl fmt::Display for Comparison {
         }
         writeln!(
             f,
-            "{} worse, {} better, {} within the noise; not counted: {} moved, {} within the noise; {} in one report only",
+            "{} worse, {} gone, {} better, {} within the noise; not counted: {} moved, {} within the noise; {} in one report only",
             counted(Verdict::Worse).count(),
+            self.gone.len(),
             counted(Verdict::Better).count(),
             counted(Verdict::Same).count(),
             moved().count(),

@@ -20,8 +20,8 @@ use whole_file::WholeFile;
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true, after_help = concat!(
     "Exit status:\n",
-    "  0  measured; compare: nothing that counts is worse\n",
-    "  1  a step failed, and the report says which; compare: something that counts is worse\n",
+    "  0  measured; compare: nothing that counts is worse or gone\n",
+    "  1  a step failed, and the report says which; compare: something that counts is worse or gone\n",
     "  2  the command line or a report cannot be used\n",
     "  3  the bench could not run; what is missing is said"
 ))]
