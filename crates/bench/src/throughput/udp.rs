@@ -20,9 +20,10 @@ pub fn send(socket: &UdpSocket, request: &Request, most_bytes: u64, watch: &Watc
     while pace.elapsed() < request.length() && sent < most_bytes && !watch.is_over() {
         for _ in 0..BATCH {
             // A full queue or an ICMP error loses this one.
-            let _ = socket.send(&datagram);
+            if socket.send(&datagram).is_ok() {
+                watch.count(datagram.len());
+            }
             sent += datagram.len() as u64;
-            watch.count(datagram.len());
             pace.sent(datagram.len());
         }
     }
@@ -61,4 +62,26 @@ pub fn receive(socket: &UdpSocket, request: &Request) -> io::Result<Count> {
     }
     count.window = if begun.is_some() { request.duration } else { Duration::ZERO };
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::throughput::protocol::Kind;
+
+    #[test]
+    fn what_the_socket_refuses_was_not_moved() {
+        let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(far.local_addr().unwrap()).unwrap();
+        let moved = |payload: u16| {
+            let (warm_up, duration) = (Duration::ZERO, Duration::from_millis(20));
+            let request = Request { kind: Kind::UdpSink, payload, warm_up, duration, rate: None };
+            let watch = Watch::default();
+            send(&socket, &request, u64::MAX, &watch);
+            watch.moved()
+        };
+        assert!(moved(1000) >= 1000);
+        assert_eq!(moved(u16::MAX), 0, "longer than a datagram may be");
+    }
 }
