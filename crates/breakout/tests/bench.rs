@@ -185,6 +185,40 @@ fn a_client_that_dies_costs_its_own_figures_and_no_others() {
 }
 
 #[test]
+fn a_client_that_starts_and_carries_nothing_has_failed() {
+    if !lab::has_rights() {
+        return lab::skip("making network namespaces needs root");
+    }
+    let Some((name, program)) =
+        lab::Foreign::ALL.into_iter().find_map(|kind| Some((kind.name(), kind.find().ok()?)))
+    else {
+        return lab::skip("no other WireGuard program is installed");
+    };
+    let ip = match lab::find_program("ip", "Install it: apt install iproute2.") {
+        Ok(ip) => ip,
+        Err(missing) => return lab::skip(missing.to_string()),
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let (json, mute) = (directory.path().join("a.json"), directory.path().join("mute"));
+    // The site is built by its first start.
+    let script = format!(
+        "#!/bin/sh\n[ ! -e \"$0.started\" ] || {} link set eth0 down\ntouch \"$0.started\"\nexec {} \"$@\"\n",
+        text(&ip),
+        text(&program)
+    );
+    std::fs::write(&mute, script).unwrap();
+    std::fs::set_permissions(&mute, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let against = format!("{name}={}", text(&mute));
+    let run = ["bench", "--rounds", "1", "--only", "startup", "--against", &against, "--json", text(&json)];
+    let output = breakout(&run);
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let failed = report["failed"].as_array().unwrap();
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    assert!(failed[0]["why"].as_str().unwrap().ends_with("no packet came back within 10 s"), "{failed:?}");
+}
+
+#[test]
 fn what_is_measured_under_another_name_is_found() {
     if !lab::has_rights() {
         return lab::skip("making network namespaces needs root");
