@@ -155,9 +155,9 @@ pub fn record_quality(report: &mut Report, round: usize, key: &Key, quality: &Qu
         |name: &str, unit: &str, better, value| report.record(round, key, name, unit, better, value);
     // Of packets that never came back there is no delay, not one of 0.
     if !round_trip.is_empty() {
-        record(metric::RTT_P50, "µs", Lower, at(round_trip, 0.5));
-        record(metric::RTT_P99, "µs", Lower, at(round_trip, 0.99));
-        record(metric::RTT_P999, "µs", Lower, at(round_trip, 0.999));
+        record(metric::RTT_P50, "µs", Lower, us(quality.round_trip(0.5)));
+        record(metric::RTT_P99, "µs", Lower, us(quality.round_trip(0.99)));
+        record(metric::RTT_P999, "µs", Lower, us(quality.round_trip(0.999)));
         record(metric::RTT_MAX, "µs", Neither, us(round_trip.max()));
         record(metric::ONE_WAY_P50, "µs", Lower, at(one_way, 0.5));
         record(metric::ONE_WAY_P99, "µs", Lower, at(one_way, 0.99));

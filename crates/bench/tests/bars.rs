@@ -160,7 +160,7 @@ fn voice_is_judged_beside_direct_and_only_with_enough_packets() {
     let loss = find(&bars, "bypass (fast path), 50 calls during a saturating upload: loss");
     assert_eq!((loss.met, loss.measured), (Some(false), 0.01), "one lost packet in any round counts");
     let few = find(&bars, "bypass (pump), 50 calls idle");
-    assert_eq!((few.met, few.note.as_str()), (None, "not judged: 3000 packets came back, too few"));
+    assert_eq!((few.met, few.note.as_str()), (None, "not judged: 3000 packets were sent, too few"));
 }
 
 #[test]
@@ -208,6 +208,42 @@ fn a_p99_is_that_of_all_rounds_packets_and_says_how_far_it_swings() {
     assert_eq!((bar.met, bar.rounds[0]), (Some(false), Some(1.0)));
     let [low, high] = bar.interval.unwrap();
     assert!(low == 1.0 && high > 9.9, "without the bad rounds it is direct's: {low} to {high}");
+}
+
+#[test]
+fn voice_that_is_lost_in_the_tunnel_does_not_make_the_rest_faster() {
+    let said = |ours_lost: f64, theirs_lost: f64| {
+        let mut report = report("breakout");
+        let of = |client: &str| Key { client: client.to_owned(), ..voice(Path::Tunnel, 50, Load::Upload) };
+        for (client, us, lost) in [("breakout", 200.0, ours_lost), ("gotatun", 1000.0, theirs_lost)] {
+            hear(&mut report, &of(client), 30_000, us);
+            record(&mut report, &of(client), "sent", 6000.0 * (1.0 + lost));
+        }
+        let bar =
+            find(&judge(&report), "voice inside the tunnel, 50 calls during a saturating upload").clone();
+        assert!((bar.measured - 0.2).abs() < 0.01, "{bar:?}");
+        (bar.met, bar.note)
+    };
+    let ours = "more than 1 % of ours never came back: the p99 is longer than said";
+    let theirs = "theirs lost more than 1 %: their p99 is that of what came back";
+    assert_eq!(said(0.005, 0.005), (Some(true), String::new()));
+    assert_eq!(said(0.02, 0.0), (Some(false), ours.to_owned()));
+    assert_eq!(said(0.0, 0.02), (Some(true), theirs.to_owned()));
+    assert_eq!(said(0.5, 0.5), (Some(false), format!("{ours}; {theirs}")));
+}
+
+#[test]
+fn a_lost_packet_is_slower_than_any_that_came_back() {
+    let mut report = report("breakout");
+    let (pump, direct) =
+        (voice(Path::BypassPump, 50, Load::Upload), bare(Path::Direct, Path::BypassPump, 50, Load::Upload));
+    hear_slow(&mut report, &direct, [0; ROUNDS]);
+    hear_slow(&mut report, &pump, [8; ROUNDS]);
+    let what = "bypass (pump), 50 calls during a saturating upload: round trip's p99";
+    assert_eq!(find(&judge(&report), what).measured, 1.0);
+    record(&mut report, &pump, "sent", 6000.0 * 1.005);
+    let bar = find(&judge(&report), what).clone();
+    assert!((bar.measured - 10.0).abs() < 0.1 && bar.rounds == vec![Some(bar.measured); ROUNDS], "{bar:?}");
 }
 
 #[test]

@@ -6,7 +6,7 @@
     reason = "clippy's exception for tests does not reach their helpers"
 )]
 
-use bench::{Bar, Better, Judged, Key, Path, Report, Section, compare};
+use bench::{Bar, Better, Judged, Key, Load, Path, Report, Section, compare};
 
 /// A run of five rounds. What it measured but once, idle, has as many here.
 fn measured() -> Report {
@@ -157,6 +157,23 @@ fn a_lost_packet_where_none_may_be_lost_is_worse_and_a_bar_at_its_edge_is_not() 
     let comparison = compare(&before, &after);
     assert!(!comparison.is_worse(), "its rounds are those of before: {comparison}");
     assert!(comparison.to_string().contains("no longer met: fast path, 50 calls"), "{comparison}");
+}
+
+#[test]
+fn voice_that_is_lost_in_the_tunnel_is_worse() {
+    let (before, mut after) = (measured(), measured());
+    let key = Key {
+        load: Some(Load::Upload),
+        path: Some(Path::Tunnel),
+        client: "breakout".to_owned(),
+        ..Key::new(Section::Voice, "calls-50")
+    };
+    for (round, lost) in [0.4, 0.5, 0.3, 0.6, 0.4].into_iter().enumerate() {
+        after.record(round, &key, "loss", "%", Better::Lower, lost);
+    }
+    let comparison = compare(&before, &after);
+    let said = "worse   voice / calls-50 / upload / tunnel / breakout: loss 0.000 → 0.400 %";
+    assert!(comparison.is_worse() && comparison.to_string().contains(said), "{comparison}");
 }
 
 #[test]

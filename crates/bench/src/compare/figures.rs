@@ -1,6 +1,6 @@
 use crate::metric;
 use crate::plan::{Plan, Section};
-use crate::report::{Bar, Better, Cell, Judged, Key, Limit, Metric, Report, headline, judge, median};
+use crate::report::{Bar, Better, Cell, Judged, Key, Limit, Metric, Path, Report, headline, judge, median};
 
 /// One of the figures that decide whether a run is worse than another.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,6 +80,10 @@ pub fn counted(plan: &Plan, key: &Key) -> Vec<&'static str> {
     match key.section {
         Section::Throughput => vec![headline(&key.scenario), metric::RATE_UP, metric::RATE_DOWN],
         Section::FixedLoad => vec![metric::CPU],
+        // What is lost beside the tunnel has a bar of its own.
+        Section::Voice if is_barred(plan, key) && matches!(key.path, None | Some(Path::Tunnel)) => {
+            vec![metric::RTT_P99, metric::LOSS]
+        }
         Section::Voice if is_barred(plan, key) => vec![metric::RTT_P99],
         Section::Idle => vec![metric::MEMORY, metric::WAKEUPS_PER_SECOND],
         Section::Roaming | Section::Startup => vec![metric::MILLISECONDS],

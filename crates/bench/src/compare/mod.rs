@@ -14,7 +14,7 @@ use figures::{Figure, cipher_ceiling, counted, expected, figures, what};
 use statistics::{chance_of_larger, largest_finding};
 
 /// What counts as a difference.
-pub const RULE: &str = "Counted are what bars are about, our own throughput, CPU at 300 Mbit/s, p99s of barred voice, memory and wake-ups \
+pub const RULE: &str = "Counted are what bars are about, our own throughput, CPU at 300 Mbit/s, p99s of barred voice and what of it is lost in the tunnel, memory and wake-ups \
 when idle, start-up and roaming. One of them is worse or better if its medians differ by more than 5 % and a t test over its rounds says so, \
 with a rate of false findings of 5 % over all of them; it is gone if it should have been measured and fewer rounds have it, which counts too. A \
 bar of which a single round decides counts as soon as it is no longer met, and like one of all rounds' packets as soon as it is no longer judged, \

@@ -36,11 +36,17 @@ impl Distribution {
         quantile(self.pooled(), part)
     }
 
-    /// As [`Distribution::quantile`], as if each round had been heard so many times.
-    pub fn weighted_quantile(&self, part: f64, times: &[u64]) -> u64 {
-        let weighted =
+    /// As [`Distribution::quantile`], as if each round had been heard so many times, and with it so many that never came back, each slower than
+    /// all that did. `Err`: it is one of those; the largest that did come back.
+    pub fn weighted_quantile(&self, part: f64, times: &[u64], lost: &[u64]) -> Result<u64, u64> {
+        let weigh =
             |counts: &[u64]| counts.iter().zip(times).map(|(count, times)| count * times).sum::<u64>();
-        quantile(self.ns.iter().map(|(value, counts)| (*value, weighted(counts))), part)
+        let heard = self.ns.iter().map(|(value, counts)| (*value, weigh(counts)));
+        let largest = quantile(heard.clone(), 1.0);
+        match quantile(heard.chain([(u64::MAX, weigh(lost))]), part) {
+            u64::MAX => Err(largest),
+            value => Ok(value),
+        }
     }
 
     /// Only these rounds of it, in this order.
@@ -52,9 +58,9 @@ impl Distribution {
         Self { ns: ns.filter(|(_, counts)| counts.iter().any(|count| *count > 0)).collect() }
     }
 
-    /// Whether a round heard anything.
-    pub fn has_round(&self, round: usize) -> bool {
-        self.ns.iter().any(|(_, counts)| counts.get(round).is_some_and(|count| *count > 0))
+    /// How many a round heard.
+    pub fn of_round(&self, round: usize) -> u64 {
+        self.ns.iter().filter_map(|(_, counts)| counts.get(round)).sum()
     }
 }
 
@@ -87,14 +93,16 @@ mod tests {
         }
         distribution.add(2, &histogram);
         assert_eq!((distribution.count(), &distribution.ns[0].1), (2000, &vec![1, 0, 1]));
-        assert_eq!([0, 1, 2].map(|round| distribution.has_round(round)), [true, false, true]);
+        assert_eq!([0, 1, 2].map(|round| distribution.of_round(round)), [1000, 0, 1000]);
         histogram.reset();
         histogram.record_n(5_000_000, 1000).unwrap();
         distribution.add(1, &histogram);
-        let p50 = |times: &[u64]| distribution.weighted_quantile(0.5, times);
-        assert_eq!((p50(&[1, 0, 0]), p50(&[0, 1, 0])), (500_223, 5_001_215));
-        assert_eq!(p50(&[1, 1, 1]), distribution.quantile(0.5));
-        assert_eq!(p50(&[0, 0, 0]), 0);
+        let p50 = |times: &[u64]| distribution.weighted_quantile(0.5, times, &[0, 0, 400]);
+        assert_eq!((p50(&[1, 0, 0]), p50(&[0, 1, 0])), (Ok(500_223), Ok(5_001_215)));
+        assert_eq!(p50(&[0, 0, 1]), Ok(700_415), "and 400 that are slower");
+        assert_eq!(p50(&[0, 0, 0]), Ok(0));
+        let lost = |lost: u64| distribution.weighted_quantile(0.99, &[1], &[lost]);
+        assert_eq!((lost(5), lost(11)), (Ok(995_327), Err(1_000_447)));
         assert_eq!(distribution.of_rounds(&[1]).ns, [(5_001_215, vec![1000])]);
         assert_eq!(Distribution::default().quantile(0.5), 0);
     }

@@ -270,6 +270,14 @@ impl Cell {
         Some((sent.saturating_sub(came), sent))
     }
 
+    /// … in one round. 0 and 0 if it has none.
+    pub fn lost_in(&self, round: usize) -> (u64, u64) {
+        let came = self.distributions.get(metric::ROUND_TRIP).map_or(0, |all| all.of_round(round));
+        let sent = self.metrics.get(metric::SENT).and_then(|sent| *sent.rounds.get(round)?);
+        let sent = sent.map_or(came, |sent| sent as u64);
+        (sent.saturating_sub(came), sent)
+    }
+
     /// The part of them that is lost, 0 to 1.
     pub fn loss(&self) -> Option<f64> {
         let (lost, sent) = self.lost()?;

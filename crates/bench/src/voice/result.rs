@@ -84,6 +84,15 @@ impl Quality {
             genesys_mos(milliseconds(delays.round_trip.value_at_quantile(0.5)), jitter_ms, loss);
         Self { delays, sent: heard.sent, loss, reordered, jitter_ms, mos, genesys_mos }
     }
+
+    /// The quantile of round trips of all that was sent, in nanoseconds: what never came back is slower than all that did. If it is one of
+    /// those, the slowest that did come back.
+    pub fn round_trip(&self, part: f64) -> u64 {
+        let came = &self.delays.round_trip;
+        let wanted = (self.sent.max(came.len()) as f64 * part).ceil();
+        // In the middle of what that packet is a part of, so that rounding does not make it another.
+        came.value_at_quantile(((wanted - 0.5) / came.len().max(1) as f64).clamp(0.0, 1.0))
+    }
 }
 
 /// How much the far end's clock is ahead of ours, and by how much that may be wrong either way, in nanoseconds: from the packet with the
@@ -148,6 +157,16 @@ mod tests {
         let quality = Quality::new(&Heard { sent: 3, samples, ..Heard::default() }, offset);
         assert!((3000..3010).contains(&quality.delays.one_way.max()), "to three digits");
         assert_eq!(clock_offset(&[]), None);
+    }
+
+    #[test]
+    fn what_never_came_back_is_slower_than_what_did() {
+        let sample = |number: u32| Sample { call: 0, number, due: 0, far: 0, back: u64::from(number) };
+        let quality = |sent| {
+            Quality::new(&Heard { sent, samples: (1..=99).map(sample).collect(), ..Heard::default() }, 0)
+        };
+        assert_eq!([0.01, 0.5, 0.99, 1.0].map(|part| quality(99).round_trip(part)), [1, 50, 99, 99]);
+        assert_eq!([0.5, 0.8, 0.99].map(|part| quality(110).round_trip(part)), [55, 88, 99]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::Limit::{AtLeast, AtMost};
 use super::{Bar, Found, Limit, OURS};
 use crate::metric;
 use crate::plan::Section;
-use crate::report::{Better, Cell, Distribution, Key, Load, Metric, Path, Report};
+use crate::report::{Better, Cell, Key, Load, Metric, Path, Report};
 
 /// Packets in a voice cell that is judged.
 const SAMPLES: u64 = 30_000;
@@ -43,6 +43,7 @@ pub fn in_tunnel(report: &Report) -> Vec<Bar> {
         for loaded in [&ours, &theirs] {
             bar.want_load(report, loaded);
         }
+        bar.tell_lost(report, &ours, &theirs);
         Some(bar)
     };
     let loads = [Load::Upload, Load::Download].into_iter();
@@ -102,6 +103,7 @@ fn p99(report: &Report, path: Path, calls: u16, load: Load, most: f64) -> Option
             bar.want_load(report, loaded);
         }
     }
+    bar.tell_lost(report, &ours, &bare(&ours, Path::Direct));
     Some(bar)
 }
 
@@ -190,12 +192,26 @@ fn loaded_calls(report: &Report) -> u16 {
 
 impl Bar {
     fn want_samples(&mut self, report: &Report, key: &Key) {
-        let all = report.cell(key).and_then(|cell| cell.distributions.get(metric::ROUND_TRIP));
-        // A lost packet has no delay; it is loss, which has a bar of its own.
-        let heard = all.map_or(0, Distribution::count);
-        if heard < enough_samples() {
-            self.only_report(&format!("{heard} packets came back, too few"));
+        let rounds = 0..report.plan.rounds as usize;
+        let sent = report.cell(key).map_or(0, |cell| rounds.map(|round| cell.lost_in(round).1).sum::<u64>());
+        if sent < enough_samples() {
+            self.only_report(&format!("{sent} packets were sent, too few"));
         }
+    }
+
+    /// A p99 of packets that never came back meets no bar, however few they are and beside whatever load.
+    fn tell_lost(&mut self, report: &Report, ours: &Key, theirs: &Key) {
+        let [ours_lost, theirs_lost] = Found::p99_is_lost(report, ours, theirs);
+        let mut notes = vec![std::mem::take(&mut self.note)];
+        if ours_lost {
+            self.met = Some(false);
+            notes = vec!["more than 1 % of ours never came back: the p99 is longer than said".to_owned()];
+        }
+        if theirs_lost {
+            notes.push("theirs lost more than 1 %: their p99 is that of what came back".to_owned());
+        }
+        notes.retain(|note| !note.is_empty());
+        self.note = notes.join("; ");
     }
 
     /// What was heard beside a load that stood still was not heard beside a load.
