@@ -110,6 +110,30 @@ fn what_got_slower_is_worse_and_what_did_not_is_not() {
 }
 
 #[test]
+fn whatever_differs_between_plans_is_pointed_out() {
+    let before = report(&[1.0]);
+    let mut after = before.clone();
+    after.plan = Plan {
+        sections: vec![Section::Voice],
+        rounds: before.plan.rounds + 1,
+        transfers: vec!["tcp-up-4".to_owned()],
+        transfer_seconds: 7.0,
+        voice_samples: 7,
+        voice_seconds: 7.0,
+        calls: vec![7],
+        loads: vec![Load::Download],
+        idle_seconds: 7.0,
+    };
+    let cautions = compare(&before, &after).cautions;
+    assert_eq!(cautions.len(), 9, "{cautions:?}");
+    let said = format!(
+        "`transfer_seconds` of the plan differs: {:?} before, 7.0 after",
+        before.plan.transfer_seconds
+    );
+    assert!(cautions.contains(&said), "{cautions:?}");
+}
+
+#[test]
 fn another_build_machine_or_peer_is_pointed_out() {
     let before = report(&[1.0]);
     let mut after = before.clone();

@@ -257,11 +257,10 @@ fn cautions(before: &Report, after: &Report) -> Vec<String> {
     note("the kernel", before.machine.kernel.clone(), after.machine.kernel.clone());
     note("real-time scheduling of voice", before.realtime.to_string(), after.realtime.to_string());
     note("how many steps failed", before.failed.len().to_string(), after.failed.len().to_string());
-    note(
-        "the length of a transfer",
-        before.plan.transfer_seconds.to_string(),
-        after.plan.transfer_seconds.to_string(),
-    );
+    let (was, is) = (asked(&before.plan), asked(&after.plan));
+    for ((name, was), (_, is)) in was.into_iter().zip(is) {
+        note(&format!("`{name}` of the plan"), was.to_string(), is.to_string());
+    }
     for contender in &after.contenders {
         let Some(old) = before.contenders.iter().find(|old| old.client == contender.client) else { continue };
         let gateway = |of: &crate::Contender| format!("{} ({})", of.gateway, of.gateway_version);
@@ -271,6 +270,14 @@ fn cautions(before: &Report, after: &Report) -> Vec<String> {
         }
     }
     cautions
+}
+
+/// What a plan says, by the names that its fields have in the file.
+fn asked(plan: &Plan) -> serde_json::Map<String, serde_json::Value> {
+    match serde_json::to_value(plan) {
+        Ok(serde_json::Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    }
 }
 
 impl Comparison {
