@@ -44,6 +44,18 @@ pub fn check(flows: &[Flow], path: Path, to: SocketAddr, ports: &[u16], packets:
     Ok(())
 }
 
+/// Whether the kernel moved so many packets while threads of the daemon ran so often: that an entry is installed does not say that it is used.
+pub fn check_mover(switches: u64, packets: u64) -> Result<(), String> {
+    /// Timers and the flow's beginning.
+    const SPARE: u64 = 10;
+    if switches > SPARE + packets / 10 {
+        return Err(format!(
+            "the daemon ran {switches} times for {packets} packets: it moved them, not the kernel"
+        ));
+    }
+    Ok(())
+}
+
 fn way(flow: &Flow) -> &str {
     match (flow.path.as_str(), flow.in_kernel) {
         ("tunnel", _) => Path::Tunnel.name(),
@@ -56,6 +68,16 @@ fn way(flow: &Flow) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_daemon_that_moves_packets_itself_is_found() {
+        assert_eq!(
+            (check_mover(0, 500), check_mover(12, 20), check_mover(60, 500)),
+            (Ok(()), Ok(()), Ok(()))
+        );
+        let error = check_mover(450, 500).unwrap_err();
+        assert!(error.contains("ran 450 times for 500 packets"), "{error}");
+    }
 
     #[test]
     fn what_did_not_go_the_way_it_is_named_after_is_found() {

@@ -26,8 +26,8 @@ const WINDOW: Duration = Duration::from_secs(1);
 const COLD: u32 = 100;
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Packets that open the flow, with a pause behind each as between a call's: whoever takes over established flows does it in one.
-const OPENING: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(20);
+pub const OPENING: u32 = 3;
+pub const PAUSE: Duration = Duration::from_millis(20);
 /// Of a small packet, in bytes.
 const PAYLOAD: usize = 200;
 /// As voice begins: RTP (RFC 3550 §5.1).

@@ -1,13 +1,15 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use lab::LabError;
 use lab::addresses::AGENT;
+use lab::{During, LabError};
 
 use crate::clock;
-use crate::probe::Probe;
+use crate::forwarding::OPENING;
+use crate::probe::{Begin, Probe};
 use crate::report::Path;
 use crate::site::{AGENT_2, Site, roam};
+use crate::usage::Usage;
 use crate::voice::Sample;
 
 pub const BEFORE: Duration = Duration::from_millis(500);
@@ -20,20 +22,43 @@ const UNDER_WAY: u64 = 50_000_000;
 
 /// Changes the agent's address while packets flow every millisecond by `path`, and returns the longest time without an answer, in
 /// milliseconds. Puts the old address back.
-pub fn measure(site: &Site, path: Path) -> Result<f64, LabError> {
-    let probe = Probe::start(&site.agent, site.voice(path))?;
-    let flows = probe.wait_for_answers(1, AFTER);
-    sleep(BEFORE);
+///
+/// # Errors
+/// Also if the packets before that did not go by `path`.
+pub fn measure(site: &mut Site, path: Path) -> Result<f64, LabError> {
+    let carrier = site.pid();
+    let site = &*site;
+    let probe = Probe::start(&site.agent, site.voice(path), Begin::WithPauses)?;
+    let flows = probe.wait_for_answers(u64::from(OPENING) + 1, AFTER);
+    let checked = if flows { check(site, path, carrier, &probe) } else { Ok(()) };
+    if let Err(error) = checked {
+        probe.finish()?;
+        return Err(error);
+    }
     let roamed = roam(&site.agent, AGENT, AGENT_2);
     probe.wait_for_answers(STEADY, AFTER);
     let end = clock::now_ns();
     let samples = probe.finish();
     roamed?;
     roam(&site.agent, AGENT_2, AGENT)?;
-    let samples = samples?;
+    let mut samples = samples?;
+    // The opening's pauses are no silence.
+    samples.retain(|sample| sample.number > OPENING);
     sleep(BEFORE);
     let longest = if flows { longest_silence(&samples, end) } else { Duration::MAX };
     Ok(longest.min(AFTER).as_secs_f64() * 1e3)
+}
+
+/// Listens for a while, and holds what was heard against what the daemon says and did.
+fn check(site: &Site, path: Path, carrier: Option<u32>, probe: &Probe) -> Result<(), LabError> {
+    let usage = || carrier.map(Usage::of).transpose().during(|| "see how often the client ran".to_owned());
+    let before = (usage()?, probe.answers());
+    sleep(BEFORE);
+    let after = (usage()?, probe.answers());
+    if let (Some(was), Some(is)) = (before.0, after.0) {
+        site.check_mover(path, (is - was).switches(), after.1.count - before.1.count)?;
+    }
+    site.check_way(path, site.voice(path), &[after.1.port], after.1.count)
 }
 
 /// Between two answers, or between the last one and `end`.

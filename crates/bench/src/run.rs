@@ -216,8 +216,15 @@ impl Bench<'_> {
     }
 
     fn ping_pong(&mut self, lane: Lane) -> Result<(), BenchError> {
-        let trips = forwarding::ping_pong(&self.way(lane)?)?;
+        let way = self.way(lane)?;
+        let usage = || way.carrier.map(Usage::of).transpose().during(|| "see how often it ran".to_owned());
+        let before = usage()?;
+        let trips = forwarding::ping_pong(&way)?;
+        let after = usage()?;
         self.check_forwarded(lane, &trips)?;
+        if let (Some(before), Some(after)) = (before, after) {
+            self.site(lane.site)?.check_mover(lane.path, (after - before).switches(), trips.packets)?;
+        }
         let key = self.key(Section::Forwarding, "ping-pong", lane);
         for (name, part) in [(metric::RTT_P50, 0.5), (metric::RTT_P99, 0.99)] {
             let us = trips.found.value_at_quantile(part) as f64 / 1e3;
@@ -283,8 +290,9 @@ impl Bench<'_> {
     }
 
     fn roaming(&mut self, lane: Lane) -> Result<(), BenchError> {
-        let gap = roaming::measure(self.site(lane.site)?, lane.path)?;
         let key = self.key(Section::Roaming, "roaming-gap", lane);
+        let Some(site) = self.all.get_mut(lane.site) else { return Ok(()) };
+        let gap = roaming::measure(site, lane.path)?;
         self.report.record(self.round, &key, metric::MILLISECONDS, "ms", Better::Lower, gap);
         Ok(())
     }

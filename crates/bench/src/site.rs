@@ -252,6 +252,15 @@ impl Site {
             .during(|| format!("measure {path} and nothing else"))
     }
 
+    /// That the kernel moved them, of so many packets by this path for which the daemon ran so often, if it is to have done so. To be asked while
+    /// the daemon has nothing else to do.
+    pub fn check_mover(&self, path: Path, switches: u64, packets: u64) -> Result<(), LabError> {
+        if path != Path::BypassFastPath || self.daemon().is_none() {
+            return Ok(());
+        }
+        flows::check_mover(switches, packets).during(|| format!("measure {path} and nothing else"))
+    }
+
     /// A port that nobody has.
     pub fn small(&self, path: Path) -> SocketAddr {
         at(far_address(path), SMALL)

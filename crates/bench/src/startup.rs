@@ -4,7 +4,7 @@ use std::time::Duration;
 use lab::{During, LabError};
 
 use crate::clock;
-use crate::probe::Probe;
+use crate::probe::{Begin, Probe};
 use crate::report::Path;
 use crate::site::Site;
 
@@ -18,7 +18,7 @@ const LEAD: Duration = Duration::from_millis(50);
 /// If none did within 10 s.
 pub fn measure(site: &mut Site, path: Path) -> Result<f64, LabError> {
     site.stop_client()?;
-    let probe = Probe::start(&site.agent, site.voice(path))?;
+    let probe = Probe::start(&site.agent, site.voice(path), Begin::AtOnce)?;
     sleep(LEAD);
     let begun = clock::now_ns();
     let started = site.start_client();

@@ -67,6 +67,12 @@ impl Bench<'_> {
         for ((lane, open), heard) in talk.lanes.iter().zip(&open).zip(&heard) {
             self.check_heard(*lane, open, heard)?;
         }
+        let switches = |index: usize| Some(((*after.get(index)?)? - (*before.get(index)?)?).switches());
+        for (index, (lane, heard)) in talk.lanes.iter().zip(&heard).enumerate() {
+            if let Some(switches) = switches(index).filter(|_| load == Load::Idle) {
+                self.site(lane.site)?.check_mover(lane.path, switches, heard.sent)?;
+            }
+        }
         for (index, (lane, heard)) in talk.lanes.iter().zip(&heard).enumerate() {
             let key = self.voice_key(*lane, beside, talk.calls);
             if let Some((before, after)) = moved_before.zip(moved_after) {
@@ -78,8 +84,7 @@ impl Bench<'_> {
                 continue;
             }
             let sent = heard.sent as f64;
-            if let (Some(Some(before)), Some(Some(after))) = (before.get(index), after.get(index)) {
-                let switches = (*after - *before).switches() as f64;
+            if let Some(switches) = switches(index).map(|switches| switches as f64) {
                 let mut record = |name, unit, value| {
                     self.report.record(self.round, &key, name, unit, Better::Lower, value)
                 };
