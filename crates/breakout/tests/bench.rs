@@ -24,7 +24,7 @@ fn measures_a_real_daemon_and_tells_a_slower_run_from_a_like_one() {
     }
     let directory = tempfile::tempdir().unwrap();
     let (json, html) = (directory.path().join("a.json"), directory.path().join("a.html"));
-    let sections = "fixed-load,forwarding,idle,startup";
+    let sections = "fixed-load,forwarding,idle,roaming,startup";
     let output = breakout(&[
         "bench",
         "--quick",
