@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use crate::leaks::others::{change_network, flush_ruleset};
 use crate::names::{
     BEFORE, COUNT, DOMAINS, FIRST, HELD_PORT, NAMES, OTHER_PORT, PATIENCE, PORT, STILL, V6, assert_kept_in,
     assert_none, call, client, client_command, connect, is_of, names, open_scene, raise_with, resolv_conf,
-    scene, serve_dns, serve_dns_with, start_daemon_as, start_gateway,
+    scene, serve_dns, serve_dns_with, start_daemon_as, start_gateway, write_config,
 };
 use crate::resolvers::Keeper;
 
@@ -336,6 +337,36 @@ fn from_before_a_reload(kill_switch: bool) {
     });
     assert_kept_in("well-known name", &wire, WELL_KNOWN);
     assert!(wire.records.iter().any(|record| is_of(record, OTHER)), "another name under a domain");
+}
+
+/// Where it leads names here, before it has closed anything. The next start finds them led, and asks nobody.
+#[test]
+fn what_applications_had_from_before_a_start_that_crashed_is_closed() {
+    let _turn = shared();
+    let Some(mut scene) = open_scene() else { return };
+    let _network = serve_networks(&scene);
+    let networks = resolv_conf(&scene);
+    let (wire, ()) = scene.on_wire(|| knock_at(&scene, WELL_KNOWN, ROUTED));
+    assert!(wire.records.iter().any(|record| is_of(record, WELL_KNOWN)), "the control");
+    let config =
+        write_config(&scene, false, |config| config.replace(DOMAINS, "domains = [\"*.usw2.pure.cloud\"]"));
+    let leads_names = |step: &u32| {
+        let mut up = Command::new(exe());
+        up.args(["up", "--config"]).arg(&config).env("BREAKOUT_STATE_DIR", scene.directory.file("state"));
+        up.env("BREAKOUT_CRASH_AT", step.to_string());
+        assert!(!ok(scene.internet.agent.output(up)).status.success());
+        let is_led = resolv_conf(&scene) != networks;
+        if !is_led {
+            said(&scene.breakout(&["state", "clean"]));
+        }
+        is_led
+    };
+    let step = (1..100).find(leads_names);
+    start_again(&mut scene);
+    let (wire, ()) = scene.on_wire(|| knock_at(&scene, WELL_KNOWN, ROUTED));
+    assert_kept_in(&format!("after a crash at step {step:?}"), &wire, WELL_KNOWN);
+    said(&scene.breakout(&["down"]));
+    assert_eq!(resolv_conf(&scene), networks);
 }
 
 /// Also where the network's DNS servers say nothing: the tunnel's are asked before any application asks, as soon as there is a tunnel.
