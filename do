@@ -32,7 +32,7 @@ lab() {
     install_linker
     say "building (the first time takes minutes)"
     profile=${BREAKOUT_PROFILE:-release}
-    cargo build --locked --profile "$profile" --package breakout >&2
+    cargo build --locked --profile "$profile" --workspace --bin breakout >&2
     [ "$profile" != dev ] || profile=debug
     PATH=$peers/bin:$PATH exec "$target/$profile/breakout" lab "$@"
 }
