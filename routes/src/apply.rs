@@ -117,7 +117,7 @@ impl Routes {
     /// error it stays closed.
     pub async fn let_go(&self) -> Result<(), Error> {
         let plan = self.plan(&self.captured, &self.learned);
-        let present = Present::read_alone(&self.netlink, &plan).await?;
+        let present = Present::read(&self.netlink).await?;
         let mut done = Vec::new();
         let mut left = change::make(&self.netlink, present.stale(&plan), &mut done).await;
         if left.is_ok() {
@@ -177,7 +177,7 @@ impl Routes {
         Ok(())
     }
 
-    /// Puts back what others have removed, moves our rules ahead of theirs, and makes `rp_filter` loose on new interfaces: to be called
+    /// Puts back what others have removed, removes what they have put into our tables, moves our rules ahead of theirs, and makes `rp_filter` loose on new interfaces: to be called
     /// after each [`crate::netlink::Watch::changed`], and again after an error. Answers with what was missing. What refuses comes first and
     /// stays, whatever fails after it. Fails with [`Error::TunGone`] when there is no TUN to lead to.
     pub async fn repair(&mut self) -> Result<Vec<String>, Error> {
@@ -195,6 +195,7 @@ impl Routes {
             done.clear();
         }
         let present = Present::read(&self.netlink).await?;
+        change::evict(&self.netlink, present.intruders(&plan), &mut repaired).await?;
         let guarded =
             change::make_guards(&self.netlink, present.missing_guards(&plan), &plan, &mut done).await;
         repaired.extend(done.iter().map(ToString::to_string));
@@ -339,7 +340,8 @@ impl Routes {
         done: &mut Vec<Change>,
     ) -> Result<(), Error> {
         let plan = self.plan(captured, learned);
-        let present = Present::read_alone(&self.netlink, &plan).await?;
+        let present = Present::read(&self.netlink).await?;
+        present.refuse_taken(&plan, &self.plan(&self.captured, &self.learned))?;
         // A new prefix inside an old one would be refused if what stands behind its route came first.
         change::make(&self.netlink, present.missing_tun_routes(&plan), done).await?;
         change::make_guards(&self.netlink, present.missing_guards(&plan), &plan, done).await?;
@@ -370,7 +372,8 @@ async fn raise(
     let tun = links.iter().find(|link| link.name == settings.tun).ok_or_else(gone)?;
     let learned = place(&[], &wanted.learned);
     let plan = plan(settings, &wanted.captured, &learned, tun.index);
-    let present = Present::read_alone(netlink, &plan).await?;
+    let present = Present::read(netlink).await?;
+    present.refuse_taken(&plan, &Plan::default())?;
     let place = place::place(&present.others, PRIORITIES.start);
     let plan = plan.at(place);
     let stood = nft::exists(KILL_SWITCH).map_err(Error::Firewall)?;

@@ -6,7 +6,7 @@ use tracing::warn;
 
 use crate::{
     Error,
-    netlink::{self, AnyRule, Netlink, Route, Rule},
+    netlink::{self, AnyRoute, AnyRule, Netlink, Route, Rule},
     plan::{PROTOCOL, Plan, TABLE_CAPTURED, TABLE_LEARNED, TABLE_SOURCE},
 };
 
@@ -18,17 +18,18 @@ pub(crate) enum Change {
     DeleteRule(Rule),
 }
 
-/// Our routes and rules as the kernel has them, and the rules of others.
+/// Our routes and rules as the kernel has them, and those of others.
 #[derive(Debug)]
 pub(crate) struct Present {
     pub routes: Vec<Route>,
     pub rules: Vec<Rule>,
     pub others: Vec<AnyRule>,
+    other_routes: Vec<AnyRoute>,
 }
 
 impl Present {
     pub async fn read(netlink: &Netlink) -> Result<Self, Error> {
-        Self::with(netlink.all_routes().await?, netlink).await
+        Self::with(netlink.any_routes().await?, netlink).await
     }
 
     /// Without routes.
@@ -36,29 +37,33 @@ impl Present {
         Self::with(Vec::new(), netlink).await
     }
 
-    /// Fails if somebody else has routes in the plan's tables.
-    pub async fn read_alone(netlink: &Netlink, plan: &Plan) -> Result<Self, Error> {
-        let routes = netlink.all_routes().await?;
-        let is_foreign = |route: &&Route| {
-            route.protocol != PROTOCOL && plan.rules.iter().any(|rule| rule.table == route.table)
-        };
-        match routes.iter().find(is_foreign) {
+    /// Fails if somebody else has routes in the plan's tables, but for those that are ours already by what stands.
+    pub fn refuse_taken(&self, plan: &Plan, standing: &Plan) -> Result<(), Error> {
+        match self.intruders(plan).find(|route| !standing.leads_to(route.table)) {
             Some(foreign) => Err(Error::TableTaken { table: foreign.table, found: foreign.to_string() }),
-            None => Self::with(routes, netlink).await,
+            None => Ok(()),
         }
+    }
+
+    /// Somebody else's routes in the plan's tables.
+    pub fn intruders(&self, plan: &Plan) -> impl Iterator<Item = &AnyRoute> {
+        self.other_routes.iter().filter(|route| plan.leads_to(route.table))
     }
 
     /// As if the kernel had what is planned and nothing else.
     pub fn assumed(plan: Plan) -> Self {
-        Self { routes: [plan.behind, plan.tun].concat(), rules: plan.rules, others: Vec::new() }
+        let routes = [plan.behind, plan.tun].concat();
+        Self { routes, rules: plan.rules, others: Vec::new(), other_routes: Vec::new() }
     }
 
-    async fn with(mut routes: Vec<Route>, netlink: &Netlink) -> Result<Self, Error> {
-        routes.retain(is_ours);
+    async fn with(routes: Vec<AnyRoute>, netlink: &Netlink) -> Result<Self, Error> {
+        let (ours, other_routes): (Vec<_>, Vec<_>) =
+            routes.into_iter().partition(|route| route.protocol == PROTOCOL);
+        let routes = ours.into_iter().filter_map(|any| any.route).filter(is_ours).collect();
         let (ours, others): (Vec<_>, Vec<_>) =
             netlink.all_rules().await?.into_iter().partition(|rule| rule.protocol == PROTOCOL);
         let rules = ours.into_iter().filter_map(|any| any.rule).collect();
-        Ok(Self { routes, rules, others })
+        Ok(Self { routes, rules, others, other_routes })
     }
 
     /// What refuses and the rules that lead to it.
@@ -107,6 +112,22 @@ pub(crate) async fn make(
         match change.make(netlink).await {
             Ok(()) => done.push(change),
             Err(error) if change.needless(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Deletes what others have in our tables, and notes each in `removed`.
+pub(crate) async fn evict(
+    netlink: &Netlink,
+    intruders: impl Iterator<Item = &AnyRoute>,
+    removed: &mut Vec<String>,
+) -> Result<(), Error> {
+    for route in intruders {
+        match netlink.delete_any_route(route).await {
+            Ok(()) => removed.push(format!("our table without somebody else's route {route}")),
+            Err(error) if is_gone(&error) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -165,11 +186,13 @@ impl Change {
     fn needless(&self, error: &netlink::Error) -> bool {
         match self {
             Self::AddRoute(_) | Self::AddRule(_) => error.errno() == Some(libc::EEXIST),
-            Self::DeleteRoute(_) | Self::DeleteRule(_) => {
-                matches!(error.errno(), Some(libc::ESRCH | libc::ENOENT | libc::ENODEV))
-            }
+            Self::DeleteRoute(_) | Self::DeleteRule(_) => is_gone(error),
         }
     }
+}
+
+fn is_gone(error: &netlink::Error) -> bool {
+    matches!(error.errno(), Some(libc::ESRCH | libc::ENOENT | libc::ENODEV))
 }
 
 impl fmt::Display for Change {

@@ -60,6 +60,12 @@ pub const METRIC_PROHIBIT: u32 = 200;
 /// Another than [`METRIC_PROHIBIT`], so that both can stand while a reload turns one into the other.
 pub const METRIC_THROW: u32 = 300;
 
+/// Whether a route in this table, whoever made it, may decide where signaling goes; of the learned addresses' tables, of as many as are
+/// ever in use.
+pub(crate) fn is_ours(table: u32) -> bool {
+    [TABLE_CAPTURED, TABLE_SOURCE].contains(&table) || (TABLE_LEARNED..TABLE_LEARNED + 100).contains(&table)
+}
+
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -137,6 +143,11 @@ impl Plan {
             rule.goto = rule.goto.map(|priority| priority.wrapping_add(self.shift));
         }
         self
+    }
+
+    /// Whether one of its rules leads there.
+    pub fn leads_to(&self, table: u32) -> bool {
+        self.rules.iter().any(|rule| rule.table == table)
     }
 
     /// A rule that leads nothing anywhere, behind the others.

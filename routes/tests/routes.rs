@@ -36,7 +36,8 @@ use nix::{
 };
 use policy::{Captured, Fail, LearnedSet, Traffic};
 use routes::{
-    Cleaned, Conflict, Error, Leftovers, PRIORITY_CAPTURED, PRIORITY_SOURCE, Routes, State, conflicts,
+    Cleaned, Conflict, Error, Leftovers, PRIORITY_CAPTURED, PRIORITY_SOURCE, Routes, State, Wanted,
+    conflicts,
     netlink::{Family, Kind, Netlink, Route, Rule, Watch},
     underlay,
 };
@@ -240,11 +241,6 @@ fn what_others_remove_is_put_back() {
         watch.changed().await.unwrap();
         let repaired = routes.repair().await.unwrap();
         assert!(repaired.len() >= 5, "{repaired:?}");
-        let sorted = |text: &str| {
-            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
-            lines.sort();
-            lines
-        };
         assert_eq!(sorted(&settled_snapshot()), sorted(&with_routes));
 
         let mut rounds = 0;
@@ -258,6 +254,51 @@ fn what_others_remove_is_put_back() {
         watch.changed().await.unwrap();
         assert!(matches!(routes.repair().await, Err(Error::TunGone(name)) if name == TUN));
     });
+}
+
+#[test]
+fn a_route_of_somebody_elses_in_our_tables_is_deleted_at_once() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let mut tun = Tun::open();
+        let mut routes = world.apply().await;
+        let before = settled_snapshot();
+        let mut watch = Watch::new().unwrap();
+        watch.ignore(routes.netlink());
+        for (family, route) in [
+            // In the place of the TUN's, and of what refuses behind it.
+            ("-4", "replace 203.0.113.0/24 table 51821 dev wan0 metric 100"),
+            ("-4", "replace blackhole 203.0.113.0/24 table 51821 metric 200"),
+            ("-6", "replace 2001:db8:113::/48 table 51821 dev wan0 metric 100"),
+            // Beside them.
+            ("-4", "add 203.0.113.9/32 table 51821 dev wan0 metric 7"),
+            ("-4", "add 203.0.113.0/24 table 51821 tos 0x10 dev wan0 metric 100"),
+            ("-4", "add unreachable 203.0.113.9/32 table 51821 metric 7"),
+            ("-4", "add 203.0.113.8/29 table 51821 nexthop dev wan0 nexthop dev lo"),
+            ("-6", "add 2001:db8:113::9/128 table 51821 dev wan0 metric 7"),
+        ] {
+            let route: Vec<_> = [family, "route"].into_iter().chain(route.split(' ')).collect();
+            assert!(Command::new("ip").args(&route).status().unwrap().success(), "{route:?}");
+            let told = tokio::time::timeout(Duration::from_secs(10), watch.changed());
+            told.await.unwrap().unwrap();
+            let repaired = routes.repair().await.unwrap();
+            assert!(repaired[0].contains("somebody else's route"), "{repaired:?}");
+            assert_eq!(sorted(&settled_snapshot()), sorted(&before));
+            assert_eq!(routes.repair().await.unwrap(), [""; 0]);
+        }
+        tun.entered();
+        for (source, destination) in [TUN_V4, TUN_V6].map(ip).into_iter().zip(SIGNALING) {
+            send(None, 0, destination).unwrap();
+            assert_eq!(tun.entered(), [(source, ip(destination))]);
+        }
+        tun.close().await;
+    });
+}
+
+fn sorted(text: &str) -> Vec<String> {
+    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
 }
 
 #[test]
@@ -719,11 +760,15 @@ fn a_reload_that_fails_changes_nothing() {
         let before = settled_snapshot();
 
         let foreign =
-            Route { table: routes::TABLE_CAPTURED, kind: Kind::Blackhole, ..Route::new(net("9.9.9.0/24")) };
+            Route { table: routes::TABLE_LEARNED, kind: Kind::Blackhole, ..Route::new(net("9.9.9.0/24")) };
         let netlink = Netlink::new().unwrap();
         netlink.add_route(&foreign).await.unwrap();
-        let refused = routes.update(&wanted(vec![closed("10.0.0.0/8")])).await.unwrap_err();
-        assert!(matches!(refused, Error::TableTaken { table: 51821, .. }), "{refused}");
+        let traffic = Traffic { udp: vec![5060..=5060], ..Traffic::default() };
+        let addresses = vec![ip(UNRELATED[0])];
+        let learned = vec![LearnedSet { set: "signaling".to_owned(), addresses, traffic }];
+        let other = Wanted { learned, ..wanted(vec![closed("10.0.0.0/8")]) };
+        let refused = routes.update(&other).await.unwrap_err();
+        assert!(matches!(refused, Error::TableTaken { table: 51900, .. }), "{refused}");
         assert!(refused.to_string().contains("blackhole 9.9.9.0/24"), "{refused}");
         netlink.delete_route(&foreign).await.unwrap();
         assert_eq!(settled_snapshot(), before);

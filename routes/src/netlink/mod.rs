@@ -26,6 +26,7 @@ use crate::crash_point;
 pub use address::Address;
 pub use any_rule::AnyRule;
 pub use link::Link;
+pub(crate) use route::AnyRoute;
 pub use route::{Hop, Kind, Route};
 pub use rule::{Family, Rule};
 pub use watch::Watch;

@@ -41,6 +41,17 @@ pub struct Route {
     pub protocol: u8,
 }
 
+/// A route of whatever kind.
+#[derive(Clone, Debug)]
+pub(crate) struct AnyRoute {
+    pub table: u32,
+    /// Who made it (`RTPROT_*`).
+    pub protocol: u8,
+    /// `None`: it is of a kind that [`Kind`] does not name.
+    pub route: Option<Route>,
+    message: RouteMessage,
+}
+
 /// Where a packet to some destination would go now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hop {
@@ -98,15 +109,25 @@ impl Netlink {
 
     /// The IPv4 and IPv6 routes of all tables, of the kinds that [`Kind`] names.
     pub async fn all_routes(&self) -> Result<Vec<Route>, Error> {
+        Ok(self.any_routes().await?.into_iter().filter_map(|any| any.route).collect())
+    }
+
+    pub(crate) async fn any_routes(&self) -> Result<Vec<AnyRoute>, Error> {
         let get = RouteNetlinkMessage::GetRoute(RouteMessage::default());
         let messages = self.dump(get, "list routes").await?;
         Ok(messages
             .into_iter()
             .filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(route) => Route::from_message(&route),
+                RouteNetlinkMessage::NewRoute(route) => Some(AnyRoute::from_message(route)),
                 _ => None,
             })
             .collect())
+    }
+
+    /// This one, and none that is like it.
+    pub(crate) async fn delete_any_route(&self, any: &AnyRoute) -> Result<(), Error> {
+        let message = RouteNetlinkMessage::DelRoute(any.message.clone());
+        self.change(message, &format!("delete the route {any}")).await
     }
 
     /// Asks the kernel where a packet with this mark would go (`RTM_GETROUTE`). `None` if nowhere: no route, or a
@@ -237,6 +258,17 @@ impl Route {
     }
 }
 
+impl AnyRoute {
+    fn from_message(message: RouteMessage) -> Self {
+        Self {
+            table: table_of(&message),
+            protocol: message.header.protocol.into(),
+            route: Route::from_message(&message),
+            message,
+        }
+    }
+}
+
 impl Hop {
     fn from_message(message: &RouteMessage) -> Option<Self> {
         if !matches!(message.header.kind, RouteType::Unicast | RouteType::Local) {
@@ -265,11 +297,28 @@ impl Hop {
     }
 }
 
+pub(super) fn table_of(message: &RouteMessage) -> u32 {
+    let table = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    table.unwrap_or(message.header.table.into())
+}
+
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(v4) => Some((*v4).into()),
         RouteAddress::Inet6(v6) => Some((*v6).into()),
         _ => None,
+    }
+}
+
+impl fmt::Display for AnyRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.route {
+            Some(route) => route.fmt(f),
+            None => write!(f, "of kind {} in table {}", u8::from(self.message.header.kind), self.table),
+        }
     }
 }
 

@@ -9,8 +9,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Error, Netlink};
-use crate::{plan::PROTOCOL, process::Process};
+use super::{Error, Netlink, route::table_of};
+use crate::{
+    plan::{self, PROTOCOL},
+    process::Process,
+};
 
 /// Changes come in bursts (a new address brings routes): what follows one this soon is told together.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -72,7 +75,8 @@ impl Watch {
     }
 
     /// Waits for a change. The first is told at once, and those that follow within 20 ms together after that time; but at once those of
-    /// rules, and that routes of ours are gone, since until they are put back, signaling is in the open. Changes that the socket's buffer
+    /// rules, and that routes of ours are gone or
+    /// others' are in our tables, since until that is put right, signaling is in the open. Changes that the socket's buffer
     /// had no room for count as one. Cancelling it loses nothing.
     pub async fn changed(&mut self) -> Result<(), Error> {
         while !self.is_urgent {
@@ -145,6 +149,7 @@ fn may_open(message: &RouteNetlinkMessage) -> bool {
     match message {
         RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => true,
         RouteNetlinkMessage::DelRoute(route) => u8::from(route.header.protocol) == PROTOCOL,
+        RouteNetlinkMessage::NewRoute(route) => plan::is_ours(table_of(route)),
         _ => false,
     }
 }
