@@ -114,24 +114,18 @@ pub async fn follow(
 async fn follow_network(running: &mut Running) -> Result<Option<Instant>, Failure> {
     // At once, whatever becomes of the rest: flows in the kernel follow the routes that they began with.
     running.pump.routes_changed().map_err(|error| pump_failed(error.to_string()))?;
-    match running.machine.follow(&running.loaded, &running.snapshot).await {
-        Ok(false) => Ok(None),
-        Ok(true) => {
-            let since = clock::since_boot();
-            let underlay = running.machine.underlay();
-            tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateways = ?underlay.gateways, "the underlay has changed");
-            running.pump.set_underlay(underlay).map_err(|error| pump_failed(error.to_string()))?;
-            running.lookups.want_names(Instant::now());
-            running.names.iter().for_each(Names::network_changed);
-            running.portal.network_changed(since);
-            Ok(None)
-        }
-        Err(error @ routes::Error::TunGone(_)) => Err(pump_failed(error.to_string())),
-        Err(error) => {
-            tracing::error!(%error, "cannot follow a change of the network; trying again");
-            Ok(Some(Instant::now() + RETRY))
-        }
+    let followed = running.machine.follow(&running.loaded, &running.snapshot).await;
+    let followed = followed.map_err(|error| pump_failed(error.to_string()))?;
+    if followed.has_changed {
+        let since = clock::since_boot();
+        let underlay = running.machine.underlay();
+        tracing::info!(v4 = ?underlay.v4, v6 = ?underlay.v6, gateways = ?underlay.gateways, "the underlay has changed");
+        running.pump.set_underlay(underlay).map_err(|error| pump_failed(error.to_string()))?;
+        running.lookups.want_names(Instant::now());
+        running.names.iter().for_each(Names::network_changed);
+        running.portal.network_changed(since);
     }
+    Ok(followed.is_to_repeat.then(|| Instant::now() + RETRY))
 }
 
 /// What our resolver has found; `None`: it has ended.

@@ -39,8 +39,17 @@ pub struct Machine {
     /// As far as they are known.
     gateways: Vec<Option<IpAddr>>,
     underlay: routes::Underlay,
+    /// Why a change of the network could not be followed; it is tried again.
+    failure: Option<String>,
     /// How many connections outside of the tunnel were ended, or why that cannot be done.
     ended: Result<usize, String>,
+}
+
+/// What has become of a change of the network.
+pub struct Followed {
+    pub has_changed: bool,
+    /// Something went wrong, and may keep signaling open or closed.
+    pub is_to_repeat: bool,
 }
 
 /// Takes the state directory's lock, or says who has it.
@@ -137,8 +146,17 @@ impl Machine {
             .map_err(|error| refused("cannot set up addresses and routes", error))?;
         watch.ignore(routes.netlink());
         let tun = tun.name().to_owned();
-        let mut machine =
-            Self { watch, netlink, routes, tun, leading: None, gateways, underlay, ended: Ok(0) };
+        let mut machine = Self {
+            watch,
+            netlink,
+            routes,
+            tun,
+            leading: None,
+            gateways,
+            underlay,
+            failure: None,
+            ended: Ok(0),
+        };
         machine.end_old_connections(loaded, snapshot);
         Ok((machine, mtu))
     }
@@ -200,22 +218,44 @@ impl Machine {
         }
     }
 
-    /// Puts back what others have removed, ends what was connected meanwhile, and looks at the underlay again. Whether that has changed.
-    pub async fn follow(&mut self, loaded: &Loaded, snapshot: &Snapshot) -> Result<bool, routes::Error> {
+    /// Puts back what others have removed, ends what was connected meanwhile, and looks at the underlay again, whatever has become of
+    /// the rest. Only a TUN that is gone is an error.
+    pub async fn follow(&mut self, loaded: &Loaded, snapshot: &Snapshot) -> Result<Followed, routes::Error> {
         let repaired = self.routes.repair().await;
         if !matches!(&repaired, Ok(repaired) if repaired.is_empty()) {
             self.end_old_connections(loaded, snapshot);
         }
         let by =
             self.watch.last().map_or_else(String::new, |by| format!(", after {by} changed routes or rules"));
-        for repaired in repaired? {
-            tracing::warn!("put back: {repaired}{by}");
+        let unrepaired = match repaired {
+            Ok(repaired) => {
+                for repaired in repaired {
+                    tracing::warn!("put back: {repaired}{by}");
+                }
+                None
+            }
+            Err(error @ routes::Error::TunGone(_)) => return Err(error),
+            Err(error) => Some(error.to_string()),
+        };
+        let gateways = &self.gateways;
+        let now = routes::underlay(&self.netlink, FWMARK.get(), gateways, Some(self.routes.tun())).await;
+        let unseen = now.as_ref().err().map(ToString::to_string);
+        let has_changed = now.as_ref().is_ok_and(|now| *now != self.underlay);
+        self.underlay = now.unwrap_or(self.underlay.clone());
+        self.note_failure(unrepaired.or(unseen));
+        Ok(Followed { has_changed, is_to_repeat: self.failure.is_some() })
+    }
+
+    /// Tells a failure that lasts once.
+    fn note_failure(&mut self, failure: Option<String>) {
+        match &failure {
+            Some(why) if self.failure != failure => {
+                tracing::error!("cannot follow a change of the network: {why}; trying again");
+            }
+            None if self.failure.is_some() => tracing::info!("changes of the network are followed again"),
+            _ => {}
         }
-        let now =
-            routes::underlay(&self.netlink, FWMARK.get(), &self.gateways, Some(self.routes.tun())).await?;
-        let has_changed = now != self.underlay;
-        self.underlay = now;
-        Ok(has_changed)
+        self.failure = failure;
     }
 
     /// Leads questions for these domains to our resolver, which listens on `on_link` and on [`dns::LOOPBACK`], and has it hand on others
@@ -301,6 +341,10 @@ impl Machine {
             [] => (true, "no other program's decide before ours".to_owned()),
             ahead => (false, format!("rules of somebody else decide before ours: {}", ahead.join("; "))),
         };
+        let following = match &self.failure {
+            None => (true, "changes of the network are followed".to_owned()),
+            Some(why) => (false, format!("{why}; it is tried again")),
+        };
         let old_connections = match &self.ended {
             Ok(0) => (true, "there was none to end".to_owned()),
             Ok(1) => (true, "1 connection to signaling outside of the tunnel was ended".to_owned()),
@@ -315,6 +359,7 @@ impl Machine {
             ("firewall", firewall.0, firewall.1),
             ("kill-switch", kill_switch.0, kill_switch.1),
             ("routing-rules", rules.0, rules.1),
+            ("network-changes", following.0, following.1),
             ("old-connections", old_connections.0, old_connections.1),
             ("split-dns", names.0, names.1),
         ]
