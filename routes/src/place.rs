@@ -5,14 +5,31 @@
 //! another VPN's comes ahead of ours. If ours had 0 it would not, but each such rule would be behind the last one, and not ahead of it as
 //! wg-quick, for one, needs its two to be: its tunnel would take the local network. So ours move ahead.
 
-use crate::{netlink::AnyRule, plan::PRIORITIES};
+use std::collections::HashMap;
+
+use crate::{
+    netlink::{AnyRule, Family},
+    plan::PRIORITIES,
+};
 
 /// `now` is where they stand, if they do.
 pub(crate) fn place(others: &[AnyRule], now: u32) -> u32 {
-    let local = others.iter().filter(|rule| rule.is_local()).map(|rule| rule.priority).max().unwrap_or(0);
+    let local = local(others.iter().filter(|rule| rule.is_local()).map(|rule| (rule.family, rule.priority)));
     let is_next = |rule: &&AnyRule| rule.decides() && rule.priority > local;
     let next = others.iter().filter(is_next).map(|rule| rule.priority).min().unwrap_or(u32::MAX);
-    between(local, next, now)
+    let place = between(local, next, now);
+    // Ahead of the others counts more than behind the local table.
+    if ahead(others, now).count() < ahead(others, place).count() { now } else { place }
+}
+
+/// Of each family the first asks the local table, and others are of no use: the place is behind the first of both.
+fn local(rules: impl Iterator<Item = (Family, u32)>) -> u32 {
+    let mut first = HashMap::new();
+    for (family, priority) in rules {
+        let least = first.entry(family).or_insert(priority);
+        *least = priority.min(*least);
+    }
+    first.into_values().max().unwrap_or(0)
 }
 
 /// The rules that decide before ours, which there is no room before.
@@ -32,6 +49,14 @@ fn between(local: u32, next: u32, now: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_local_table_is_asked_where_its_first_rule_is() {
+        let rules = [(Family::V4, 100), (Family::V4, 0), (Family::V6, 20), (Family::V6, 30)];
+        assert_eq!(local(rules.into_iter()), 20);
+        assert_eq!(local(rules.into_iter().take(2)), 0);
+        assert_eq!(local([].into_iter()), 0);
+    }
 
     #[test]
     fn they_stand_behind_the_local_table_and_ahead_of_all_others_if_there_is_room() {

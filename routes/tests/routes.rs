@@ -524,6 +524,33 @@ fn rules_that_ours_cannot_move_ahead_of_are_told() {
     });
 }
 
+#[test]
+fn our_rules_stay_ahead_of_others_whatever_becomes_of_the_local_table() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let tun = Tun::open();
+        let mut routes = world.apply().await;
+        ip_rule("-4", "add", "priority 50 lookup 51820");
+        routes.repair().await.unwrap();
+        let rules = run(["ip", "rule"]);
+        for family in ["-4", "-6"] {
+            ip_rule(family, "add", "priority 100 lookup local");
+        }
+        assert_eq!(routes.repair().await.unwrap(), [""; 0]);
+        assert_eq!(routes.ahead(), [""; 0]);
+        for family in ["-4", "-6"] {
+            ip_rule(family, "del", "priority 0 lookup local");
+        }
+        assert_eq!(routes.repair().await.unwrap(), [""; 0]);
+        assert_eq!(routes.ahead(), [""; 0]);
+        let ours = |rules: &str| -> Vec<String> {
+            rules.lines().filter(|rule| rule.contains("proto 181")).map(str::to_owned).collect()
+        };
+        assert_eq!(ours(&run(["ip", "rule"])), ours(&rules));
+        tun.close().await;
+    });
+}
+
 /// As where Cilium runs.
 #[test]
 fn our_rules_stay_behind_a_local_table_that_was_moved() {
