@@ -5,7 +5,7 @@ use policy::{Captured, Guarded, LearnedSet};
 use tracing::warn;
 
 use crate::{
-    Cleaned, Error, KILL_SWITCH, State, Undo,
+    Cleaned, Error, State, Undo,
     change::{self, Change, Present},
     clean::{take_back, take_back_all, take_back_but},
     kill_switch::{Contents, KillSwitch, KillSwitchReport, Passing, TABLES},
@@ -83,10 +83,12 @@ impl Routes {
     /// stays closed beside what is wanted now, until [`Routes::let_go`].
     pub async fn apply(state: State, settings: Settings, wanted: &Wanted) -> Result<Self, Error> {
         let netlink = Netlink::new()?;
-        let left = state.journal().undo();
+        let closed = closed(&netlink).await?;
+        let took_over = !closed.is_empty();
+        let left = [state.journal().undo(), closed].concat();
         let mut done = Vec::new();
         match raise(&netlink, &state, &settings, wanted, &mut done).await {
-            Ok(Raised { learned, tun, place, others, kill_switch, firewall, took_over }) => {
+            Ok(Raised { learned, tun, place, others, kill_switch, firewall }) => {
                 let captured = wanted.captured.clone();
                 let mut routes = Self {
                     netlink,
@@ -356,7 +358,20 @@ struct Raised {
     others: Vec<AnyRule>,
     kill_switch: Option<KillSwitch>,
     firewall: Result<nft::Owned, nft::Error>,
-    took_over: bool,
+}
+
+/// The undo of what a dead run keeps closed, noted or not.
+async fn closed(netlink: &Netlink) -> Result<Vec<Undo>, Error> {
+    let mut closed = Vec::new();
+    if !Present::read_rules(netlink).await?.rules.is_empty() {
+        closed.push(Undo::Routing);
+    }
+    for name in TABLES {
+        if nft::exists(name).map_err(Error::Firewall)? {
+            closed.push(Undo::Table { name: name.to_owned() });
+        }
+    }
+    Ok(closed)
 }
 
 /// What refuses comes first, then the firewall, then the TUN's addresses, and only then its routes.
@@ -376,7 +391,6 @@ async fn raise(
     present.refuse_taken(&plan, &Plan::default())?;
     let place = place::place(&present.others, PRIORITIES.start);
     let plan = plan.at(place);
-    let stood = nft::exists(KILL_SWITCH).map_err(Error::Firewall)?;
 
     let raised = |contents| raise_kill_switch(state, contents, passing(settings, tun.index));
     let kill_switch = contents(wanted).map(raised).transpose()?;
@@ -398,8 +412,7 @@ async fn raise(
     raise_tun(netlink, settings, tun).await?;
     change::make(netlink, present.missing_tun_routes(&plan), done).await?;
     take_back_other_tun(netlink, state, tun.index).await?;
-    let took_over = stood || !present.rules.is_empty();
-    Ok(Raised { learned, tun: tun.index, place, others: present.others, kill_switch, firewall, took_over })
+    Ok(Raised { learned, tun: tun.index, place, others: present.others, kill_switch, firewall })
 }
 
 /// A dead run's, that a child of its daemon's has kept.

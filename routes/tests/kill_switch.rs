@@ -25,8 +25,8 @@ use common::{
     },
 };
 use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
-use policy::{Guarded, Traffic};
-use routes::{KILL_SWITCH, Routes, State, Undo, Wanted, connections, nft, open_up};
+use policy::{Guarded, LearnedSet, Traffic};
+use routes::{KILL_SWITCH, Leftovers, Routes, Settings, State, Undo, Wanted, connections, nft, open_up};
 
 /// 5060 alone, over TCP and UDP, of what fails closed.
 fn guarded() -> Vec<Guarded> {
@@ -220,6 +220,31 @@ fn a_start_that_fails_opens_nothing_of_a_dead_runs() {
     });
 }
 
+/// Nothing says what the dead run had done.
+#[test]
+fn a_start_that_fails_opens_nothing_whose_journal_is_lost() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let tun = Tun::open();
+        drop(world.start(&with_kill_switch()).await);
+        tun.close().await;
+        let kept = settled_snapshot();
+        std::fs::remove_file(world.state.path().join("undo.json")).unwrap();
+
+        let tun = Tun::open();
+        let state = State::open(world.state.path()).unwrap();
+        let settings = Settings { mtu: u32::MAX, ..settings() };
+        let other =
+            Wanted { kill_switch: Some(vec![everything()]), ..wanted(vec![closed("198.51.100.0/24")]) };
+        Routes::apply(state, settings, &other).await.unwrap_err();
+        tun.close().await;
+        assert_eq!(settled_snapshot(), kept);
+        assert_signaling_refused(&world);
+        let undo = Leftovers::look(world.state.path()).unwrap().undo;
+        assert!(undo.contains(&Undo::Routing), "{undo:?}");
+    });
+}
+
 /// Routed, and bound to a device.
 fn assert_signaling_refused(world: &World) {
     for destination in SIGNALING {
@@ -250,13 +275,18 @@ fn a_reload_swaps_it_raises_it_and_removes_it_and_one_that_fails_does_neither() 
         send_from_device(0, UNRELATED[0], 7).unwrap_err();
         send_from_device(0, SIGNALING[0], 5060).unwrap();
 
-        run(["ip", "route", "add", "blackhole", "9.9.9.0/24", "table", "51821"]);
-        routes.update(&with_kill_switch()).await.unwrap_err();
+        let impossible = |wanted| {
+            let traffic = Traffic { udp: vec![5060..=5060], ..Traffic::default() };
+            let set = LearnedSet { set: "signaling".to_owned(), addresses: Vec::new(), traffic };
+            Wanted { learned: vec![set], ..wanted }
+        };
+        run(["ip", "route", "add", "blackhole", "9.9.9.0/24", "table", "51900"]);
+        routes.update(&impossible(with_kill_switch())).await.unwrap_err();
         send_from_device(0, UNRELATED[0], 7).unwrap_err();
         send_from_device(0, SIGNALING[0], 5060).unwrap();
-        routes.update(&wanted(captured())).await.unwrap_err();
+        routes.update(&impossible(wanted(captured()))).await.unwrap_err();
         assert!(nft::exists(KILL_SWITCH).unwrap());
-        run(["ip", "route", "del", "blackhole", "9.9.9.0/24", "table", "51821"]);
+        run(["ip", "route", "del", "blackhole", "9.9.9.0/24", "table", "51900"]);
 
         routes.update(&wanted(captured())).await.unwrap();
         assert!(!nft::exists(KILL_SWITCH).unwrap());

@@ -332,11 +332,11 @@ fn what_cannot_be_learned_whole_is_not_learned() {
         assert!(refused.to_string().contains(UNRELATED[1]), "{refused}");
         assert_eq!(settled_snapshot(), before);
 
-        run(["ip", "route", "add", "blackhole", "9.9.9.0/24", "table", "51821"]);
+        run(["ip", "route", "add", "blackhole", "9.9.9.0/24", "table", "51901"]);
         let more = Wanted { learned: vec![learned("b", &UNRELATED[..1])], ..wanted(captured()) };
         let refused = routes.update(&more).await.unwrap_err();
-        assert!(matches!(refused, Error::TableTaken { table: 51821, .. }), "{refused}");
-        run(["ip", "route", "del", "blackhole", "9.9.9.0/24", "table", "51821"]);
+        assert!(matches!(refused, Error::TableTaken { table: 51901, .. }), "{refused}");
+        run(["ip", "route", "del", "blackhole", "9.9.9.0/24", "table", "51901"]);
         assert_eq!(settled_snapshot(), before);
 
         // One address more is no matter of the other family.
