@@ -141,10 +141,7 @@ impl Routes {
         let before = match (&self.kill_switch, contents(wanted)) {
             (Some(up), Some(contents)) => Some(up.swap(contents).map_err(Error::KillSwitch)?),
             (None, Some(contents)) => {
-                let passing = passing(&self.settings, self.tun);
-                let up = raise_kill_switch(&self.state, contents, passing)?;
-                up.take_over().map_err(Error::KillSwitch)?;
-                self.kill_switch = Some(up);
+                self.kill_switch = Some(self.raise_kill_switch(contents).await?);
                 None
             }
             (_, None) => self.kill_switch.as_ref().map(KillSwitch::contents),
@@ -295,9 +292,23 @@ impl Routes {
         Error::TunGone(self.settings.tun.clone())
     }
 
+    /// On an error there is none.
+    async fn raise_kill_switch(&self, contents: Contents) -> Result<KillSwitch, Error> {
+        let up = raise_kill_switch(&self.state, contents, passing(&self.settings, self.tun));
+        let up = up.and_then(|up| up.take_over().map(|()| up).map_err(Error::KillSwitch));
+        if up.is_err()
+            && let Err(error) = take_back_kill_switch(&self.netlink, &self.state).await
+        {
+            warn!("could not undo a change: {error}");
+        }
+        up
+    }
+
+    /// On an error it stands, and is kept.
     fn remove_kill_switch(&mut self) -> Result<(), Error> {
-        let Some(up) = self.kill_switch.take() else { return Ok(()) };
+        let Some(up) = &self.kill_switch else { return Ok(()) };
         up.remove().map_err(Error::Firewall)?;
+        self.kill_switch = None;
         self.state.journal().forget(|undo| matches!(undo, Undo::Table { .. }))
     }
 

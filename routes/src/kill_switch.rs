@@ -79,6 +79,7 @@ struct Kept {
     contents: Contents,
     table: Table,
     report: KillSwitchReport,
+    is_removed: bool,
 }
 
 impl KillSwitch {
@@ -93,7 +94,7 @@ impl KillSwitch {
         } else {
             replace(&table, &socket)?;
         }
-        let kept = Kept { contents, table, report: KillSwitchReport::default() };
+        let kept = Kept { contents, table, report: KillSwitchReport::default(), is_removed: false };
         let shared = Arc::new(Shared { socket, kept: Mutex::new(kept) });
         Ok(Self { keeper: tokio::spawn(keep(watch, shared.clone())), shared, passing })
     }
@@ -130,9 +131,14 @@ impl KillSwitch {
         KillSwitchReport { ranges: ranges + learned, ..kept.report.clone() }
     }
 
-    pub fn remove(self) -> Result<bool, nft::Error> {
-        self.keeper.abort();
-        nft::remove_by(KILL_SWITCH, &self.shared.socket)
+    /// On an error it is kept.
+    pub fn remove(&self) -> Result<(), nft::Error> {
+        let mut kept = self.shared.kept();
+        for table in TABLES {
+            nft::remove_by(table, &self.shared.socket)?;
+        }
+        kept.is_removed = true;
+        Ok(())
     }
 }
 
@@ -149,6 +155,9 @@ impl Shared {
 
     fn put_back(&self, by: Option<&Process>) -> bool {
         let mut kept = self.kept();
+        if kept.is_removed {
+            return true;
+        }
         let installed = replace(&kept.table, &self.socket);
         kept.report.last = by.cloned().or(kept.report.last.take());
         kept.report.missing = installed.as_ref().err().map(ToString::to_string);
