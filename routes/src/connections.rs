@@ -40,6 +40,8 @@ pub struct Connection {
     pub local: SocketAddr,
     /// Unspecified where a UDP socket is not connected.
     pub remote: SocketAddr,
+    /// SO_MARK of the socket. `None`: this kernel does not tell.
+    pub mark: Option<u32>,
     protocol: Protocol,
     id: Id,
     /// Of the socket, which may be IPv6's with IPv4 addresses.
@@ -66,6 +68,10 @@ const HEADER: usize = 16;
 // linux/sock_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
+// linux/inet_diag.h
+const INET_DIAG_MARK: u16 = 15;
+/// The size of `struct inet_diag_msg`.
+const DIAG_MESSAGE: usize = 72;
 /// Bits by `TCP_*` (linux/tcp_states.h): all but LISTEN, CLOSE, TIME_WAIT and NEW_SYN_RECV, which are no connections or have no
 /// process behind them.
 const STATES_TCP: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
@@ -75,7 +81,7 @@ const STATES_UDP: u32 = 1 << 1 | 1 << 7;
 const LIMIT_SECONDS: i64 = 5;
 
 /// Ends the TCP connections for which `is_wanted` holds, in the calling thread's network namespace: their programs are told
-/// (ECONNABORTED). Answers with those that were ended.
+/// (ECONNABORTED). Goes on after an error and tells the first; else answers with those that were ended.
 pub fn end(is_wanted: impl Fn(&Connection) -> bool) -> Result<Vec<Connection>, Error> {
     end_all(Protocol::Tcp, is_wanted)
 }
@@ -87,15 +93,27 @@ pub fn end_udp(is_wanted: impl Fn(&Connection) -> bool) -> Result<Vec<Connection
 
 fn end_all(protocol: Protocol, is_wanted: impl Fn(&Connection) -> bool) -> Result<Vec<Connection>, Error> {
     let socket = open().map_err(Error::Exchange)?;
-    let mut ended = Vec::new();
+    let (mut ended, mut result) = (Vec::new(), Ok(()));
     for family in [libc::AF_INET, libc::AF_INET6] {
-        for connection in list(&socket, protocol, family as u8)?.into_iter().filter(&is_wanted) {
-            if destroy(&socket, &connection)? {
-                ended.push(connection);
+        let listed = list(&socket, protocol, family as u8).unwrap_or_else(|error| {
+            note(&mut result, error);
+            Vec::new()
+        });
+        for connection in listed.into_iter().filter(&is_wanted) {
+            match destroy(&socket, &connection) {
+                Ok(true) => ended.push(connection),
+                Ok(false) => {}
+                Err(error) => note(&mut result, error),
             }
         }
     }
-    Ok(ended)
+    result.map(|()| ended)
+}
+
+fn note(result: &mut Result<(), Error>, error: Error) {
+    if result.is_ok() {
+        *result = Err(error);
+    }
 }
 
 fn open() -> io::Result<OwnedFd> {
@@ -205,7 +223,21 @@ impl Connection {
             Some(SocketAddr::new(address_of(family, address)?, u16::from_be_bytes(*port)))
         };
         let (local, remote) = (end(local, local_port)?, end(remote, remote_port)?);
-        Some(Self { protocol, local, remote, id, family })
+        Some(Self { protocol, local, remote, mark: mark(body), id, family })
+    }
+}
+
+/// The attribute `INET_DIAG_MARK`, a `struct nlattr` behind the `struct inet_diag_msg`.
+fn mark(body: &[u8]) -> Option<u32> {
+    let mut attributes = body.get(DIAG_MESSAGE..)?;
+    loop {
+        let (header, rest) = attributes.split_first_chunk::<4>()?;
+        let [l0, l1, k0, k1] = *header;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        if u16::from_ne_bytes([k0, k1]) == INET_DIAG_MARK {
+            return rest.first_chunk().map(|mark| u32::from_ne_bytes(*mark));
+        }
+        attributes = attributes.get(length.max(header.len()).next_multiple_of(4)..)?;
     }
 }
 
@@ -222,10 +254,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_mark_is_found_among_the_attributes() {
+        let mut body = vec![0; DIAG_MESSAGE];
+        assert_eq!(mark(&body), None);
+        let [a, b] = INET_DIAG_MARK.to_ne_bytes();
+        let [c, d] = 5_u16.to_ne_bytes();
+        body.extend([c, d, 1, 0, 9, 0, 0, 0]);
+        let [e, f] = 8_u16.to_ne_bytes();
+        body.extend([e, f, a, b]);
+        assert_eq!(mark(&body), None);
+        body.extend(7_u32.to_ne_bytes());
+        assert_eq!(mark(&body), Some(7));
+    }
+
+    #[test]
     fn whatever_the_kernel_says_nothing_panics() {
         for length in 0..200 {
             let bytes = vec![0xff; length];
             assert_eq!(message(&bytes), None);
+            assert_eq!(mark(&bytes), None);
+            assert_eq!(mark(&vec![0; length]), None);
             assert_eq!(Connection::read(Protocol::Tcp, &bytes), None);
             drop(acknowledged(&bytes));
         }

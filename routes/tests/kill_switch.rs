@@ -462,6 +462,10 @@ fn old_connections_are_ended_and_others_are_not() {
         }
         std::io::Write::write_all(&mut old[2], b"still there").unwrap();
         assert_eq!(connections::end(is_signaling).unwrap(), []);
+
+        setsockopt(&old[2], sockopt::Mark, &MARK).unwrap();
+        let is_marked = |connection: &connections::Connection| connection.mark == Some(MARK);
+        assert_eq!(connections::end(is_marked).unwrap().len(), 1);
     });
 }
 

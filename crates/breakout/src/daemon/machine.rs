@@ -1,6 +1,6 @@
 //! What the daemon changes on the machine, and what it must know of it.
 
-use std::{net::IpAddr, num::NonZero};
+use std::{collections::HashSet, net::IpAddr, num::NonZero};
 
 use dataplane::{GatewayLeg, OwnAddress, Tun, tunnel_mtu};
 use packet::Dscp;
@@ -41,8 +41,18 @@ pub struct Machine {
     underlay: routes::Underlay,
     /// Why a change of the network could not be followed; it is tried again.
     failure: Option<String>,
-    /// How many connections outside of the tunnel were ended, or why that cannot be done.
-    ended: Result<usize, String>,
+    /// All addresses of this machine.
+    addresses: HashSet<IpAddr>,
+    ended: Ended,
+}
+
+/// The connections outside of the tunnel.
+#[derive(Default)]
+struct Ended {
+    /// How many were.
+    count: usize,
+    /// Why the last time not all were.
+    failure: Option<String>,
 }
 
 /// What has become of a change of the network.
@@ -155,8 +165,10 @@ impl Machine {
             gateways,
             underlay,
             failure: None,
-            ended: Ok(0),
+            addresses: HashSet::new(),
+            ended: Ended::default(),
         };
+        machine.read_addresses().await;
         machine.end_old_connections(loaded, snapshot);
         Ok((machine, mtu))
     }
@@ -168,19 +180,23 @@ impl Machine {
     }
 
     /// Ends the connections that run outside of the TUN and belong into the tunnel: they are older than the routes, or were made
-    /// while somebody else had taken those away. A UDP socket that may be voice is let be.
+    /// while somebody else had taken those away. A UDP socket that may be voice is let be, and so is what never leaves this machine.
     pub fn end_old_connections(&mut self, loaded: &Loaded, snapshot: &Snapshot) {
         let own = &loaded.config.interface.address;
         let is_own = |address: IpAddr| own.iter().any(|own| own.addr() == address);
         let is_tunnels =
             |facts: Facts| snapshot.is_routed(&facts) && snapshot.classify(&facts).path == Path::Tunnel;
-        let tcp = connections::end(|Connection { local, remote, .. }| {
-            !is_own(local.ip()) && is_tunnels(Facts::tcp(*remote))
+        let is_elsewhere = |Connection { local, remote, mark, .. }: &Connection| {
+            !is_own(local.ip()) && !self.is_here(remote.ip()) && *mark != Some(FWMARK.get())
+        };
+        let tcp = connections::end(|connection| {
+            is_elsewhere(connection) && is_tunnels(Facts::tcp(connection.remote))
         });
-        let udp = connections::end_udp(|Connection { local, remote, .. }| {
-            let marked = |dscp| is_tunnels(Facts::udp(*remote, dscp, Content::Other));
-            !is_own(local.ip()) && marked(Dscp::DEFAULT) && marked(Dscp::EF)
+        let udp = connections::end_udp(|connection| {
+            let marked = |dscp| is_tunnels(Facts::udp(connection.remote, dscp, Content::Other));
+            is_elsewhere(connection) && marked(Dscp::DEFAULT) && marked(Dscp::EF)
         });
+        self.ended.failure = None;
         for ended in [tcp, udp] {
             match &ended {
                 Ok(ended) => {
@@ -190,11 +206,22 @@ impl Machine {
                 }
                 Err(error) => tracing::warn!("connections to signaling outside of the tunnel stay: {error}"),
             }
-            self.ended = match (&self.ended, ended) {
-                (Ok(before), Ok(ended)) => Ok(before + ended.len()),
-                (_, Err(error)) => Err(error.to_string()),
-                (Err(why), Ok(_)) => Err(why.clone()),
-            };
+            match ended {
+                Ok(ended) => self.ended.count += ended.len(),
+                Err(error) => _ = self.ended.failure.get_or_insert(error.to_string()),
+            }
+        }
+    }
+
+    fn is_here(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.addresses.contains(&address)
+    }
+
+    /// As they are now; if they cannot be read, as they were.
+    async fn read_addresses(&mut self) {
+        match self.netlink.addresses().await {
+            Ok(addresses) => self.addresses = addresses.iter().map(|address| address.net.addr()).collect(),
+            Err(error) => tracing::warn!("this machine's addresses cannot be read: {error}"),
         }
     }
 
@@ -222,6 +249,7 @@ impl Machine {
     /// the rest. Only a TUN that is gone is an error.
     pub async fn follow(&mut self, loaded: &Loaded, snapshot: &Snapshot) -> Result<Followed, routes::Error> {
         let repaired = self.routes.repair().await;
+        self.read_addresses().await;
         if !matches!(&repaired, Ok(repaired) if repaired.is_empty()) {
             self.end_old_connections(loaded, snapshot);
         }
@@ -346,10 +374,14 @@ impl Machine {
             Some(why) => (false, format!("{why}; it is tried again")),
         };
         let old_connections = match &self.ended {
-            Ok(0) => (true, "there was none to end".to_owned()),
-            Ok(1) => (true, "1 connection to signaling outside of the tunnel was ended".to_owned()),
-            Ok(count) => (true, format!("{count} connections to signaling outside of the tunnel were ended")),
-            Err(why) => (false, why.clone()),
+            Ended { failure: Some(why), .. } => (false, why.clone()),
+            Ended { count: 0, .. } => (true, "there was none to end".to_owned()),
+            Ended { count: 1, .. } => {
+                (true, "1 connection to signaling outside of the tunnel was ended".to_owned())
+            }
+            Ended { count, .. } => {
+                (true, format!("{count} connections to signaling outside of the tunnel were ended"))
+            }
         };
         let names = match self.led() {
             None => (false, "not configured (`dns` in [tunnel])".to_owned()),
