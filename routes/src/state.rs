@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Error, Undo, journal::Journal};
+use crate::{Error, Undo, dns, journal::Journal};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -62,6 +62,11 @@ impl State {
         write_pid(&mut lock).map_err(failed)?;
 
         Ok(Self(Arc::new(Held { _lock: lock, journal: Journal::open(directory)? })))
+    }
+
+    /// Whether how names are resolved was changed, and not put back so far.
+    pub fn leads_names(&self) -> bool {
+        self.journal().undo().iter().any(dns::is_about_dns)
     }
 
     pub(crate) fn journal(&self) -> &Journal {

@@ -36,6 +36,8 @@ pub struct Machine {
     tun: String,
     /// Leads the questions for the policy's names to our resolver.
     leading: Option<Leading>,
+    /// A crash had left them led to a resolver that was gone.
+    took_over_names: bool,
     /// As far as they are known.
     gateways: Vec<Option<IpAddr>>,
     underlay: routes::Underlay,
@@ -151,6 +153,7 @@ impl Machine {
             mtu: u32::from(mtu),
             mark: FWMARK,
         };
+        let took_over_names = state.leads_names();
         let routes = Routes::apply(state, settings, &wanted(loaded, snapshot))
             .await
             .map_err(|error| refused("cannot set up addresses and routes", error))?;
@@ -162,6 +165,7 @@ impl Machine {
             routes,
             tun,
             leading: None,
+            took_over_names,
             gateways,
             underlay,
             failure: None,
@@ -319,6 +323,16 @@ impl Machine {
         put_back.map(drop).map_err(|error| refused("cannot put back how names were resolved", error).into())
     }
 
+    /// Takes back how this run has led names to its resolver.
+    async fn let_names_go(&mut self) {
+        if let Some(leading) = self.leading.take() {
+            leading.end().await;
+        }
+        if let Err(failure) = self.put_dns_back().await {
+            tracing::error!("{}", failure.plain());
+        }
+    }
+
     /// How names are led to our resolver, why that way, and where others go; `None`: they are not.
     pub fn led(&self) -> Option<Led> {
         self.leading.as_ref().map(Leading::led)
@@ -418,9 +432,12 @@ impl Machine {
     }
 
     /// After a start that failed: leaves the machine as it was found, be that with signaling refused after a crash.
-    pub async fn give_up(self) {
+    pub async fn give_up(mut self) {
         if self.routes.took_over() {
             tracing::warn!("signaling stays refused, as a crash had left it; `breakout down` lifts that");
+            if !self.took_over_names {
+                self.let_names_go().await;
+            }
         } else if let Err(failure) = self.restore().await {
             tracing::error!("{}", failure.plain());
         }
