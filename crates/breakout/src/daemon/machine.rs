@@ -1,6 +1,6 @@
 //! What the daemon changes on the machine, and what it must know of it.
 
-use std::{collections::HashSet, net::IpAddr, num::NonZero};
+use std::{collections::HashSet, net::IpAddr, num::NonZero, time::Instant};
 
 use dataplane::{GatewayLeg, OwnAddress, Tun, tunnel_mtu};
 use packet::Dscp;
@@ -13,6 +13,7 @@ use routes::{
 };
 
 use super::{
+    fold::Fold,
     leading::{Leading, Led},
     load::Loaded,
 };
@@ -43,6 +44,8 @@ pub struct Machine {
     underlay: routes::Underlay,
     /// Why a change of the network could not be followed; it is tried again.
     failure: Option<String>,
+    /// Of what was put back.
+    told: Fold,
     /// All addresses of this machine.
     addresses: HashSet<IpAddr>,
     ended: Ended,
@@ -169,6 +172,7 @@ impl Machine {
             gateways,
             underlay,
             failure: None,
+            told: Fold::new(Instant::now()),
             addresses: HashSet::new(),
             ended: Ended::default(),
         };
@@ -262,7 +266,11 @@ impl Machine {
         let unrepaired = match repaired {
             Ok(repaired) => {
                 for repaired in repaired {
-                    tracing::warn!("put back: {repaired}{by}");
+                    match self.told.tell(Instant::now()) {
+                        Some(0) => tracing::warn!("put back: {repaired}{by}"),
+                        Some(more) => tracing::warn!("put back: {repaired}{by}; {more} others before it"),
+                        None => {}
+                    }
                 }
                 None
             }

@@ -3,6 +3,7 @@
 mod clock;
 mod events;
 mod first;
+mod fold;
 mod former;
 mod gateways;
 mod grace;
