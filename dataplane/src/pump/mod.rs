@@ -35,7 +35,6 @@ use crate::io::realtime::RealTime;
 use crate::io::sockets;
 use crate::path_mtu::PathMtu;
 use crate::path_mtu::probe::secret;
-use crate::path_mtu::segments::SegmentCheck;
 use crate::wire::UdpSegmentation;
 use crate::{Counters, Feature, FlowReport, Tun, TunnelReport, Underlay};
 use bulk::Bulk;
@@ -389,7 +388,6 @@ fn open_tunnels(setup: &mut Setup, clock: Clock) -> Result<Vec<Tunnel>, PumpErro
             endpoint,
             proven: None,
             path,
-            segments: SegmentCheck::default(),
             probed,
             socket,
             segmentation,
