@@ -1,6 +1,6 @@
 //! Signaling, when the tunnel cannot carry it or it does not belong there.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -116,22 +116,27 @@ fn a_reload_that_fails_and_cannot_go_back_says_so() {
         "[sets.genesys-signaling]\ncidrs = [\"192.0.2.0/28\", ",
     );
     assert_ne!(another, config);
-    ok(scene.directory.write("breakout.toml", &another));
-
-    // Somebody else's route in our table is what neither policy's can be made beside.
-    let foreign = |what: &str| {
-        let mut ip = std::process::Command::new("ip");
-        ip.args(["route", what, "192.0.2.128/25", "dev", "lo", "table", "51821"]);
-        said(&ok(scene.internet.agent.output(ip)));
-    };
-    foreign("add");
-    let refused = scene.breakout(&["reload"]);
-    let told: String = String::from_utf8_lossy(&refused.stderr).split([' ', '\n', '│']).collect();
-    assert!(!refused.status.success() && told.contains("couldnotbeputbackwhole"), "{told}");
-    assert!(told.contains("routingtable51821isusedbysomethingelse"), "{told}");
+    let file = scene.directory.file("breakout.toml");
+    std::fs::remove_file(&file).unwrap();
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let mut command = std::process::Command::new(exe());
+    command.arg("reload").env("BREAKOUT_STATE_DIR", scene.directory.file("state"));
+    let log = scene.directory.file("reload.log");
+    let mut reload = ok(lab::Process::spawn(&scene.internet.agent, "breakout reload", command, &log));
+    // Who opens it waits for the daemon to read it. Then whom the socket is for can neither be changed nor put back.
+    let mut read = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+    let socket = scene.directory.file("state").join("control");
+    std::fs::rename(&socket, socket.with_extension("away")).unwrap();
+    read.write_all(another.as_bytes()).unwrap();
+    drop(read);
+    let status = ok(reload.wait(Duration::from_secs(20))).expect("the reload has no end");
+    let told: String = std::fs::read_to_string(&log).unwrap().split([' ', '\n', '│']).collect();
+    assert!(!status.success() && told.contains("couldnotbeputbackwhole"), "{told}");
     scene.reaches_signaling().unwrap();
 
-    foreign("del");
+    std::fs::rename(socket.with_extension("away"), &socket).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    ok(scene.directory.write("breakout.toml", &another));
     assert!(said(&scene.breakout(&["reload"])).contains("prefixes: 1 before, 2 now"));
 }
 

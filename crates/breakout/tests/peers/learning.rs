@@ -134,11 +134,12 @@ fn names_of_a_reload_wait_for_it_and_are_forgotten_with_it() {
         ok(reload.wait(3 * PATIENCE)).expect("the reload has no end").success()
     };
 
-    // Refused in the end, by somebody else's route in our table.
-    sh(&scene, "ip route add 192.0.2.128/25 dev lo table 51821");
+    // Refused in the end: whom its socket is for cannot be changed.
     let refused = reload(&added);
+    let socket = scene.directory.file("state").join("control");
+    std::fs::rename(&socket, socket.with_extension("away")).unwrap();
     assert!(!go_on(refused));
-    sh(&scene, "ip route del 192.0.2.128/25 dev lo table 51821");
+    std::fs::rename(socket.with_extension("away"), &socket).unwrap();
     assert_eq!(ask_for_service(&scene, SERVICE), (2, 0), "what the other policy let pass is still there");
 
     let taken = reload(&added);
