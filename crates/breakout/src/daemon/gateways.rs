@@ -62,7 +62,7 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
     });
     let known = running.loaded.endpoints.get(gateway).copied().flatten();
     let at = match tunnel.state {
-        "up" if !is_lost => {
+        "up" | "down" if !is_lost => {
             if !running.portal.hears(tunnel) {
                 running.lookups.want(gateway, now);
             }
@@ -120,11 +120,11 @@ fn want_lost(running: &mut Running, tunnels: &[TunnelReport]) {
 }
 
 /// Whether a gateway does not answer: those that are not used are asked only while the one that is does not, and those that have a session when
-/// the network changes.
+/// the network changes. Between an address and its routes there is no way to one that has answered before, which says nothing of it.
 fn is_lost(running: &Running, tunnels: &[TunnelReport], gateway: usize) -> bool {
     let is_asked = tunnels.iter().any(|tunnel| tunnel.is_used && tunnel.state == "down");
     tunnels.get(gateway).is_some_and(|tunnel| match tunnel.state {
-        "down" => true,
+        "down" => tunnel.proven.is_none() || running.portal.has_waited(),
         "up" => !running.portal.hears(tunnel) && running.portal.has_waited(),
         _ => is_asked,
     })
