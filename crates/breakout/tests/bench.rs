@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use bench::{Client, Path as Way, Site};
@@ -143,14 +143,7 @@ fn a_run_that_cannot_measure_leaves_the_files_of_the_one_before() {
 
 #[test]
 fn a_client_that_dies_costs_its_own_figures_and_no_others() {
-    if !lab::has_rights() {
-        return lab::skip("making network namespaces needs root");
-    }
-    let Some((name, program)) =
-        lab::Foreign::ALL.into_iter().find_map(|kind| Some((kind.name(), kind.find().ok()?)))
-    else {
-        return lab::skip("no other WireGuard program is installed");
-    };
+    let Some((name, program)) = another_client() else { return };
     let directory = tempfile::tempdir().unwrap();
     let (json, mortal) = (directory.path().join("a.json"), directory.path().join("mortal"));
     // Dies as soon as it has sent a megabyte, which is in its first transfer.
@@ -186,14 +179,7 @@ fn a_client_that_dies_costs_its_own_figures_and_no_others() {
 
 #[test]
 fn a_client_that_starts_and_carries_nothing_has_failed() {
-    if !lab::has_rights() {
-        return lab::skip("making network namespaces needs root");
-    }
-    let Some((name, program)) =
-        lab::Foreign::ALL.into_iter().find_map(|kind| Some((kind.name(), kind.find().ok()?)))
-    else {
-        return lab::skip("no other WireGuard program is installed");
-    };
+    let Some((name, program)) = another_client() else { return };
     let ip = match lab::find_program("ip", "Install it: apt install iproute2.") {
         Ok(ip) => ip,
         Err(missing) => return lab::skip(missing.to_string()),
@@ -280,4 +266,17 @@ fn a_command_line_that_makes_no_sense_is_refused_with_what_to_do() {
     }
     let live = breakout(&["bench", "--live", "--target", "127.0.0.1", "--only", "idle"]);
     assert_eq!(live.status.code(), Some(2));
+}
+
+/// The first of the other WireGuard programs that is installed; `None`, said on standard error, where nothing can be run against it.
+fn another_client() -> Option<(&'static str, PathBuf)> {
+    if !lab::has_rights() {
+        lab::skip("making network namespaces needs root");
+        return None;
+    }
+    let installed = lab::Foreign::ALL.into_iter().find_map(|kind| Some((kind.name(), kind.find().ok()?)));
+    if installed.is_none() {
+        lab::skip("no other WireGuard program is installed");
+    }
+    installed
 }
