@@ -176,9 +176,10 @@ impl Routes {
         Ok(())
     }
 
-    /// Puts back what others have removed, removes what they have put into our tables, moves our rules ahead of theirs, and makes `rp_filter` loose on new interfaces: to be called
-    /// after each [`crate::netlink::Watch::changed`], and again after an error. Answers with what was missing. What refuses comes first and
-    /// stays, whatever fails after it. Fails with [`Error::TunGone`] when there is no TUN to lead to.
+    /// Puts back what others have removed, removes what they have put into our tables, moves our rules ahead of theirs, and makes
+    /// `rp_filter` loose on new interfaces: to be called after each [`crate::netlink::Watch::changed`], and again after an error.
+    /// Answers with what was missing. What refuses comes first and stays, whatever fails after it. Fails with [`Error::TunGone`] when
+    /// there is no TUN to lead to.
     pub async fn repair(&mut self) -> Result<Vec<String>, Error> {
         let stood = self.place;
         let mut done = Vec::new();
