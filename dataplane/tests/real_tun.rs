@@ -315,6 +315,29 @@ fn a_call_keeps_its_port_when_its_address_returns_and_moves_when_another_comes()
     assert_eq!(marked::receive(&app).payload, b"answer");
 }
 
+/// Between the change of an address and the word of it: an error would end a call that has just begun.
+#[test]
+fn a_call_that_begins_while_its_address_goes_is_told_nothing_and_tries_again() {
+    let Some(machine) = Machine::new() else { return };
+    let (app, far) = (open(V4.tun, 5000), machine.far_socket(MEDIA_V4, 20_000));
+    app.connect(at(MEDIA_V4, 20_000)).unwrap();
+    ip("address del 192.168.77.10/24 dev wifi");
+    app.send(&STUN).unwrap();
+    let begun = Instant::now();
+    while machine.drops(DropReason::NoUnderlay) == 0 {
+        assert!(begun.elapsed() < PATIENCE, "it was not dropped");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // What an application is told leaves after what is counted.
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(app.take_error().unwrap().is_none());
+    assert_eq!(machine.drops(DropReason::NoPort), 0);
+    ip("address add 192.168.77.10/24 dev wifi");
+    ip("route replace default via 192.168.77.1");
+    app.send(&STUN).unwrap();
+    assert_eq!(marked::receive(&far).from, at(WIFI_V4, 5000));
+}
+
 /// A cable to another network is preferred as soon as it is there; then it is what has the addresses.
 #[test]
 fn calls_leave_by_the_interface_that_has_their_address_whichever_is_preferred() {

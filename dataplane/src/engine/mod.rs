@@ -199,6 +199,13 @@ impl Engine {
         self.refuse(headers, DropReason::NoPort, Refusal::Prohibited, now)
     }
 
+    /// No port could be reserved since the underlay's address is gone, which the engine has not been told yet. The sender is told nothing: its
+    /// next try finds the new address, where an error would end a call that has just begun.
+    pub fn address_gone(&mut self) -> Action {
+        self.counters.count_drop(DropReason::NoUnderlay);
+        Action::Drop
+    }
+
     /// Judges a packet that came out of the tunnel to this gateway: only what belongs to a flow that the agent opened there gets in.
     pub fn from_tunnel(&mut self, packet: &Packet<'_>, gateway: u8, now: Instant) -> Result<(), DropReason> {
         let accepted = self.accept_from_tunnel(packet, gateway, now);

@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -143,8 +144,9 @@ impl Bulk {
             }
             if let Some(intake) = self.intake.as_mut().filter(|intake| intake.ready) {
                 intake.read()?;
-                intake.judge(&self.core, &mut self.to_tun, |_, _, _| false, now);
                 // What goes to the bypass is UDP, which the other queue leads to the voice thread.
+                let no_port = |_, _, _: &mut _| Err(io::ErrorKind::Unsupported.into());
+                intake.judge(&self.core, &mut self.to_tun, no_port, now);
                 let astray = intake.for_bypass.len() + intake.whole.len();
                 self.core.counters.count_drops(DropReason::SendFailed, astray);
                 self.sealer.send(&intake.for_tunnel, &mut intake.records, &self.core, &mut self.to_tun, now);

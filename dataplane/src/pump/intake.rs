@@ -92,7 +92,7 @@ impl Intake {
         &mut self,
         core: &Core,
         to_tun: &mut ToTun,
-        mut reserve: impl FnMut(SocketAddr, IpAddr, &mut Engine) -> bool,
+        mut reserve: impl FnMut(SocketAddr, IpAddr, &mut Engine) -> io::Result<()>,
         now: Instant,
     ) {
         self.for_tunnel.clear();
@@ -126,7 +126,7 @@ impl Intake {
         place: usize,
         engine: &mut Engine,
         core: &Core,
-        reserve: &mut impl FnMut(SocketAddr, IpAddr, &mut Engine) -> bool,
+        reserve: &mut impl FnMut(SocketAddr, IpAddr, &mut Engine) -> io::Result<()>,
         now: Instant,
     ) {
         let length = self.lengths.get(place).copied().unwrap_or_default();
@@ -143,8 +143,9 @@ impl Intake {
         let mut action = engine.outbound(&mut packet, segment, now);
         if let Action::Reserve { internal, external } = action {
             action = match reserve(internal, external, engine) {
-                true => engine.outbound(&mut packet, segment, now),
-                false => engine.unreserved(packet.headers(), now),
+                Ok(()) => engine.outbound(&mut packet, segment, now),
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => engine.address_gone(),
+                Err(_) => engine.unreserved(packet.headers(), now),
             };
         }
         if let Action::Tunnel { .. } = action {

@@ -138,7 +138,7 @@ impl Voice {
                 *next_warning = Some(now + BETWEEN_WARNINGS);
                 tracing::warn!(%internal, %external, %error, "no external port for a voice flow");
             }
-            reserved.is_ok()
+            reserved
         };
         let (core, to_tun, intake) = (&self.core, &mut self.to_tun, &mut self.intake);
         intake.judge(core, to_tun, reserve, now);
