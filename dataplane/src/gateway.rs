@@ -326,7 +326,7 @@ impl Worker {
                             }
                         }
                         Opened::Reply(reply) => {
-                            self.outbox.send_now(reply, from, &self.socket);
+                            self.outbox.send_now(reply, None, from, &self.socket);
                         }
                         Opened::Keepalive | Opened::Nothing => {}
                     }
@@ -380,7 +380,7 @@ impl Worker {
     fn follow_paths(&mut self, now: Instant) {
         for _ in 0..BATCH {
             let Some((probe, endpoint)) = self.paths.on_deadline(&mut self.responder, now) else { break };
-            self.outbox.send_now(&probe, endpoint, &self.socket);
+            self.outbox.send_now(&probe, None, endpoint, &self.socket);
         }
         if self.paths.apply(&mut self.responder) {
             // A path that is too narrow refuses large sends in one call.

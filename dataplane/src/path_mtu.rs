@@ -3,6 +3,7 @@
 //! All sizes are bytes of IP packet; of the packet inside the tunnel where nothing else is said.
 
 pub(crate) mod probe;
+pub(crate) mod segments;
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -223,6 +224,11 @@ impl PathMtu {
                 None
             }
         }
+    }
+
+    /// Whether what [`PathMtu::on_deadline`] has just returned is the first probe of a round about the size in use.
+    pub(crate) fn begins_round(&self) -> bool {
+        self.probe.is_some_and(|probe| probe.sent == 1 && probe.size == self.mtu)
     }
 
     /// The identifier and the sequence number of a probe of this size.

@@ -127,10 +127,17 @@ impl Outbox {
         failures.count
     }
 
-    /// Sends one datagram without a packet inside at once. Returns how many the system did not take.
-    pub(crate) fn send_now(&mut self, payload: &[u8], destination: SocketAddr, socket: &Socket) -> usize {
+    /// Sends one datagram, marked as one without a packet inside, or with `segment` as many of this size as `payload` has, at once. Returns how
+    /// many the system did not take.
+    pub(crate) fn send_now(
+        &mut self,
+        payload: &[u8],
+        segment: Option<u16>,
+        destination: SocketAddr,
+        socket: &Socket,
+    ) -> usize {
         let tos = self.dscp.encapsulated(None);
-        let datagram = Datagram { payload, destination, tos, ttl: None, segment: None };
+        let datagram = Datagram { payload, destination, tos, ttl: None, segment };
         let mut failures = Failures::default();
         self.sender
             .load(std::iter::once(datagram))
@@ -215,10 +222,15 @@ impl UdpSegmentation {
 
     /// To be told when a path refused a segmented send.
     pub(crate) fn refused(&self, error: &io::Error) {
-        let why = format!("until the network changes, since a segmented send was refused: {error}");
-        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        self.turn_off(&format!("a segmented send was refused: {error}"));
+    }
+
+    /// Not on this path.
+    pub(crate) fn turn_off(&self, why: &str) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) =
+            format!("until the network changes, since {why}");
         if self.on.swap(false, Ordering::Relaxed) {
-            tracing::warn!(%error, "datagrams are sent one by one until the network changes");
+            tracing::warn!("datagrams are sent one by one until the network changes: {why}");
         }
     }
 }
@@ -360,7 +372,7 @@ mod tests {
             let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
             while !sending.is_finished() {
                 sockets::probing(&socket, like, (Discover::Off, None), || {
-                    prober.send_now(&[0; 1400], nobody, &socket);
+                    prober.send_now(&[0; 1400], None, nobody, &socket);
                 })
                 .unwrap();
             }

@@ -6,6 +6,7 @@ use packet::{Echo, Packet};
 use tunnel::{DATAGRAM_OVERHEAD, MIN_OUT, Peer, Sealed};
 
 use super::PathMtu;
+use super::segments::segmented;
 
 /// Only the tunnel's other end sees such a probe: it answers rather than forward it, whoever wrote it and whatever the destination is.
 const TTL: u8 = 1;
@@ -31,10 +32,37 @@ pub(crate) fn asked(packet: &Packet<'_>, own: &[IpAddr]) -> Option<Echo> {
 
 /// A datagram around an echo request of this size; `None` if nothing can be sent now.
 pub(crate) fn seal(path: &PathMtu, size: u16, ends: Ends, peer: &mut Peer, now: Instant) -> Option<Vec<u8>> {
+    seal_named(path.name(size), size, ends, peer, now)
+}
+
+/// The same and a keepalive, to be sent as one, and the size of the first: see [`SegmentCheck`](super::segments::SegmentCheck).
+pub(crate) fn seal_segmented(
+    path: &PathMtu,
+    size: u16,
+    ends: Ends,
+    peer: &mut Peer,
+    now: Instant,
+) -> Option<(Vec<u8>, Option<u16>)> {
+    let mut keepalive = [0; MIN_OUT];
+    let Some(keepalive) = peer.seal_keepalive(&mut keepalive, now) else {
+        return seal(path, size, ends, peer, now).map(|one| (one, None));
+    };
+    let mut both = seal_named(segmented(path.name(size)), size, ends, peer, now)?;
+    let first = u16::try_from(both.len()).ok();
+    both.extend_from_slice(keepalive);
+    Some((both, first))
+}
+
+fn seal_named(
+    (id, sequence): (u16, u16),
+    size: u16,
+    ends: Ends,
+    peer: &mut Peer,
+    now: Instant,
+) -> Option<Vec<u8>> {
     let (source, destination) = ends;
     let len = usize::from(size);
     let mut packet = vec![0; len.next_multiple_of(16)];
-    let (id, sequence) = path.name(size);
     let echo = Echo { source, destination, id, sequence };
     if !echo.request(TTL, MARK, packet.get_mut(..len)?) {
         return None;

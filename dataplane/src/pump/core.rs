@@ -14,6 +14,7 @@ use crate::clock::{Alarm, Clock};
 use crate::engine::{Engine, MappingId};
 use crate::lock::PiMutex;
 use crate::path_mtu::PathMtu;
+use crate::path_mtu::segments::SegmentCheck;
 use crate::wire::UdpSegmentation;
 use crate::{Counters, GatewayLeg, TunnelReport};
 
@@ -52,6 +53,7 @@ pub(super) struct Tunnel {
     /// Where a handshake was completed last.
     pub(super) proven: Option<SocketAddr>,
     pub(super) path: PathMtu,
+    pub(super) segments: SegmentCheck,
     /// From which address of ours to whom probes of the path are sent; `None`: none are.
     pub(super) probed: Option<(IpAddr, IpAddr)>,
     pub(super) socket: Arc<Socket>,
@@ -253,7 +255,7 @@ impl Tunnel {
     pub(super) fn is_answer(&mut self, packet: &Packet<'_>, now: Instant) -> bool {
         packet.answered_echo().is_some_and(|echo| {
             self.probed == Some((echo.source, echo.destination))
-                && self.path.answered((echo.id, echo.sequence), now)
+                && self.segments.answered(&mut self.path, (echo.id, echo.sequence), now)
         })
     }
 

@@ -35,6 +35,7 @@ use crate::io::realtime::RealTime;
 use crate::io::sockets;
 use crate::path_mtu::PathMtu;
 use crate::path_mtu::probe::secret;
+use crate::path_mtu::segments::SegmentCheck;
 use crate::wire::UdpSegmentation;
 use crate::{Counters, Feature, FlowReport, Tun, TunnelReport, Underlay};
 use bulk::Bulk;
@@ -388,6 +389,7 @@ fn open_tunnels(setup: &mut Setup, clock: Clock) -> Result<Vec<Tunnel>, PumpErro
             endpoint,
             proven: None,
             path,
+            segments: SegmentCheck::default(),
             probed,
             socket,
             segmentation,

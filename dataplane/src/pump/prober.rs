@@ -36,14 +36,18 @@ impl Prober {
             let is_due = tunnel.is_probe_due(now) && tunnel.is_up(now);
             let size = if is_due { tunnel.path.on_deadline(now) } else { None };
             apply(&mut tunnel);
+            let with_another = size.is_some() && goes_with_another(&mut tunnel);
             let Tunnel { peer, path, probed, .. } = &mut *tunnel;
-            let probe = size.zip(*probed).and_then(|(size, ends)| probe::seal(path, size, ends, peer, now));
+            let probe = size.zip(*probed).and_then(|(size, ends)| match with_another {
+                true => probe::seal_segmented(path, size, ends, peer, now),
+                false => probe::seal(path, size, ends, peer, now).map(|one| (one, None)),
+            });
             tunnel.set_alarm(now);
             let (socket, endpoint) = (Arc::clone(&tunnel.socket), tunnel.endpoint);
             let otherwise = marks(&tunnel.path, endpoint.ip());
             drop(tunnel);
-            if let Some(probe) = probe {
-                let send = || sealer.send_probe(&probe, endpoint, &socket);
+            if let Some((probe, segment)) = probe {
+                let send = || sealer.send_probe(&probe, segment, endpoint, &socket);
                 if let Err(error) = sockets::probing(&socket, endpoint.ip(), otherwise, send) {
                     tracing::debug!(%error, "no probe of the path's MTU");
                 }
@@ -77,6 +81,18 @@ impl Prober {
             (self.tell)(mtu);
         }
     }
+}
+
+/// Whether the probe that is due is to show that segmented sends arrive. Where they are lost on their way, and no error says so, there are no
+/// more from now on.
+fn goes_with_another(tunnel: &mut Tunnel) -> bool {
+    if !tunnel.segmentation.is_on() || tunnel.path.lets_routers_fragment() || !tunnel.path.begins_round() {
+        return false;
+    }
+    if tunnel.segments.begins() {
+        tunnel.segmentation.turn_off("what was sent as one was lost, and arrived one by one");
+    }
+    tunnel.segmentation.is_on()
 }
 
 fn apply(tunnel: &mut Tunnel) {

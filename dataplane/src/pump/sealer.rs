@@ -191,9 +191,15 @@ impl Sealer {
         Met { wants_prober, has_come_up, has_gone_down }
     }
 
-    /// Sends one datagram, which may be larger than the path carries.
-    pub(super) fn send_probe(&mut self, datagram: &[u8], to: SocketAddr, socket: &Socket) {
-        self.outbox.send_now(datagram, to, socket);
+    /// Sends one datagram, which may be larger than the path carries, or with `segment` as many of this size as `payload` has.
+    pub(super) fn send_probe(
+        &mut self,
+        payload: &[u8],
+        segment: Option<u16>,
+        to: SocketAddr,
+        socket: &Socket,
+    ) {
+        self.outbox.send_now(payload, segment, to, socket);
     }
 
     /// Answers a gateway's probe of the path, with as little as an answer can be.
@@ -216,7 +222,7 @@ impl Sealer {
 
     /// Sends one datagram at once.
     pub(super) fn send_now(&mut self, datagram: &[u8], to: SocketAddr, socket: &Socket, core: &Core) {
-        let failed = self.outbox.send_now(datagram, to, socket);
+        let failed = self.outbox.send_now(datagram, None, to, socket);
         core.counters.count_drops(DropReason::SendFailed, failed);
     }
 
@@ -343,6 +349,7 @@ mod tests {
     use crate::engine::{Engine, Limits};
     use crate::io::sockets::{self, Discover};
     use crate::path_mtu::PathMtu;
+    use crate::path_mtu::segments::SegmentCheck;
     use crate::{Counters, Underlay};
 
     const CONFIG: &str = r#"
@@ -402,6 +409,7 @@ cidrs = ["203.0.113.0/24"]
                 endpoint,
                 proven: None,
                 path: PathMtu::fixed(mtu, true, clock.now()),
+                segments: SegmentCheck::default(),
                 probed: None,
                 socket: Arc::clone(&own),
                 segmentation: Arc::clone(&segmentation),

@@ -103,6 +103,33 @@ fn a_path_that_narrows_for_a_while_without_a_word_is_followed_both_ways() {
     eventually(FOUND, || is_found(&scene, 1380, "probes"));
 }
 
+/// As devices do whose segmentation is broken: no error says so.
+#[test]
+fn what_is_lost_when_it_is_sent_as_one_is_sent_one_by_one() {
+    let _turn = shared();
+    let Some(nft) = program("nft", "nftables") else { return };
+    let Some(mut scene) = Scene::new(Wiring::default()) else { return };
+    scene.raise();
+    serve(&scene);
+    upload(&scene).finish();
+    assert_eq!(segmentation(&scene), (true, "the kernel does it".to_owned()));
+
+    let mut command = Command::new(&nft);
+    command.arg(format!(
+        "table inet broken {{\nchain forward {{\ntype filter hook forward priority 0;\n\
+         udp dport {GATEWAY_PORT} meta length > 1500 drop\n}}\n}}"
+    ));
+    said(&ok(scene.internet.router.output(command)));
+    eventually(FOUND, || {
+        upload(&scene).finish();
+        match segmentation(&scene) {
+            (false, why) if why.contains("was lost, and arrived one by one") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    upload(&scene).finish();
+}
+
 /// Anybody may write what routers do, and the kernel believes it for ten minutes.
 #[test]
 fn a_forged_word_of_a_narrow_path_cuts_nothing() {
@@ -374,6 +401,13 @@ fn narrow(scene: &Scene, mtu: u32) {
     for (host, device) in [(&scene.internet.router, "wan0"), (&scene.internet.core, "home0")] {
         ok(host.set_mtu(device, mtu));
     }
+}
+
+/// Whether datagrams are given to the kernel as one, and why.
+fn segmentation(scene: &Scene) -> (bool, String) {
+    let features = scene.status().features;
+    let found = features.into_iter().find(|feature| feature.name == "udp-segmentation").expect("it is told");
+    (found.on, found.why)
 }
 
 /// Lets none of its ICMP of this type arrive.
