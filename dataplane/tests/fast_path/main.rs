@@ -9,10 +9,10 @@
 )]
 
 mod differential;
-#[path = "../machine/mod.rs"]
+#[path = "../pump/machine.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod machine;
-#[path = "../marked/mod.rs"]
+#[path = "../pump/marked.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod marked;
 mod network;

@@ -1,16 +1,4 @@
-//! The pump on a real TUN, between namespaces: what applications and far ends see of it.
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that fails here should stop"
-)]
-
-#[allow(dead_code, reason = "shared with other tests")]
-mod machine;
-mod marked;
+//! What applications and far ends see of the pump.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -20,10 +8,14 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use dataplane::{DropReason, Offload, OwnAddress, PumpError, Underlay};
-use machine::{DEAD_V4, FarEnd, MEDIA_V4, Machine, SIGNALING_V4, Tunnel, V4, V6, WIFI_V4, ip, underlay};
 use packet::{OuterDscp, build};
 use policy::Path;
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::machine::{
+    self, DEAD_V4, FarEnd, MEDIA_V4, Machine, SIGNALING_V4, Tunnel, V4, V6, WIFI_V4, ip, underlay,
+};
+use crate::marked;
 
 const STUN: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7];
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,18 +1,5 @@
 //! The pump with two gateways, each in a namespace of its own with servers behind it: what applications see when one falls silent and comes back.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that fails here should stop"
-)]
-
-#[allow(dead_code, reason = "shared with other tests")]
-mod machine;
-#[allow(dead_code, reason = "shared with other tests")]
-mod marked;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc::{Receiver, channel};
@@ -21,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use dataplane::gateway::{Gateway, GatewaySetup};
 use dataplane::{Failover, FailoverCause, GatewayEvent, GatewayLeg, Mtu, Tun, Underlay};
-use machine::{FarEnd, GATEWAY_PORT, Machine, SIGNALING_V4, Tunnel, V4, WIFI_V4, ip, underlay};
 use packet::OuterDscp;
 use tunnel::{PrivateKey, Responder, ResponderPeer};
+
+use crate::machine::{self, FarEnd, GATEWAY_PORT, Machine, SIGNALING_V4, Tunnel, V4, WIFI_V4, ip, underlay};
 
 const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 77, 1));
 const SECOND: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 88, 1));

@@ -1,26 +1,15 @@
 //! What the tunnel's own packets say on the wire, and what packets inside are told of it, at the pump and at the gateway.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that fails here should stop"
-)]
-
-#[allow(dead_code, reason = "shared with other tests")]
-mod machine;
-#[allow(dead_code, reason = "shared with other tests")]
-mod marked;
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use dataplane::gateway::{Gateway, GatewaySetup};
 use dataplane::{DropReason, GatewayLeg, Tun, Underlay};
-use machine::{Machine, SIGNALING_V4, Tunnel, V4, WIFI_V4, ip, underlay};
 use packet::{Checksum, Dscp, Echo, Ecn, OuterDscp, Packet, PacketMut, Tos, build};
 use tunnel::{Opened, Peer, PeerConfig, PrivateKey, PublicKey, Responder, ResponderPeer, Sealed};
+
+use crate::machine::{self, Machine, SIGNALING_V4, Tunnel, V4, WIFI_V4, ip, underlay};
+use crate::marked;
 
 const POLICIES: [OuterDscp; 3] = [OuterDscp::ZERO, OuterDscp::Copy, OuterDscp::Fixed(Dscp::AF41)];
 const ECN: [Ecn; 4] = [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce];

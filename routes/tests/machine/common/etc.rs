@@ -105,10 +105,10 @@ pub fn getent(name: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// One life in a process of its own, which dies at that step: the test named `life`, by way of [`live`].
-pub fn live_and_die(directory: &Path, crash_at: u64) -> ExitStatus {
+/// One life in a process of its own, which dies at that step: the test `life`, by way of [`live`].
+pub fn live_and_die(life: &str, directory: &Path, crash_at: u64) -> ExitStatus {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "life"]).env(LIFE, directory).env("BREAKOUT_CRASH_AT", crash_at.to_string());
+    command.args(["--exact", life]).env(LIFE, directory).env("BREAKOUT_CRASH_AT", crash_at.to_string());
     command.stdout(Stdio::null()).status().unwrap()
 }
 

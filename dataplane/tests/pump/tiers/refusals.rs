@@ -9,7 +9,7 @@ use dataplane::DropReason;
 use dataplane::engine::LINGER;
 use policy::{Config, Snapshot};
 
-use crate::call::{
+use super::call::{
     Call, PATIENCE, SETTLED, STUN, feature, is_in_kernel, machine_with_fast_path, set_options,
 };
 use crate::machine::{CONFIG, FWMARK, MEDIA_V4, Machine, V4, ip, skip, underlay};

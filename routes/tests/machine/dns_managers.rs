@@ -1,14 +1,5 @@
 //! Others keep /etc/resolv.conf: resolvconf(8), Debian's and openresolv, and systemd-resolved. The real ones, from Debian's
 //! packages, in a mount namespace.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may"
-)]
-
-mod common;
 
 use std::{
     fs,
@@ -22,14 +13,6 @@ use std::{
     time::Duration,
 };
 
-use common::{
-    clean,
-    etc::{
-        self, RESOLV_CONF, Server, getent, live_and_die, look, package, plain_lines, replace, servers,
-        settings, soon, with_own_etc,
-    },
-    has, open_tun, run,
-};
 use nix::{
     sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
@@ -40,6 +23,15 @@ use routes::{
     dns::{self, Dns, Mode, Settings},
     netlink::Netlink,
     open_up,
+};
+
+use crate::common::{
+    clean,
+    etc::{
+        self, RESOLV_CONF, Server, getent, live_and_die, look, package, plain_lines, replace, servers,
+        settings, soon, with_own_etc,
+    },
+    has, open_tun, run,
 };
 
 const DHCP: &str = "nameserver 10.0.0.1\nsearch corp.example\noptions edns0\n";
@@ -174,7 +166,7 @@ async fn is_kept_by_resolvconf() {
     let mut deaths = 0;
     for step in 1..MANY_STEPS {
         let directory = tempfile::tempdir().unwrap();
-        let status = live_and_die(directory.path(), step);
+        let status = live_and_die("dns_managers::life", directory.path(), step);
         let state = directory.path().join("state");
         if status.success() {
             break;
@@ -556,7 +548,7 @@ fn a_crash_at_every_step_with_systemd_resolved() {
         let mut deaths = 0;
         for step in 1..MANY_STEPS {
             let directory = tempfile::tempdir().unwrap();
-            let status = live_and_die(directory.path(), step);
+            let status = live_and_die("dns_managers::life", directory.path(), step);
             let state = directory.path().join("state");
             if status.success() {
                 break;

@@ -1,5 +1,4 @@
 //! Network namespaces for tests: each test runs in a thread of its own that moves into a new one, which ends with it.
-#![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod attempt;
 pub mod etc;

@@ -1,13 +1,4 @@
 //! The kill switch in real network namespaces: what leaves, and who may take it away.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may"
-)]
-
-mod common;
 
 use std::{
     fs::File,
@@ -17,16 +8,17 @@ use std::{
     time::Duration,
 };
 
-use common::{
+use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
+use policy::{Guarded, LearnedSet, Traffic};
+use routes::{KILL_SWITCH, Leftovers, Routes, Settings, State, Undo, Wanted, connections, nft, open_up};
+
+use crate::common::{
     clean, has, in_namespace, run, skip,
     world::{
         MARK, MEDIA, SIGNALING, TUN, Tun, UNRELATED, World, arrived, captured, closed, ip, send,
         send_from_device, settings, settled_snapshot, silent, wanted,
     },
 };
-use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
-use policy::{Guarded, LearnedSet, Traffic};
-use routes::{KILL_SWITCH, Leftovers, Routes, Settings, State, Undo, Wanted, connections, nft, open_up};
 
 /// 5060 alone, over TCP and UDP, of what fails closed.
 fn guarded() -> Vec<Guarded> {
@@ -414,7 +406,7 @@ fn opening_up_needs_neither_lock_nor_journal() {
 fn each_change_is_noted_before_it_is_made_and_forgotten_when_it_is_undone() {
     in_namespace(async || {
         let world = World::new().await;
-        common::world::set_rp_filter("wan0", 1);
+        crate::common::world::set_rp_filter("wan0", 1);
         let noted = || routes::Leftovers::look(world.state.path()).unwrap();
         let tun = Tun::open();
         let routes = world.start(&with_kill_switch()).await;

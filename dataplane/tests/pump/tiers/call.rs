@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use dataplane::{Feature, FlowReport};
 
-use crate::capture::Capture;
+use super::capture::Capture;
 use crate::machine::{Family, Machine, V4, skip};
 use crate::marked;
 

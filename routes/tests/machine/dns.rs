@@ -1,13 +1,4 @@
 //! /etc/resolv.conf is replaced, and put back byte for byte; in a mount namespace, so that this machine's own stays untouched.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may"
-)]
-
-mod common;
 
 use std::{
     fs,
@@ -19,7 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{
+use routes::{
+    Cleaned, Leftovers, State, Undo,
+    dns::{self, Dns, Mode},
+    open_up,
+};
+use tokio::time::{sleep, timeout};
+
+use crate::common::{
     clean,
     etc::{
         self, RESOLV_CONF, Server, getent, live_and_die, look, plain_lines, replace, servers, settings, soon,
@@ -27,12 +25,6 @@ use common::{
     },
     run,
 };
-use routes::{
-    Cleaned, Leftovers, State, Undo,
-    dns::{self, Dns, Mode},
-    open_up,
-};
-use tokio::time::{sleep, timeout};
 
 const BEFORE: &str = "nameserver 10.0.0.1\nsearch corp.example\noptions edns0\nnameserver fd00::1";
 /// What a DHCP client writes.
@@ -543,7 +535,7 @@ fn death_at_every_step() {
                 clear();
                 put();
                 let directory = tempfile::tempdir().unwrap();
-                let status = live_and_die(directory.path(), step);
+                let status = live_and_die("dns::life", directory.path(), step);
                 let expected = if directory.path().join(WRITTEN).exists() { &foreign } else { &original };
                 if status.success() {
                     assert_eq!(look(), foreign, "{kind}");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use policy::{Config, Snapshot};
 
-use crate::call::{Call, PATIENCE, STUN, machine_with_fast_path};
-use crate::capture::{Capture, Seen};
+use super::call::{Call, PATIENCE, STUN, machine_with_fast_path};
+use super::capture::{Capture, Seen};
 use crate::machine::{CONFIG, Machine, V6, ip, underlay, wait_for_carrier};
 
 const OTHER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 78, 10));

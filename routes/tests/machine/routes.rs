@@ -1,13 +1,4 @@
 //! The daemon's part in real network namespaces, seen from the TUN, from a neighbour's sockets and by `ip`.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may"
-)]
-
-mod common;
 
 use std::{
     fs::File,
@@ -22,13 +13,6 @@ use std::{
     time::Duration,
 };
 
-use common::{
-    clean, in_namespace, run,
-    world::{
-        MARK, MEDIA, SIGNALING, TUN, TUN_V4, TUN_V6, Tun, UNRELATED, World, arrived, captured, closed, ip,
-        net, rp_filter, send, set_rp_filter, settings, settle_addresses, settled_snapshot, silent, wanted,
-    },
-};
 use nix::{
     errno::Errno,
     sched::{CloneFlags, setns, unshare},
@@ -40,6 +24,14 @@ use routes::{
     conflicts,
     netlink::{Family, Kind, Netlink, Route, Rule, Watch},
     underlay,
+};
+
+use crate::common::{
+    clean, in_namespace, run,
+    world::{
+        MARK, MEDIA, SIGNALING, TUN, TUN_V4, TUN_V6, Tun, UNRELATED, World, arrived, captured, closed, ip,
+        net, rp_filter, send, set_rp_filter, settings, settle_addresses, settled_snapshot, silent, wanted,
+    },
 };
 
 #[test]

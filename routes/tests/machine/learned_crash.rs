@@ -1,13 +1,4 @@
 //! Death at every step of learning: the next run, or cleaning, leaves the machine as it was.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may"
-)]
-
-mod common;
 
 use std::{
     net::Ipv4Addr,
@@ -17,15 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{
+use policy::{Guarded, LearnedSet, Traffic};
+use routes::{Routes, State, Wanted, netlink::Netlink};
+
+use crate::common::{
     clean, in_namespace,
     world::{
         SIGNALING, TUN, Tun, UNRELATED, World, captured, closed, ip, settings, settled_snapshot, snapshot,
         wanted,
     },
 };
-use policy::{Guarded, LearnedSet, Traffic};
-use routes::{Routes, State, Wanted, netlink::Netlink};
 
 /// Where the life that is cut short has its journal.
 const STATE: &str = "BREAKOUT_TEST_STATE";
@@ -77,7 +69,7 @@ fn death_at_every_step_of_learning() {
 /// A process of its own in this namespace, that dies at one of its steps.
 fn live(world: &World, step: u64) -> ExitStatus {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "life_that_is_cut_short", "--ignored"])
+        .args(["--exact", "learned_crash::life_that_is_cut_short", "--ignored"])
         .env(STATE, world.state.path())
         .env("BREAKOUT_CRASH_AT", step.to_string())
         .stdout(Stdio::null())

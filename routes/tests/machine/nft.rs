@@ -1,16 +1,8 @@
 //! Our tables as nft itself reads them, and as packets feel them.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may"
-)]
 
-mod common;
-
-use common::{has, in_namespace, run};
 use routes::nft::{self, Chain, ChainKind, Elements, Expr, Hook, Policy, Set, Table};
+
+use crate::common::{has, in_namespace, run};
 
 fn net(text: &str) -> ipnet::IpNet {
     text.parse().unwrap()

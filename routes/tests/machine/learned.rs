@@ -1,13 +1,4 @@
 //! Learned addresses in real network namespaces: what of a shared address enters the TUN, and what goes as before.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may"
-)]
-
-mod common;
 
 use std::{
     fs::File,
@@ -20,7 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{
+use ipnet::IpNet;
+use nix::sched::{CloneFlags, setns};
+use policy::{Captured, Fail, Guarded, LearnedSet, Traffic};
+use routes::{
+    Cleaned, Error, KILL_SWITCH, PRIORITY_LEARNED_PORTS, Routes, State, TABLE_LEARNED, Wanted,
+    netlink::{Family, Netlink, Rule, Watch},
+};
+
+use crate::common::{
     attempt::{
         Outcome::{self, Arrived, Entered, Refused},
         Way::{self, Icmp, Tcp, UdpConnected, UdpSendTo},
@@ -31,13 +30,6 @@ use common::{
         MARK, SIGNALING, TUN, TUN_V4, TUN_V6, Tun, UNRELATED, World, arrived, captured, closed, ip, send,
         send_from_device, settings, settled_snapshot, silent, wanted,
     },
-};
-use ipnet::IpNet;
-use nix::sched::{CloneFlags, setns};
-use policy::{Captured, Fail, Guarded, LearnedSet, Traffic};
-use routes::{
-    Cleaned, Error, KILL_SWITCH, PRIORITY_LEARNED_PORTS, Routes, State, TABLE_LEARNED, Wanted,
-    netlink::{Family, Netlink, Rule, Watch},
 };
 
 /// HTTPS and SIP.

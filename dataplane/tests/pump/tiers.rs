@@ -1,22 +1,8 @@
 //! The pump and the kernel fast path together: who moves a call's packets is nobody's business but the daemon's.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that fails here should stop"
-)]
-
 mod call;
 mod capture;
 mod changes;
-#[path = "../machine/mod.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod machine;
-#[path = "../marked/mod.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod marked;
 mod refusals;
 
 use std::fs;
@@ -28,8 +14,10 @@ use call::{Call, PATIENCE, SETTLED, STUN, feature, flow, is_in_kernel, machine_w
 use capture::Capture;
 use changes::{add_cable, without_media};
 use dataplane::DropReason;
-use machine::{FWMARK, MEDIA_V4, V4, V6, ip};
 use policy::Path;
+
+use crate::machine::{self, FWMARK, MEDIA_V4, V4, V6, ip};
+use crate::marked;
 
 #[test]
 fn the_second_packet_and_all_later_ones_are_the_kernels() {
