@@ -39,7 +39,14 @@ lab() {
 
 all_tests() {
     install_linker
-    install_peers
+    install_packages
+    say "building tests (the first time takes minutes)"
+    cargo_peers &
+    peers_built=$!
+    built=0
+    cargo test --locked --workspace --no-run "$@" || built=$?
+    wait "$peers_built"
+    [ "$built" -eq 0 ] || exit "$built"
     say "running every test"
     # With BREAKOUT_REQUIRE_ALL a test that would skip itself fails. More tests at a time than cores: most of their time is waiting.
     PATH=$peers/bin:$venv/bin:$PATH BREAKOUT_REQUIRE_ALL=1 RUST_TEST_THREADS="${RUST_TEST_THREADS:-8}" \
@@ -53,6 +60,11 @@ install_linker() {
 
 # The programs of others that tests run against, each of one version.
 install_peers() {
+    install_packages
+    cargo_peers
+}
+
+install_packages() {
     missing=
     for pair in wireguard-go:wireguard-go turnserver:coturn sipp:sip-tester nft:nftables ip:iproute2 clang:clang \
         dnsmasq:dnsmasq-base curl:curl python3:python3 dbus-daemon:dbus-daemon; do
@@ -70,6 +82,9 @@ install_peers() {
     debian_peer openresolv
     debian_peer resolvconf
     debian_peer systemd-resolved libsystemd-shared
+}
+
+cargo_peers() {
     cargo_peer gotatun gotatun-cli 0.10.2
     cargo_peer boringtun-cli boringtun-cli 0.7.1
 }

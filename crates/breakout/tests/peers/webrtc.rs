@@ -123,7 +123,7 @@ fn a_call_lives_through_a_bulk_download_and_reloads() {
     let Some((mut scene, _coturn)) = media_side() else { return };
     let Some(curl) = program("curl", "curl") else { return };
     scene.raise();
-    let seconds = if is_long() { 60 } else { 20 };
+    let seconds = if is_long() { 60 } else { 12 };
 
     let router = &scene.internet.router;
     let wan = ok(Capture::start_beside_tunnel(router, "wan0"));
