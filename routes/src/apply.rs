@@ -355,7 +355,8 @@ impl Routes {
     ) -> Result<(), Error> {
         let plan = self.plan(captured, learned);
         let present = Present::read(&self.netlink).await?;
-        present.refuse_taken(&plan, &self.plan(&self.captured, &self.learned))?;
+        let standing = self.plan(&self.captured, &self.learned);
+        present.refuse_taken(&plan, |table| standing.leads_to(table))?;
         // A new prefix inside an old one would be refused if what stands behind its route came first.
         change::make(&self.netlink, present.missing_tun_routes(&plan), done).await?;
         change::make_guards(&self.netlink, present.missing_guards(&plan), &plan, done).await?;
@@ -400,7 +401,7 @@ async fn raise(
     let learned = place(&[], &wanted.learned);
     let plan = plan(settings, &wanted.captured, &learned, tun.index);
     let present = Present::read(netlink).await?;
-    present.refuse_taken(&plan, &Plan::default())?;
+    present.refuse_taken(&plan, |table| present.leads_to(table))?;
     let place = place::place(&present.others, PRIORITIES.start);
     let plan = plan.at(place);
 
@@ -411,6 +412,11 @@ async fn raise(
     state
         .journal()
         .note([Undo::Routing, Undo::Tun { name: tun.name.clone(), index: tun.index, addresses }])?;
+    let mut removed = Vec::new();
+    change::evict(netlink, present.intruders(&plan), &mut removed).await?;
+    for removed in removed {
+        warn!("put back: {removed}");
+    }
     change::make_guards(netlink, present.missing_guards(&plan), &plan, done).await?;
 
     let firewall = firewall(settings).install_owned();

@@ -37,9 +37,9 @@ impl Present {
         Self::with(Vec::new(), netlink).await
     }
 
-    /// Fails if somebody else has routes in the plan's tables, but for those that are ours already by what stands.
-    pub fn refuse_taken(&self, plan: &Plan, standing: &Plan) -> Result<(), Error> {
-        match self.intruders(plan).find(|route| !standing.leads_to(route.table)) {
+    /// Fails if somebody else has routes in the plan's tables, but for those that are ours already.
+    pub fn refuse_taken(&self, plan: &Plan, is_ours: impl Fn(u32) -> bool) -> Result<(), Error> {
+        match self.intruders(plan).find(|route| !is_ours(route.table)) {
             Some(foreign) => Err(Error::TableTaken { table: foreign.table, found: foreign.to_string() }),
             None => Ok(()),
         }
@@ -48,6 +48,11 @@ impl Present {
     /// Somebody else's routes in the plan's tables.
     pub fn intruders(&self, plan: &Plan) -> impl Iterator<Item = &AnyRoute> {
         self.other_routes.iter().filter(|route| plan.leads_to(route.table))
+    }
+
+    /// Whether a rule of ours leads there: also one that a dead run has left.
+    pub fn leads_to(&self, table: u32) -> bool {
+        self.rules.iter().any(|rule| rule.table == table)
     }
 
     /// As if the kernel had what is planned and nothing else.

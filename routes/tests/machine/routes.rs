@@ -287,6 +287,30 @@ fn a_route_of_somebody_elses_in_our_tables_is_deleted_at_once() {
     });
 }
 
+#[test]
+fn a_route_of_somebody_elses_that_came_after_a_crash_is_deleted_by_the_next_start() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let tun = Tun::open();
+        let routes = world.apply().await;
+        let table = || run(["ip", "route", "show", "table", "51821"]);
+        let before = table();
+        drop(routes);
+        tun.close().await;
+        run(["ip", "route", "replace", "blackhole", "203.0.113.0/24", "table", "51821", "metric", "200"]);
+        run(["ip", "route", "add", "203.0.113.9/32", "table", "51821", "dev", "wan0", "metric", "7"]);
+
+        let mut tun = Tun::open();
+        let mut routes = world.apply().await;
+        assert_eq!(sorted(&table()), sorted(&before));
+        assert_eq!(routes.repair().await.unwrap(), [""; 0]);
+        tun.entered();
+        send(None, 0, SIGNALING[0]).unwrap();
+        assert_eq!(tun.entered(), [(ip(TUN_V4), ip(SIGNALING[0]))]);
+        tun.close().await;
+    });
+}
+
 fn sorted(text: &str) -> Vec<String> {
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
     lines.sort();
