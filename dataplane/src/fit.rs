@@ -3,6 +3,9 @@ use packet::Packet;
 use crate::offload::Segmentation;
 use crate::path_mtu::LEAST_LINK_MTU;
 
+/// Don't fragment, in an IPv4 header's seventh byte (RFC 791 §3.1).
+pub(crate) const DF: u8 = 0x40;
+
 /// What the sender of a packet, or of a super-packet, is to be told that the tunnel carries, in bytes; `None`: it fits.
 ///
 /// What nobody may fragment has to fit into `mtu`. The rest is sent in outer fragments up to what the TUN takes at the least: IPv4 without DF,
@@ -20,7 +23,6 @@ pub(crate) fn too_big(packet: &Packet<'_>, segmentation: Option<Segmentation>, m
 }
 
 fn has_df(packet: &Packet<'_>) -> bool {
-    const DF: u8 = 0x40;
     matches!(packet.bytes(), [0x40..=0x4f, _, _, _, _, _, flags, ..] if flags & DF != 0)
 }
 

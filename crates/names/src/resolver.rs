@@ -110,12 +110,6 @@ impl Handle {
         self.server.search.add(domains);
     }
 
-    /// Where the policy's names are asked for from now on; what the servers before said is forgotten.
-    pub fn set_upstreams(&self, servers: Vec<SocketAddr>) {
-        self.server.finder.upstream.servers.set(servers);
-        self.flush();
-    }
-
     /// Forgets all answers.
     pub fn flush(&self) {
         self.server.finder.cache().clear();

@@ -10,10 +10,6 @@ impl Servers {
         Self(Mutex::new(servers))
     }
 
-    pub fn set(&self, servers: Vec<SocketAddr>) {
-        *self.lock() = servers;
-    }
-
     pub fn order(&self) -> Vec<SocketAddr> {
         self.lock().clone()
     }

@@ -14,6 +14,7 @@ use super::core::Core;
 use super::to_tun::ToTun;
 use crate::buffers::Buffers;
 use crate::engine::{Answer, Engine, MappingId};
+use crate::fit::DF;
 use crate::io::error_queue::{self, Cause};
 use crate::io::receive::{Received, Receiver};
 use crate::io::send::{Datagram, Next, Sender};
@@ -361,7 +362,6 @@ fn socket_of(sockets: &[Option<(MappingId, Outlet)>], mapping: MappingId) -> Opt
 
 /// As in a mapping, routers may fragment an IPv4 packet. The kernel writes the checksum of a raw socket's header.
 fn clear_df(packet: &mut [u8]) {
-    const DF: u8 = 0x40;
     if let [_, _, _, _, _, _, flags, ..] = packet {
         *flags &= !DF;
     }

@@ -184,12 +184,6 @@ impl Dns {
         self.report.clone()
     }
 
-    /// Leaves all as it was found, or as others have made it since.
-    pub async fn tear_down(self, state: &State) -> Result<(), Error> {
-        drop(self);
-        put_back(state).await.map(drop)
-    }
-
     fn wake_within(&mut self, pause: Duration) {
         self.wake_at(Instant::now() + pause);
     }

@@ -21,7 +21,7 @@ use crate::common::{
     clean,
     etc::{
         self, RESOLV_CONF, Server, getent, live_and_die, look, plain_lines, replace, servers, settings, soon,
-        with_own_etc,
+        tear_down, with_own_etc,
     },
     run,
 };
@@ -101,7 +101,7 @@ fn it_is_replaced_and_put_back() {
             dns.set_domains(&state, vec!["pure.cloud".to_owned()]).await.unwrap();
             assert_eq!(look(), ours, "{kind}");
 
-            dns.tear_down(&state).await.unwrap();
+            tear_down(dns, &state).await.unwrap();
             assert_eq!(look(), before, "{kind}");
             assert_eq!(Leftovers::look(directory.path()).unwrap().undo, []);
         }
@@ -194,7 +194,7 @@ fn it_is_put_back_without_the_journal() {
 
             crash().await;
             let dns = Dns::set_up(&state, settings()).await.unwrap();
-            dns.tear_down(&state).await.unwrap();
+            tear_down(dns, &state).await.unwrap();
             assert_eq!(look(), before, "{kind}");
         }
     });
@@ -253,7 +253,7 @@ fn what_others_write_is_what_is_put_back() {
         }
         assert_eq!(plain_lines(RESOLV_CONF), ["nameserver 127.51.82.53"]);
 
-        dns.tear_down(&state).await.unwrap();
+        tear_down(dns, &state).await.unwrap();
         assert_eq!(look(), theirs);
     });
 }
@@ -282,7 +282,7 @@ fn who_saves_ours_and_restores_it_restores_what_was_before() {
             let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
             repaired_until_asked(&mut dns, &state, &asked).await;
             assert_eq!(plain_lines(RESOLV_CONF), ours, "{kind}");
-            dns.tear_down(&state).await.unwrap();
+            tear_down(dns, &state).await.unwrap();
             assert_eq!(look(), before, "{kind}");
 
             // It is restored when nobody is there to see it.
@@ -343,7 +343,7 @@ fn who_never_gives_in_is_answered_every_few_seconds_and_told_of_once() {
         timeout(Duration::from_secs(1), dns.changed()).await.expect_err("nothing has changed");
         assert_eq!(plain_lines(RESOLV_CONF), ["nameserver 127.51.82.53"]);
         assert_eq!(servers(&dns), ["10.7.0.1:53"]);
-        dns.tear_down(&state).await.unwrap();
+        tear_down(dns, &state).await.unwrap();
     });
 }
 
@@ -372,7 +372,7 @@ fn what_a_link_leads_to_is_read_whenever_it_comes() {
         repaired_until_asked(&mut dns, &state, &["127.0.0.1:53"]).await;
         run(["mv", "/run/old", "/run/net"]);
         repaired_until_asked(&mut dns, &state, &["10.7.0.1:53"]).await;
-        dns.tear_down(&state).await.unwrap();
+        tear_down(dns, &state).await.unwrap();
     });
 }
 
@@ -445,7 +445,7 @@ fn who_edits_ours_is_taken_at_their_word() {
             let kept = theirs.lines().filter(|line| !line.starts_with("nameserver"));
             let ours: Vec<&str> = ["nameserver 127.51.82.53"].into_iter().chain(kept).collect();
             assert_eq!(plain_lines(RESOLV_CONF), ours, "{edit}");
-            dns.tear_down(&state).await.unwrap();
+            tear_down(dns, &state).await.unwrap();
             assert_eq!(fs::read_to_string(RESOLV_CONF).unwrap(), theirs, "{edit}");
 
             // Nobody is there to see it.
@@ -496,7 +496,7 @@ fn a_mount_keeps_its_inode_also_where_etc_is_read_only() {
                 dns.repair(&state).await.unwrap();
             }
             assert_eq!(plain_lines(RESOLV_CONF), ["nameserver 127.51.82.53"]);
-            dns.tear_down(&state).await.unwrap();
+            tear_down(dns, &state).await.unwrap();
             assert_eq!(fs::read_to_string("/run/mounted").unwrap(), FOREIGN);
             let metadata = fs::metadata(RESOLV_CONF).unwrap();
             assert_eq!((metadata.ino(), metadata.mode() & 0o7777), (inode, 0o600));
@@ -549,7 +549,7 @@ fn death_at_every_step() {
                 } else {
                     let state = State::open(&state).unwrap();
                     let dns = Dns::set_up(&state, settings()).await.unwrap();
-                    dns.tear_down(&state).await.unwrap();
+                    tear_down(dns, &state).await.unwrap();
                 }
                 assert_eq!(look(), *expected, "{kind}, step {step}");
                 assert_eq!(Leftovers::look(&state).unwrap().undo, [], "{kind}, step {step}");

@@ -29,7 +29,7 @@ use crate::common::{
     clean,
     etc::{
         self, RESOLV_CONF, Server, getent, live_and_die, look, package, plain_lines, replace, servers,
-        settings, soon, with_own_etc,
+        settings, soon, tear_down, with_own_etc,
     },
     has, open_tun, run,
 };
@@ -93,7 +93,7 @@ fn a_resolvconf_that_leads_to_another_resolver_is_passed_over() {
             Leftovers::look(directory.path()).unwrap().undo.as_slice(),
             [Undo::ResolvConf { .. }]
         ));
-        dns.tear_down(&state).await.unwrap();
+        tear_down(dns, &state).await.unwrap();
         assert_eq!(look(), before);
     });
 }
@@ -128,7 +128,7 @@ async fn is_kept_by_resolvconf() {
     let mut dns = set_up(&state).await;
     assert_eq!(Leftovers::look(directory.path()).unwrap().undo, [Undo::ResolvconfEntry]);
     assert_eq!(dns.repair(&state).await.unwrap(), Vec::<String>::new());
-    dns.tear_down(&state).await.unwrap();
+    tear_down(dns, &state).await.unwrap();
     as_before("down");
 
     // Crashes, and what follows them.
@@ -159,7 +159,7 @@ async fn is_kept_by_resolvconf() {
     }
     assert_eq!(repaired, ["our entry of resolvconf"]);
     assert_eq!(servers(&dns), ["10.0.0.1:53"]);
-    dns.tear_down(&state).await.unwrap();
+    tear_down(dns, &state).await.unwrap();
     drop(state);
     as_before("others");
 
@@ -178,7 +178,7 @@ async fn is_kept_by_resolvconf() {
         } else {
             let state = State::open(&state).unwrap();
             let dns = set_up(&state).await;
-            dns.tear_down(&state).await.unwrap();
+            tear_down(dns, &state).await.unwrap();
         }
         as_before(&format!("step {step}"));
         assert_eq!(Leftovers::look(&state).unwrap().undo, [], "step {step}");
@@ -289,7 +289,7 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         settle(&mut dns, &state).await;
         goes("reverted-again.mypurecloud.com", true);
 
-        dns.tear_down(&state).await.unwrap();
+        tear_down(dns, &state).await.unwrap();
         assert_eq!(Leftovers::look(directory.path()).unwrap().undo, []);
         assert_eq!(look(), before);
         goes("down.mypurecloud.com", false);
@@ -305,7 +305,7 @@ fn systemd_resolved_asks_us_for_the_policys_domains_only() {
         let dns = Dns::set_up(&state, settings.clone()).await.unwrap();
         assert_eq!((dns.report().mode, look()), (Mode::Resolved, before.clone()));
         goes("lost.mypurecloud.com", true);
-        dns.tear_down(&state).await.unwrap();
+        tear_down(dns, &state).await.unwrap();
 
         // A crash: the names stay unanswered, whatever comes after it.
         let crash = async |resolved: &mut Resolved, state: &State| {
@@ -354,7 +354,7 @@ fn what_a_dead_run_has_answered_is_asked_anew() {
         let dns = Dns::set_up(&state, resolved.settings().await).await.unwrap();
         assert_eq!(dns.report().mode, Mode::Resolved, "{}", dns.report().why);
         assert!(answered() && ours.was_asked_for(name));
-        dns.tear_down(&state).await.unwrap();
+        tear_down(dns, &state).await.unwrap();
     });
 }
 
@@ -405,7 +405,7 @@ fn systemd_resolved_is_told_as_soon_as_there_is_a_way_to_it_again() {
         .await;
         kill(process, Signal::SIGCONT).unwrap();
         repair_until(&mut dns, &state, Mode::Resolved).await;
-        dns.tear_down(&state).await.unwrap();
+        tear_down(dns, &state).await.unwrap();
         assert_eq!(look(), before);
     });
 }
@@ -446,7 +446,7 @@ fn a_hanging_resolvconf_leaves_no_link_behind() {
                 if by_panic {
                     open_up().await;
                 } else {
-                    drop(dns.tear_down(&state).await);
+                    drop(tear_down(dns, &state).await);
                 }
                 panic!("resolvconf did not hang");
             };
@@ -496,7 +496,7 @@ fn a_link_that_is_not_ours_is_let_be() {
         dns.repair(&state).await.unwrap();
         assert!(!dns.report().why.contains("a crash"), "{}", dns.report().why);
         assert_eq!(undo(), [Undo::DnsLink]);
-        dns.tear_down(&state).await.unwrap();
+        tear_down(dns, &state).await.unwrap();
         assert!(!resolved.has_our_link().await);
 
         // A crash has it ask others for the policy's names, as is said.
@@ -533,7 +533,7 @@ fn a_systemd_resolved_of_another_network_is_told_nothing() {
         assert_eq!(report.mode, Mode::File);
         assert!(report.why.contains("it is in another network namespace"), "{}", report.why);
         assert!(!resolved.has_our_link().await);
-        dns.tear_down(&state).await.unwrap();
+        tear_down(dns, &state).await.unwrap();
     });
 }
 
@@ -562,7 +562,7 @@ fn a_crash_at_every_step_with_systemd_resolved() {
                     let state = State::open(&state).unwrap();
                     let dns = Dns::set_up(&state, settings()).await.unwrap();
                     assert_eq!(dns.report().mode, Mode::Resolved, "{}", dns.report().why);
-                    dns.tear_down(&state).await.unwrap();
+                    tear_down(dns, &state).await.unwrap();
                 }
             }
             assert_eq!((look(), resolved.has_our_link().await), (before.clone(), false), "step {step}");

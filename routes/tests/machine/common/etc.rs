@@ -18,8 +18,8 @@ use std::{
 
 use nix::sched::{CloneFlags, unshare};
 use routes::{
-    State,
-    dns::{Dns, LOOPBACK, Settings},
+    Error, State,
+    dns::{Dns, LOOPBACK, Settings, put_back},
 };
 
 use super::{run, skip, unable};
@@ -121,8 +121,14 @@ pub fn live(between: impl AsyncFn(&Path, &State, &mut Dns)) {
         let state = State::open(&directory.join("state")).unwrap();
         let mut dns = Dns::set_up(&state, settings()).await.unwrap();
         between(directory, &state, &mut dns).await;
-        dns.tear_down(&state).await.unwrap();
+        tear_down(dns, &state).await.unwrap();
     });
+}
+
+/// Ends it as the daemon does: leaves all as it was found, or as others have made it since.
+pub async fn tear_down(dns: Dns, state: &State) -> Result<(), Error> {
+    drop(dns);
+    put_back(state).await.map(drop)
 }
 
 /// The files of a Debian package that `./do peers` has unpacked; or says that there are none.

@@ -14,15 +14,21 @@ use crate::common::{eventually, ok, program, said};
 /// Until the daemon has put something back, on a busy machine.
 const PUT_BACK: Duration = Duration::from_secs(10);
 
-/// What others take away.
+/// To signaling by the network's router, for each family.
+const OTHER_WAYS: [(&str, (&str, &str)); 2] =
+    [("-4", ("203.0.113.10", "192.168.77.1")), ("-6", ("2001:db8:5::10", "2001:db8:77::1"))];
+
+/// What others take away, or for themselves.
 #[derive(Clone, Copy)]
 pub enum Taken {
     Rule,
     Routes,
+    /// A route of theirs in our table leads directly.
+    Table,
 }
 
 impl Taken {
-    pub const ALL: [Self; 2] = [Self::Rule, Self::Routes];
+    pub const ALL: [Self; 3] = [Self::Rule, Self::Routes, Self::Table];
 }
 
 pub fn network_changing(cell: &mut Cell) {
@@ -76,7 +82,7 @@ pub fn routing_taken_away(cell: &mut Cell) {
     cell.up();
     let capture = ok(lab::Capture::start(&cell.scene.internet.router, "lan0"));
     cell.while_knocking(|cell| {
-        for taken in Taken::ALL.into_iter().cycle().take(6) {
+        for taken in Taken::ALL.into_iter().cycle().take(9) {
             take_away(cell, taken);
             wait_until_put_back(cell);
         }
@@ -235,12 +241,13 @@ pub fn flush_ruleset(agent: &Host, has_kill_switch: bool) {
 }
 
 pub fn take_away(cell: &Cell, taken: Taken) {
-    let what = match taken {
+    let what = |(signaling, router)| match taken {
         Taken::Rule => format!("rule del priority {PRIORITY_CAPTURED}"),
         Taken::Routes => format!("route flush table {TABLE_CAPTURED}"),
+        Taken::Table => format!("route add {signaling} via {router} table {TABLE_CAPTURED}"),
     };
-    for family in ["-4", "-6"] {
-        cell.agent_tries(&format!("ip {family} {what}"));
+    for (family, way) in OTHER_WAYS {
+        cell.agent_tries(&format!("ip {family} {}", what(way)));
     }
 }
 
@@ -252,7 +259,14 @@ pub fn wait_until_put_back(cell: &Cell) {
             format!("ip -6 rule show priority {PRIORITY_CAPTURED}"),
             format!("ip route show table {TABLE_CAPTURED}"),
         ];
-        if all.iter().all(|look| is_there(look)) { Ok(()) } else { Err("it is not put back".to_owned()) }
+        let is_theirs = |(family, (signaling, _))| {
+            let look = format!("ip {family} route show {signaling} table {TABLE_CAPTURED}");
+            !cell.agent_tries(&look).stdout.is_empty()
+        };
+        match all.iter().all(|look| is_there(look)) && !OTHER_WAYS.into_iter().any(is_theirs) {
+            true => Ok(()),
+            false => Err("it is not put back".to_owned()),
+        }
     });
 }
 
