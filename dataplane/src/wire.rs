@@ -51,8 +51,9 @@ pub(crate) struct Inbox {
 pub(crate) struct UdpSegmentation {
     /// As the kernel offers it.
     offered: Switch,
-    /// Not since a path refused it.
+    /// Not since a path refused it, or lost what was sent so.
     on: AtomicBool,
+    is_lost: AtomicBool,
     refusal: Mutex<String>,
 }
 
@@ -200,16 +201,25 @@ impl UdpSegmentation {
                 Err(why) => Switch { on: false, why },
             };
         }
-        Arc::new(Self { on: AtomicBool::new(offered.on), offered, refusal: Mutex::default() })
+        let (on, is_lost) = (AtomicBool::new(offered.on), AtomicBool::new(false));
+        Arc::new(Self { on, is_lost, offered, refusal: Mutex::default() })
     }
 
     pub(crate) fn is_on(&self) -> bool {
         self.on.load(Ordering::Relaxed)
     }
 
-    /// Tries it again: what refused it may have been a path that is no longer taken.
+    /// Tries it again on another way: what refused or lost it may not be on that.
     pub(crate) fn offer_again(&self) {
+        self.is_lost.store(false, Ordering::Relaxed);
         self.on.store(self.offered.on, Ordering::Relaxed);
+    }
+
+    /// Tries it again on a path that carries more or less than it did when it refused it.
+    pub(crate) fn forget_refusal(&self) {
+        if !self.is_lost.load(Ordering::Relaxed) {
+            self.on.store(self.offered.on, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn feature(&self) -> Feature {
@@ -225,8 +235,13 @@ impl UdpSegmentation {
         self.turn_off(&format!("a segmented send was refused: {error}"));
     }
 
-    /// Not on this path.
-    pub(crate) fn turn_off(&self, why: &str) {
+    /// To be told when segmented sends are lost on their way.
+    pub(crate) fn lost(&self) {
+        self.is_lost.store(true, Ordering::Relaxed);
+        self.turn_off("what was sent as one was lost, and arrived one by one");
+    }
+
+    fn turn_off(&self, why: &str) {
         *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) =
             format!("until the network changes, since {why}");
         if self.on.swap(false, Ordering::Relaxed) {

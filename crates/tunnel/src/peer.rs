@@ -199,15 +199,6 @@ impl Peer {
         Some(head(out, sealed))
     }
 
-    /// A keepalive, sealed (WireGuard paper §6.5). `out` must hold [`MIN_OUT`] bytes; `None` also where nothing leaves at once.
-    pub fn seal_keepalive<'a>(&mut self, out: &'a mut [u8], now: Instant) -> Option<&'a [u8]> {
-        if out.len() < MIN_OUT || !self.can_send(now) {
-            return None;
-        }
-        let sealed = self.transmit(&[], out, now)?;
-        Some(head(out, sealed))
-    }
-
     /// The next packet that waited in vain (the peer went down), to be refused; call until `None`.
     pub fn take_refused(&mut self) -> Option<Vec<u8>> {
         self.queue.take_refused()

@@ -40,17 +40,6 @@ fn packets_are_padded_with_zeros_within_the_mtu() {
 }
 
 #[test]
-fn a_keepalive_is_sent_in_a_session_only_and_is_no_packet() {
-    let mut pair = Pair::new();
-    let mut out = [0; 148];
-    assert!(pair.agent.seal_keepalive(&mut out, pair.now).is_none());
-    let mut pair = Pair::up();
-    let sealed = pair.agent.seal_keepalive(&mut out, pair.now).unwrap().to_vec();
-    assert_eq!(sealed.len(), DATAGRAM_OVERHEAD);
-    assert_eq!(take(&mut pair.gateway, &sealed, pair.now), Ok(Took::Keepalive));
-}
-
-#[test]
 fn buffers_that_do_not_fit_are_errors() {
     let mut pair = Pair::up();
     let (mut packet, mut out) = (vec![0; 70_000], vec![0; 70_000]);
@@ -76,7 +65,6 @@ fn buffers_that_do_not_fit_are_errors() {
         assert_eq!(pair.agent.open(&datagram, &mut out[..room], pair.now), Err(error));
     }
     assert!(pair.agent.flush(&mut [], pair.now).is_none());
-    assert!(pair.agent.seal_keepalive(&mut out[..147], pair.now).is_none());
     assert!(pair.agent.on_deadline(&mut [], pair.now).is_none());
 }
 

@@ -6,7 +6,7 @@ use packet::{Echo, Packet};
 use tunnel::{DATAGRAM_OVERHEAD, MIN_OUT, Peer, Sealed};
 
 use super::PathMtu;
-use super::segments::segmented;
+use super::segments::Pair;
 
 /// Only the tunnel's other end sees such a probe: it answers rather than forward it, whoever wrote it and whatever the destination is.
 const TTL: u8 = 1;
@@ -30,27 +30,38 @@ pub(crate) fn asked(packet: &Packet<'_>, own: &[IpAddr]) -> Option<Echo> {
     (packet.headers().ttl == TTL && packet.payload().starts_with(MARK)).then_some(echo)
 }
 
+/// Datagrams one behind the other, of which all but the last have `first` bytes, and that no more.
+pub(crate) struct Probes {
+    pub bytes: Vec<u8>,
+    pub first: usize,
+}
+
 /// A datagram around an echo request of this size; `None` if nothing can be sent now.
 pub(crate) fn seal(path: &PathMtu, size: u16, ends: Ends, peer: &mut Peer, now: Instant) -> Option<Vec<u8>> {
     seal_named(path.name(size), size, ends, peer, now)
 }
 
-/// The same and a keepalive, to be sent as one, and the size of the first: see [`SegmentCheck`](super::segments::SegmentCheck).
-pub(crate) fn seal_segmented(
+/// The same and a control: see [`SegmentCheck`](super::segments::SegmentCheck).
+pub(crate) fn seal_pair(
+    pair: Pair,
     path: &PathMtu,
     size: u16,
     ends: Ends,
     peer: &mut Peer,
     now: Instant,
-) -> Option<(Vec<u8>, Option<u16>)> {
-    let mut keepalive = [0; MIN_OUT];
-    let Some(keepalive) = peer.seal_keepalive(&mut keepalive, now) else {
-        return seal(path, size, ends, peer, now).map(|one| (one, None));
-    };
-    let mut both = seal_named(segmented(path.name(size)), size, ends, peer, now)?;
-    let first = u16::try_from(both.len()).ok();
-    both.extend_from_slice(keepalive);
-    Some((both, first))
+) -> Option<Probes> {
+    let mut seal = |size| seal_named(pair.name(path.name(size)), size, ends, peer, now);
+    let mut sealed = Probes::one(seal(size)?);
+    if let Some(control) = seal(CONTROL).filter(|control| control.len() <= sealed.first) {
+        sealed.bytes.extend_from_slice(&control);
+    }
+    Some(sealed)
+}
+
+impl Probes {
+    pub fn one(bytes: Vec<u8>) -> Self {
+        Self { first: bytes.len(), bytes }
+    }
 }
 
 fn seal_named(

@@ -229,6 +229,7 @@ impl Tunnel {
     pub(super) fn network_changed(&mut self, leg: GatewayLeg, now: Instant) {
         self.reachable = leg.reachable;
         self.segmentation.offer_again();
+        self.segments = SegmentCheck::default();
         self.path.network_changed(leg.mtu, now);
         self.try_again(now);
     }
@@ -247,6 +248,7 @@ impl Tunnel {
     pub(super) fn heard_at(&mut self, endpoint: SocketAddr, now: Instant) {
         if self.endpoint != endpoint {
             self.endpoint = endpoint;
+            self.segments = SegmentCheck::default();
             self.path.peer_moved(endpoint.is_ipv4(), now);
         }
     }

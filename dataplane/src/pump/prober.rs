@@ -11,6 +11,8 @@ use super::core::{Core, Tunnel};
 use super::sealer::Sealer;
 use crate::io::error_queue;
 use crate::io::sockets::{self, Discover};
+use crate::path_mtu::probe::Probes;
+use crate::path_mtu::segments::{Pair, SegmentCheck};
 use crate::path_mtu::{LEAST_LINK_MTU, PathMtu, probe};
 
 /// A deadline that stays where it is does not keep the thread here.
@@ -36,20 +38,26 @@ impl Prober {
             let is_due = tunnel.is_probe_due(now) && tunnel.is_up(now);
             let size = if is_due { tunnel.path.on_deadline(now) } else { None };
             apply(&mut tunnel);
-            let with_another = size.is_some() && goes_with_another(&mut tunnel);
+            let pair = size.and_then(|size| begin_pair(&mut tunnel, size));
             let Tunnel { peer, path, probed, .. } = &mut *tunnel;
-            let probe = size.zip(*probed).and_then(|(size, ends)| match with_another {
-                true => probe::seal_segmented(path, size, ends, peer, now),
-                false => probe::seal(path, size, ends, peer, now).map(|one| (one, None)),
+            let probes = size.zip(*probed).and_then(|(size, ends)| match pair {
+                Some(pair) => probe::seal_pair(pair, path, size, ends, peer, now),
+                None => probe::seal(path, size, ends, peer, now).map(Probes::one),
             });
             tunnel.set_alarm(now);
             let (socket, endpoint) = (Arc::clone(&tunnel.socket), tunnel.endpoint);
             let otherwise = marks(&tunnel.path, endpoint.ip());
             drop(tunnel);
-            if let Some((probe, segment)) = probe {
-                let send = || sealer.send_probe(&probe, segment, endpoint, &socket);
+            if let Some(probes) = probes {
+                let mut failed = 0;
+                let send =
+                    || failed = sealer.send_probes(&probes, pair == Some(Pair::AsOne), endpoint, &socket);
                 if let Err(error) = sockets::probing(&socket, endpoint.ip(), otherwise, send) {
                     tracing::debug!(%error, "no probe of the path's MTU");
+                }
+                if failed > 0 {
+                    // What has not left says nothing of what becomes of it.
+                    core.tunnel(gateway).lock().segments = SegmentCheck::default();
                 }
             }
             if !is_due {
@@ -83,16 +91,21 @@ impl Prober {
     }
 }
 
-/// Whether the probe that is due is to show that segmented sends arrive. Where they are lost on their way, and no error says so, there are no
-/// more from now on.
-fn goes_with_another(tunnel: &mut Tunnel) -> bool {
-    if !tunnel.segmentation.is_on() || tunnel.path.lets_routers_fragment() || !tunnel.path.begins_round() {
-        return false;
+/// How the probe that is due is sent with another, if it is to show whether segmented sends arrive. Where they are lost on their way, and no
+/// error says so, there are no more from now on.
+fn begin_pair(tunnel: &mut Tunnel, size: u16) -> Option<Pair> {
+    if !tunnel.path.begins_round() {
+        return None;
     }
-    if tunnel.segments.begins() {
-        tunnel.segmentation.turn_off("what was sent as one was lost, and arrived one by one");
+    if !tunnel.segmentation.is_on() || tunnel.path.lets_routers_fragment() || !SegmentCheck::fits(size) {
+        tunnel.segments = SegmentCheck::default();
+        return None;
     }
-    tunnel.segmentation.is_on()
+    let pair = tunnel.segments.begin_round();
+    if pair.is_none() {
+        tunnel.segmentation.lost();
+    }
+    pair
 }
 
 fn apply(tunnel: &mut Tunnel) {
@@ -104,7 +117,7 @@ fn apply(tunnel: &mut Tunnel) {
     if mtu != tunnel.peer.mtu() {
         tunnel.peer.set_mtu(mtu);
         // A path that is too narrow refuses large sends in one call.
-        tunnel.segmentation.offer_again();
+        tunnel.segmentation.forget_refusal();
     }
     let (endpoint, path) = (tunnel.endpoint, tunnel.path.outer());
     tracing::info!(%endpoint, mtu, path, known = %tunnel.path, "what the path carries");

@@ -18,6 +18,7 @@ use crate::io::tun::VNET_HEADER;
 use crate::lock::Guard;
 use crate::offload::{Segment, Segmentation, Segments};
 use crate::path_mtu::LARGE;
+use crate::path_mtu::probe::Probes;
 use crate::wire::{Outbox, UdpSegmentation};
 use crate::{BATCH, DropReason};
 
@@ -191,15 +192,19 @@ impl Sealer {
         Met { wants_prober, has_come_up, has_gone_down }
     }
 
-    /// Sends one datagram, which may be larger than the path carries, or with `segment` as many of this size as `payload` has.
-    pub(super) fn send_probe(
+    /// Sends datagrams, which may be larger than the path carries, at once. Returns how many sends the system refused.
+    pub(super) fn send_probes(
         &mut self,
-        payload: &[u8],
-        segment: Option<u16>,
+        probes: &Probes,
+        as_one: bool,
         to: SocketAddr,
         socket: &Socket,
-    ) {
-        self.outbox.send_now(payload, segment, to, socket);
+    ) -> usize {
+        if as_one {
+            return self.outbox.send_now(&probes.bytes, u16::try_from(probes.first).ok(), to, socket);
+        }
+        let datagrams = probes.bytes.chunks(probes.first.max(1));
+        datagrams.map(|datagram| self.outbox.send_now(datagram, None, to, socket)).sum()
     }
 
     /// Answers a gateway's probe of the path, with as little as an answer can be.

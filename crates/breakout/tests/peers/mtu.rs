@@ -120,7 +120,7 @@ fn what_is_lost_when_it_is_sent_as_one_is_sent_one_by_one() {
          udp dport {GATEWAY_PORT} meta length > 1500 drop\n}}\n}}"
     ));
     said(&ok(scene.internet.router.output(command)));
-    eventually(FOUND, || {
+    eventually(2 * FOUND, || {
         upload(&scene).finish();
         match segmentation(&scene) {
             (false, why) if why.contains("was lost, and arrived one by one") => Ok(()),
