@@ -78,8 +78,9 @@ impl Settings {
 }
 
 impl Routes {
-    /// Sets everything up; on an error everything is as before, but for the TUN's own settings, which go with it.
-    /// What a crash has left is taken over; at no time does a prefix that fails closed go out directly. What that kept closed
+    /// Sets everything up; on an error everything is as before, but for the TUN's own settings, which go with it, and for what
+    /// others had put into our tables, in whose stead ours refuses.
+    /// What a crash has left is taken over; at no time does a prefix that fails closed go out directly, unless others had it do so. What that kept closed
     /// stays closed beside what is wanted now, until [`Routes::let_go`].
     pub async fn apply(state: State, settings: Settings, wanted: &Wanted) -> Result<Self, Error> {
         let netlink = Netlink::new()?;
@@ -154,11 +155,16 @@ impl Routes {
             undone.unwrap_or_else(|error| warn!("could not undo a change: {error}"));
             return Err(error);
         }
+        if wanted.kill_switch.is_none()
+            && let Err(error) = self.remove_kill_switch()
+        {
+            if let Err(error) = self.reach(&self.captured, &self.learned).await {
+                warn!("could not undo a change: {error}");
+            }
+            return Err(error);
+        }
         self.captured = wanted.captured.clone();
         self.learned = learned;
-        if wanted.kill_switch.is_none() {
-            self.remove_kill_switch()?;
-        }
         Ok(())
     }
 
@@ -310,7 +316,11 @@ impl Routes {
         let Some(up) = &self.kill_switch else { return Ok(()) };
         up.remove().map_err(Error::Firewall)?;
         self.kill_switch = None;
-        self.state.journal().forget(|undo| matches!(undo, Undo::Table { .. }))
+        // A note of what is gone already undoes nothing.
+        if let Err(error) = self.state.journal().forget(|undo| matches!(undo, Undo::Table { .. })) {
+            warn!("the kill switch is removed, but still noted: {error}");
+        }
+        Ok(())
     }
 
     async fn swap_learned(&self, learned: &[Placed], done: &mut Vec<Change>) -> Result<(), Error> {
@@ -401,7 +411,7 @@ async fn raise(
     let learned = place(&[], &wanted.learned);
     let plan = plan(settings, &wanted.captured, &learned, tun.index);
     let present = Present::read(netlink).await?;
-    present.refuse_taken(&plan, |table| present.leads_to(table))?;
+    present.refuse_taken(&plan, |table| present.uses(table))?;
     let place = place::place(&present.others, PRIORITIES.start);
     let plan = plan.at(place);
 
@@ -414,10 +424,14 @@ async fn raise(
         .note([Undo::Routing, Undo::Tun { name: tun.name.clone(), index: tun.index, addresses }])?;
     let mut removed = Vec::new();
     change::evict(netlink, present.intruders(&plan), &mut removed).await?;
-    for removed in removed {
+    for removed in &removed {
         warn!("put back: {removed}");
     }
     change::make_guards(netlink, present.missing_guards(&plan), &plan, done).await?;
+    if !removed.is_empty() {
+        // What others had put there may have refused, and is gone: what refuses now stays, whatever fails after it.
+        done.clear();
+    }
 
     let firewall = firewall(settings).install_owned();
     if let Err(error) = &firewall {

@@ -50,9 +50,10 @@ impl Present {
         self.other_routes.iter().filter(|route| plan.leads_to(route.table))
     }
 
-    /// Whether a rule of ours leads there: also one that a dead run has left.
-    pub fn leads_to(&self, table: u32) -> bool {
+    /// Whether a rule of ours leads there or a route of ours is there: also one that a dead run has left.
+    pub fn uses(&self, table: u32) -> bool {
         self.rules.iter().any(|rule| rule.table == table)
+            || self.routes.iter().any(|route| route.table == table)
     }
 
     /// As if the kernel had what is planned and nothing else.

@@ -76,8 +76,8 @@ pub struct Report {
     pub why: String,
 }
 
-/// Applications ask the resolver until [`Dns::tear_down`]. Dropped without that, as in a crash, they go on asking it until it is
-/// undone; with [`Mode::Resolved`] only where the kernel has a [`LINK`], else until the TUN is gone.
+/// Applications ask the resolver until this is dropped and [`put_back`] has undone it. Without that, as after a crash, they go on
+/// asking it until it is undone; with [`Mode::Resolved`] only where the kernel has a [`LINK`], else until the TUN is gone.
 #[derive(Debug)]
 pub struct Dns {
     settings: Settings,

@@ -287,6 +287,25 @@ fn a_reload_swaps_it_raises_it_and_removes_it_and_one_that_fails_does_neither() 
 }
 
 #[test]
+fn a_journal_that_cannot_be_written_keeps_no_reload_from_removing_it() {
+    in_namespace(async || {
+        let world = World::new().await;
+        let before = settled_snapshot();
+        let tun = Tun::open();
+        let mut routes = world.start(&with_kill_switch()).await;
+        let in_the_way = world.state.path().join("undo.new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        routes.update(&wanted(captured())).await.unwrap();
+        assert!(!nft::exists(KILL_SWITCH).unwrap());
+        send_from_device(0, SIGNALING[0], 5060).unwrap();
+        std::fs::remove_dir(in_the_way).unwrap();
+        routes.teardown().await.unwrap();
+        tun.close().await;
+        assert_eq!(settled_snapshot(), before);
+    });
+}
+
+#[test]
 fn whoever_removes_or_changes_it_finds_it_put_back_and_is_named() {
     in_namespace(async || {
         if !has("nft") {

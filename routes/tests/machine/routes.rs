@@ -292,21 +292,42 @@ fn a_route_of_somebody_elses_that_came_after_a_crash_is_deleted_by_the_next_star
     in_namespace(async || {
         let world = World::new().await;
         let tun = Tun::open();
-        let routes = world.apply().await;
-        let table = || run(["ip", "route", "show", "table", "51821"]);
-        let before = table();
-        drop(routes);
+        drop(world.apply().await);
+        let tables = || {
+            let table = |family| run(["ip", family, "route", "show", "table", "51821"]);
+            sorted(&["-4", "-6"].map(table).concat())
+        };
+        let before = tables();
         tun.close().await;
+        let [v4, v6] = SIGNALING;
         run(["ip", "route", "replace", "blackhole", "203.0.113.0/24", "table", "51821", "metric", "200"]);
-        run(["ip", "route", "add", "203.0.113.9/32", "table", "51821", "dev", "wan0", "metric", "7"]);
+        for address in [v4, v6] {
+            run(["ip", "route", "add", address, "table", "51821", "dev", "wan0", "metric", "7"]);
+        }
+        // Their routes show whose tables they are where the rules are gone too.
+        for family in ["-4", "-6"] {
+            run(["ip", family, "rule", "del", "priority", &PRIORITY_CAPTURED.to_string()]);
+        }
 
+        // One that fails when they are deleted already leaves what refuses.
         let mut tun = Tun::open();
+        let state = State::open(world.state.path()).unwrap();
+        let too_large = routes::Settings { mtu: u32::MAX, ..settings() };
+        Routes::apply(state, too_large, &wanted(captured())).await.unwrap_err();
+        for address in [v4, v6] {
+            let wire = world.listen(address);
+            send(None, 0, address).unwrap_err();
+            assert!(silent(&wire), "{address} was reached");
+        }
+
         let mut routes = world.apply().await;
-        assert_eq!(sorted(&table()), sorted(&before));
+        assert_eq!(tables(), before);
         assert_eq!(routes.repair().await.unwrap(), [""; 0]);
         tun.entered();
-        send(None, 0, SIGNALING[0]).unwrap();
-        assert_eq!(tun.entered(), [(ip(TUN_V4), ip(SIGNALING[0]))]);
+        for (source, destination) in [TUN_V4, TUN_V6].map(ip).into_iter().zip(SIGNALING) {
+            send(None, 0, destination).unwrap();
+            assert_eq!(tun.entered(), [(source, ip(destination))]);
+        }
         tun.close().await;
     });
 }
