@@ -40,21 +40,33 @@ lab() {
 all_tests() {
     install_linker
     install_packages
-    say "building tests (the first time takes minutes)"
-    cargo_peers &
-    peers_built=$!
-    built=0
-    cargo test --locked --workspace --no-run "$@" || built=$?
-    wait "$peers_built"
-    [ "$built" -eq 0 ] || exit "$built"
+    peers_beside_tests
     say "running every test"
     # With BREAKOUT_REQUIRE_ALL a test that would skip itself fails. More tests at a time than cores: most of their time is waiting.
     PATH=$peers/bin:$venv/bin:$PATH BREAKOUT_REQUIRE_ALL=1 RUST_TEST_THREADS="${RUST_TEST_THREADS:-8}" \
         cargo test --locked --workspace "$@"
 }
 
+# Builds missing peers while the tests are built: each build has a core to spare at times.
+peers_beside_tests() {
+    ! has_peers || return 0
+    say "building tests, and beside them the peers they run against (the first time takes minutes)"
+    # What is run in the background takes no notice of an interrupt.
+    trap 'trap "" TERM; kill -TERM 0; exit 130' INT TERM
+    cargo_peers &
+    beside=$!
+    built=0
+    cargo test --locked --workspace --no-run || built=$?
+    say "waiting for the peers' build"
+    wait "$beside"
+    trap - INT TERM
+    [ "$built" -eq 0 ] || exit "$built"
+}
+
 install_linker() {
     command -v cargo >/dev/null || fail "cargo is missing: install it from https://rustup.rs"
+    # Installs the toolchain, which two at once would each do.
+    cargo --version >/dev/null
     command -v cc >/dev/null || apt_install "a linker, to build" gcc libc6-dev
 }
 
@@ -138,9 +150,13 @@ debian_peer() {
     mv "$new" "$peers/debian/$1"
 }
 
+has_peers() { has_program gotatun && has_program boringtun-cli; }
+
+has_program() { [ -x "$peers/bin/$1" ] || command -v "$1" >/dev/null; }
+
 # cargo_peer PROGRAM CRATE VERSION: builds a program unless it is there.
 cargo_peer() {
-    if ! [ -x "$peers/bin/$1" ] && ! command -v "$1" >/dev/null; then
+    if ! has_program "$1"; then
         say "building $2 $3, a WireGuard peer"
         cargo install --quiet --locked --root "$peers" --target-dir "$target/peers-build" --version "$3" "$2"
     fi
