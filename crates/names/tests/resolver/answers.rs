@@ -574,7 +574,7 @@ async fn equal_questions_at_once_are_one_exchange() {
 }
 
 #[tokio::test]
-async fn the_handle_resolves_flushes_and_changes_servers() {
+async fn the_handle_resolves_and_flushes() {
     let server = DnsServer::answering(|asked| {
         let reply = Reply::to(&asked.query);
         match asked.query_type() {
