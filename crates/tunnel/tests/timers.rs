@@ -22,6 +22,27 @@ fn an_idle_peer_asks_for_nothing() {
     pair.connect();
 }
 
+/// A way that carries packets in one direction only: the other end asks for a handshake again and again, and never hears an answer.
+#[test]
+fn who_is_asked_but_never_heard_finds_the_other_end_down() {
+    let mut pair = Pair::up();
+    let packet = ipv4(100, 3);
+    assert!(matches!(give(&mut pair.gateway, &packet, pair.now), Gave::Datagram(_)));
+    assert!(matches!(give(&mut pair.agent, &packet, pair.now), Gave::Datagram(_)));
+    let (sent_at, mut questions) = (pair.now, 0);
+    while pair.now < sent_at + secs(30) {
+        pair.wait(100 * MILLI);
+        run(&mut pair.agent, pair.now);
+        for datagram in run(&mut pair.gateway, pair.now) {
+            questions += usize::from(is_initiation(&datagram));
+            let _ = take(&mut pair.agent, &datagram, pair.now);
+        }
+        assert_eq!(pair.agent.waits_since(), Some(sent_at));
+    }
+    assert!(questions > 1, "the control");
+    assert!(matches!(pair.agent.state(pair.now), State::Down { .. }), "{:?}", pair.agent.state(pair.now));
+}
+
 #[test]
 fn a_first_packet_waits_then_is_refused_and_retries_go_on() {
     let mut pair = Pair::new();

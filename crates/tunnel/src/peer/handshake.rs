@@ -74,14 +74,14 @@ impl Peer {
         Ok(Opened::Reply(reply))
     }
 
-    /// As responder: the session is made, and is used once the initiator has used it.
+    /// As responder: the session is made, and is used once the initiator has used it. That the initiator begins a handshake is no answer to
+    /// anything: it may have heard nothing of us, and then goes on so every 5 s.
     fn answered_initiation(&mut self, received: usize, reply: &[u8], now: Instant) {
         let Some(local) = sender_index(reply) else { return };
         self.sessions.insert(Session { local, established: now, initiator: false, confirmed: false });
         self.unconfirmed = self.unconfirmed.saturating_add(1);
         self.erase_at = Some(now + ERASE_AFTER_TIME);
         self.stats.received_bytes += received as u64;
-        self.timers.received(false, now);
         self.sent(reply.len(), false, now);
     }
 
