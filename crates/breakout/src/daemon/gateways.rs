@@ -50,6 +50,7 @@ pub async fn found(running: &mut Running, Answer { gateway, endpoint, addresses 
     let Some(tunnel) = tunnels.get(gateway) else { return };
     let now = tokio::time::Instant::now();
     let is_lost = is_lost(running, &tunnels, gateway);
+    running.lookups.note_silent(gateway, is_lost);
     if is_lost || addresses.is_err() {
         running.lookups.want_later(gateway, now);
     }

@@ -33,6 +33,8 @@ struct Lookup {
     last_since_boot: Duration,
     due: Option<Instant>,
     pause: Duration,
+    /// Whether it did not answer when the last answer came, which was of use then.
+    was_silent: bool,
 }
 
 impl Lookups {
@@ -54,11 +56,16 @@ impl Lookups {
     /// looked for last, after the pause that it has by now.
     pub fn want_silent(&mut self, gateway: usize, heard: Option<Duration>, now: Instant) {
         let Some(lookup) = self.each.get(gateway) else { return };
-        if lookup.last.is_none() || heard > Some(lookup.last_since_boot) {
+        if lookup.last.is_none() || !lookup.was_silent || heard > Some(lookup.last_since_boot) {
             self.want(gateway, now);
         } else if lookup.due.is_none() {
             self.want_later(gateway, now);
         }
+    }
+
+    /// Whether a gateway that was looked for does not answer, by what is known when it is found.
+    pub fn note_silent(&mut self, gateway: usize, is_silent: bool) {
+        self.each.get_mut(gateway).into_iter().for_each(|lookup| lookup.was_silent = is_silent);
     }
 
     /// Looks for a gateway as soon as it may.
@@ -116,7 +123,14 @@ impl Lookups {
 
 impl Lookup {
     fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, last: None, last_since_boot: Duration::ZERO, due: None, pause: LEAST_PAUSE }
+        Self {
+            endpoint,
+            last: None,
+            last_since_boot: Duration::ZERO,
+            due: None,
+            pause: LEAST_PAUSE,
+            was_silent: false,
+        }
     }
 
     fn due_by(&mut self, time: Instant) {
@@ -183,6 +197,7 @@ mod tests {
             asked.push((due - begin).as_secs());
             let lookup = &mut lookups.each[0];
             (lookup.due, lookup.last, lookup.last_since_boot) = (None, Some(due), Duration::from_secs(1001));
+            lookups.note_silent(0, true);
             lookups.want_later(0, due);
             lookups.want_silent(0, heard, due + Duration::from_secs(5));
         }
@@ -191,6 +206,15 @@ mod tests {
         let again = begin + Duration::from_secs(700);
         lookups.want_silent(0, Some(Duration::from_secs(1002)), again);
         assert_eq!(due(&lookups), [Some(again)], "it had answered, and falls silent anew");
+
+        lookups.each[0].due = None;
+        lookups.note_silent(0, false);
+        lookups.want_silent(0, heard, again);
+        assert_eq!(
+            due(&lookups),
+            [Some(again)],
+            "it was not known to be silent when its name was asked for last"
+        );
     }
 
     #[tokio::test]
