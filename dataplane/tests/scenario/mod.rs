@@ -290,6 +290,8 @@ impl Scenario {
                 let through = match self.pinned.get(&tuple).map(|flow| flow.through) {
                     // What it has heard is not known either.
                     Some(Through::Unknown) => Through::Unknown,
+                    // It may have ended and begun anew.
+                    Some(Through::Gateway { .. }) if before.is_none() => Through::Unknown,
                     Some(Through::Gateway { gateway: before, has_heard }) => {
                         Through::Gateway { gateway, has_heard: before == gateway && has_heard }
                     }
