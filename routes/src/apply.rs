@@ -80,8 +80,9 @@ impl Settings {
 impl Routes {
     /// Sets everything up; on an error everything is as before, but for the TUN's own settings, which go with it, and for what
     /// others had put into our tables, in whose stead ours refuses.
-    /// What a crash has left is taken over; at no time does a prefix that fails closed go out directly, unless others had it do so. What that kept closed
-    /// stays closed beside what is wanted now, until [`Routes::let_go`].
+    /// What a crash has left is taken over; at no time does a prefix that fails closed go out directly, unless others had it do
+    /// so, or what refused was theirs and stood in the place of ours: that is deleted a moment before ours is there.
+    /// What a crash kept closed stays closed beside what is wanted now, until [`Routes::let_go`].
     pub async fn apply(state: State, settings: Settings, wanted: &Wanted) -> Result<Self, Error> {
         let netlink = Netlink::new()?;
         let closed = closed(&netlink).await?;

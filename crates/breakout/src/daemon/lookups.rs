@@ -33,7 +33,7 @@ struct Lookup {
     last_since_boot: Duration,
     due: Option<Instant>,
     pause: Duration,
-    /// Whether it did not answer when the last answer came, which was of use then.
+    /// Whether the gateway was known not to answer when its name's last answer came: only then is that used.
     was_silent: bool,
 }
 
